@@ -1,0 +1,99 @@
+"""From plain data to objects: where all tables meet."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffgen.checkpoint import Checkpoint, assign
+from diffgen.datasets import DATASETS, ImageSource
+from diffgen.denoiser import Denoiser
+from diffgen.errors import CheckpointError, UsageError
+from diffgen.models import MODELS, DataShape
+from diffgen.optimizers import OPTIMIZERS
+from diffgen.parameterizations import PARAMETERIZATIONS
+from diffgen.registry import Table, bind, build, conform, parameters
+from diffgen.samplers import SAMPLERS
+from diffgen.schedules import SCHEDULES, time_grid
+from diffgen.times import TIMES
+from diffgen.weightings import WEIGHTINGS
+
+Config = Mapping[str, Any]
+
+TABLES: dict[str, Table] = {
+    table.group: table
+    for table in (DATASETS, MODELS, OPTIMIZERS, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, TIMES, WEIGHTINGS)
+}
+
+MODEL_SIDE = ("data", "model", "schedule", "parameterization", "denoiser")
+"""The parts of a config that a checkpoint carries and that decide what its weights mean."""
+
+GRID = {"steps": int, **{k: v for k, v in parameters(time_grid).items() if k != "steps"}}
+"""Keys of a sampler's config that lay out its time grid; `clip` and the sampler's own options are the others."""
+
+MAX_WEIGHTS = 4 * 10**9
+
+
+def make_dataset(config: Config) -> ImageSource:
+    """The data set of `config["dataset"]`."""
+    return build(DATASETS, config["dataset"])
+
+
+def make_model(config: Config) -> nn.Module:
+    """The network of `config["model"]` for the data shape of `config["data"]`."""
+    data = conform("data", {**DataShape.__annotations__, "classes": tuple[str, ...]}, config["data"])
+    classes = data.pop("classes")
+    shape = DataShape(**data)
+    sides = (shape.channels, shape.height, shape.width)
+    if not all(1 <= side <= 4096 for side in sides) or not 0 <= shape.num_classes <= 100_000:
+        raise UsageError(f"data={config['data']} is out of range")
+    if len(classes) not in (0, shape.num_classes):
+        raise UsageError(f"data has {shape.num_classes} classes but {len(classes)} names")
+    return build(MODELS, config["model"], shape)
+
+
+def make_denoiser(config: Config, model: nn.Module) -> Denoiser:
+    """The denoiser around a network."""
+    return Denoiser(
+        model,
+        build(SCHEDULES, config["schedule"]),
+        bind(PARAMETERIZATIONS, config["parameterization"]),
+        **conform("denoiser", {"sigma_data": float, "scale_input": bool}, config["denoiser"]),
+    )
+
+
+def restore(checkpoint: Checkpoint) -> Denoiser:
+    """The denoiser of a checkpoint, in evaluation mode on the CPU.
+
+    The network is built on the meta device, so a config cannot make it take memory: the weights in the file must match
+    it first.
+
+    Raises:
+        CheckpointError: The config lacks a part, names something unknown, or does not match the weights.
+    """
+    config = checkpoint.config
+    try:
+        missing = [part for part in (*MODEL_SIDE, "sampler") if not isinstance(config.get(part), Mapping)]
+        if missing:
+            raise UsageError(f"{missing[0]} is missing")
+        with torch.device("meta"):
+            model = make_model(config)
+        denoiser = make_denoiser(config, model)
+    except UsageError as error:
+        raise CheckpointError(f"{checkpoint.path} is refused: its config says {error}") from None
+    assign(model, checkpoint.weights, checkpoint.path)
+    model.eval().requires_grad_(False)
+    return denoiser
+
+
+def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], bool]:
+    """Split a sampler's config.
+
+    Returns:
+        The sampler's own config for `bind`, the keywords of `time_grid`, and whether to clip x0_hat to [-1, 1].
+    """
+    own = {key: value for key, value in config.items() if key not in GRID and key != "clip"}
+    grid = {key: config[key] for key in (*GRID, "clip") if key in config}
+    values = conform("sampler", {**GRID, "clip": bool}, grid)
+    return own, values, values.pop("clip")

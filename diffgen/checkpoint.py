@@ -1,0 +1,333 @@
+"""Checkpoints: safetensors and JSON, never code.
+
+A checkpoint folder, `checkpoints/<images>/`, appears by one rename and is never modified:
+
+    model.safetensors   averaged weights; its metadata holds the config of the denoiser, so it can be sampled alone
+    state.safetensors   what training needs to go on: weights, optimizer moments, counters
+    state.json          written last: sizes and SHA-256 of both files; a folder without it is not a checkpoint
+
+`model.safetensors` may come from a stranger. So the header is read here, with bounds, before any library touches the
+file; the embedded config is JSON, checked to be plain bounded data, and can only name table rows (`diffgen.registry`).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffgen.errors import CheckpointError
+from diffgen.files import folder_atomically, write_atomically, write_json
+
+FORMAT = "1"
+MAX_HEADER = 2**20
+MAX_TENSORS = 20_000
+MAX_CONFIG = 2**16
+MAX_DEPTH = 8
+MAX_ITEMS = 1024
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Averaged weights and what they were trained to be.
+
+    Attributes:
+        path: The file.
+        config: Plain data: data shape, model, schedule, parameterization, denoiser, sampler, ...
+        images: Training images seen.
+        weights: By parameter name, on the CPU.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    images: int
+    weights: Tensors
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def find_model(path: Path) -> Path:
+    """The model file that a path means: a file, a checkpoint folder, or a run directory (its newest checkpoint).
+
+    Raises:
+        CheckpointError: There is none; the sentence says what was looked for.
+    """
+    if path.is_dir():
+        if (path / "model.safetensors").exists():
+            return path / "model.safetensors"
+        newest = find_newest(path)
+        if newest is None:
+            raise CheckpointError(
+                f"ckpt={str(path)!r} holds neither model.safetensors nor a complete checkpoints/<images> folder"
+            )
+        return newest / "model.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"ckpt={str(path)!r} does not exist")
+    return path
+
+
+def find_newest(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint folder of a run, or None."""
+    folders = run_dir / "checkpoints"
+    names = [p.name for p in folders.iterdir()] if folders.is_dir() else []
+    complete = [name for name in names if name.isdecimal() and (folders / name / "state.json").is_file()]
+    return folders / max(complete, key=int) if complete else None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint that may come from anyone.
+
+    Raises:
+        CheckpointError: It is missing, damaged, foreign or hostile. No code is run, and no more memory is taken than
+            the size of the file.
+    """
+    path = find_model(path)
+    metadata = read_header(path)["__metadata__"]
+    if metadata.get("format_version") != FORMAT:
+        raise CheckpointError(f"{path} was written by another version of diffgen; this one reads format {FORMAT}")
+    config = _parse(metadata.get("config", ""), path)
+    check_plain(config, str(path))
+    weights = load_tensors(path)
+    if digest(weights) != metadata.get("sha256"):
+        raise CheckpointError(f"{path} is damaged: its weights do not match their checksum")
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{path}: weight {name!r} holds values that are not finite")
+    images = metadata.get("images", "")
+    if not images.isdecimal() or len(images) > 18:
+        raise CheckpointError(f"{path}: its metadata gives images={images!r}, not a count")
+    return Checkpoint(path, config, int(images), weights)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of one of our safetensors files, checked before a library opens it.
+
+    Raises:
+        CheckpointError: Not a regular file, not safetensors, cut short, or not diffgen's.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        _refuse_other_formats(path, start)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > min(MAX_HEADER, size - 8):
+            raise CheckpointError(f"{path} is not a whole safetensors file: it is cut short, or something else")
+        header = _parse(file.read(length).decode("utf-8", "replace"), path)
+    _check_layout(header, size - 8 - length, path)
+    metadata = header.setdefault("__metadata__", {})
+    if metadata.get("library") != "diffgen":
+        found = ", ".join(sorted(header)[1:4])
+        raise CheckpointError(f"{path} is not a diffgen checkpoint (it holds tensors like {found})")
+    return header
+
+
+def _refuse_other_formats(path: Path, start: bytes) -> None:
+    kinds = {
+        b"\x80": "a Python pickle, which can run code,",
+        b"PK": "a zip archive (a PyTorch pickle, which can run code),",
+        b"<": "a web page",
+        b"version ": "a Git LFS pointer, not the file itself,",
+        b"\x89PNG": "a picture",
+    }
+    for magic, kind in kinds.items():
+        # a safetensors file starts with a small little-endian length: bytes 4 to 7 are zero
+        if start.startswith(magic) and start[4:8] != b"\0\0\0\0":
+            raise CheckpointError(f"{path} is {kind} and is not loaded; diffgen reads safetensors files")
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in items}) < len(items):
+            raise ValueError("a key twice")
+        return dict(items)
+
+    try:
+        value = json.loads(text, object_pairs_hook=pairs)
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is not a diffgen checkpoint: its header or config is not JSON") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a diffgen checkpoint: its header or config is not a JSON object")
+    return value
+
+
+def _check_layout(header: dict[str, Any], payload: int, path: Path) -> None:
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path} has malformed metadata")
+    if len(metadata.get("config", "")) > MAX_CONFIG or len(header) > MAX_TENSORS:
+        raise CheckpointError(f"{path} is refused: its header is far larger than any model's")
+    spans = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            begin, end = entry["data_offsets"]
+            count = 1
+            for side in entry["shape"]:
+                count *= side if isinstance(side, int) and side >= 0 else 1 / 0
+            whole = isinstance(begin, int) and isinstance(end, int)
+            fits = whole and 0 <= begin <= end <= payload and end - begin == count * DTYPES[entry["dtype"]]
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            fits = False
+        if not fits:
+            raise CheckpointError(f"{path} is damaged: tensor {name[:80]!r} does not fit the file")
+        spans.append((begin, end))
+    spans.sort()
+    if [begin for begin, _ in spans] != [0, *(end for _, end in spans)][: len(spans)] or (
+        spans and spans[-1][1] != payload
+    ):
+        raise CheckpointError(f"{path} is damaged: its tensors do not cover the file exactly")
+
+
+def check_plain(value: object, where: str, depth: int = 0) -> None:
+    """Require plain bounded data: no keys that start with `_`, no interpolations, nothing deep, long or huge.
+
+    Raises:
+        CheckpointError: The sentence names what was found.
+    """
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"{where} is refused: its config is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict | list):
+        if len(value) > MAX_ITEMS:
+            raise CheckpointError(f"{where} is refused: its config has a part with {len(value)} items")
+        for key in value if isinstance(value, dict) else ():
+            if not isinstance(key, str) or not key.isascii() or not key.replace("_", "a").isalnum() or key[0] == "_":
+                raise CheckpointError(f"{where} is refused: its config has the key {key[:80]!r}")
+        for item in value.values() if isinstance(value, dict) else value:
+            check_plain(item, where, depth + 1)
+    elif isinstance(value, str):
+        if len(value) > 256 or "${" in value or not value.isprintable():
+            raise CheckpointError(f"{where} is refused: its config has the text {value[:80]!r}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) < 1e15:
+            raise CheckpointError(f"{where} is refused: its config has the number {value}")
+    elif value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"{where} is refused: its config holds a {type(value).__name__}")
+
+
+def load_tensors(path: Path) -> Tensors:
+    """The tensors of a file whose header was checked."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def assign(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
+    """Load weights into a module on the meta device; names, shapes and types must be the module's own.
+
+    Raises:
+        CheckpointError: The sentence names the first tensor that differs.
+    """
+    wanted = module.state_dict()
+    for name in [*wanted, *weights]:
+        if name not in weights:
+            raise CheckpointError(f"{path}: weight {name!r} is missing")
+        if name not in wanted:
+            raise CheckpointError(f"{path}: weight {name[:80]!r} belongs to no layer of the model")
+        if weights[name].shape != wanted[name].shape or weights[name].dtype != wanted[name].dtype:
+            shapes = f"{weights[name].dtype} {list(weights[name].shape)}, the model {wanted[name].dtype} "
+            raise CheckpointError(f"{path}: weight {name!r} is {shapes}{list(wanted[name].shape)}")
+    module.load_state_dict(weights, assign=True)
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def save(
+    folder: Path, config: Mapping[str, Any], images: int, model: Tensors, state: Tensors, counters: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint folder in one rename.
+
+    Args:
+        folder: Where; its parent holds the run's other checkpoints and the file `latest`.
+        config: What `load` will give back; plain data.
+        images: Training images seen.
+        model: The averaged weights.
+        state: Tensors that training needs to go on.
+        counters: Numbers that training needs to go on.
+
+    Raises:
+        EnvironmentFault: It cannot be written; earlier checkpoints are untouched.
+    """
+    model, state = ({k: v.detach().cpu().contiguous() for k, v in part.items()} for part in (model, state))
+    metadata = {
+        "format": "pt",
+        "library": "diffgen",
+        "format_version": FORMAT,
+        "config": json.dumps(config, allow_nan=False),
+        "images": str(images),
+        "sha256": digest(model),
+    }
+    with folder_atomically(folder) as temporary:
+        _save_file(model, temporary / "model.safetensors", metadata)
+        _save_file(state, temporary / "state.safetensors", {"format": "pt", "library": "diffgen"})
+        files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in temporary.iterdir()}
+        write_json(temporary / "state.json", {"format": int(FORMAT), **counters, "files": files})
+    write_atomically(folder.parent / "latest", folder.name + "\n")
+
+
+def _save_file(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # its only cause here is the disk
+        raise OSError(str(error)) from error
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # the library writes 0600, which colleagues cannot read
+
+
+def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
+    """Counters and tensors of a checkpoint folder, verified against their checksums.
+
+    Raises:
+        CheckpointError: Incomplete or damaged.
+    """
+    try:
+        counters = json.loads((folder / "state.json").read_text())
+        files = counters.pop("files")
+        for name in ("model.safetensors", "state.safetensors"):
+            if _sha256(folder / name) != files[name]["sha256"]:
+                raise CheckpointError(f"{folder / name} is damaged: it does not match the checksum in state.json")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from None
+    read_header(folder / "state.safetensors")
+    return counters, load_tensors(folder / "state.safetensors")
+
+
+def rotate(folders: Path, keep: int) -> None:
+    """Delete all but the newest `keep` (>= 1) complete checkpoints."""
+    complete = sorted((p for p in folders.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    for folder in complete[:-keep]:
+        doomed = folder.with_name(f".del_{folder.name}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def digest(tensors: Tensors) -> str:
+    """SHA-256 over names and bytes, in the order of names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Commands: the only importers of Hydra and OmegaConf."""

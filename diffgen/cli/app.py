@@ -1,0 +1,200 @@
+"""What the commands share: finding the configs, running Hydra, and answering bad input with one sentence.
+
+Nothing here imports torch, so that `--help`, `--cfg job` and a wrong override answer at once.
+"""
+
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffgen import __version__
+from diffgen.errors import DiffgenError, UsageError, unknown
+
+Job = Callable[[dict[str, Any], str], None]
+
+
+def config_dir() -> Path:
+    """The folder of YAML files: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
+    """Run one command.
+
+    Args:
+        name: The top-level config, `train` or `sample`.
+        job: Called with the resolved config as plain data and as YAML text.
+        help_text: What `--help` prints.
+
+    Returns:
+        The exit code; see `diffgen.errors`.
+    """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text())
+        return 0
+    if "--version" in sys.argv[1:]:
+        print(f"diffgen {__version__}")
+        return 0
+    codes: list[int] = []
+
+    def task(config: DictConfig) -> None:
+        codes.append(answer(lambda: _task(name, config, job)))
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
+    logging.captureWarnings(True)
+    main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
+    code = answer(lambda: _refuse_parallel_sweep() or main(), name)
+    return code or next((code for code in codes if code), 0)
+
+
+def _refuse_parallel_sweep() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise UsageError("-m cannot run inside several processes: sweep with a shell loop over torchrun commands")
+
+
+def _task(name: str, config: DictConfig, job: Job) -> None:
+    OmegaConf.resolve(config)
+    plain = OmegaConf.to_container(config, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    check_against_defaults(name, plain)
+    job({str(key): value for key, value in plain.items()}, OmegaConf.to_yaml(config))
+
+
+def answer(call: Callable[[], object], name: str = "") -> int:
+    """Run something; tell what a user can mend in one sentence, and return the exit code."""
+    from diffgen.console import complain
+
+    try:
+        call()
+    except DiffgenError as error:
+        complain(str(error))
+        return error.exit_code
+    except (HydraException, OmegaConfBaseException) as error:
+        complain(explain(name, error))
+        return UsageError.exit_code
+    except KeyboardInterrupt:
+        complain("stopped by Ctrl-C")
+        return 130
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  the reader went away; nothing is left to tell
+        return 141
+    return 0
+
+
+# --- keys and types -------------------------------------------------------------------------------------------------
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups and their choices, from the folder."""
+    folders = sorted(p for p in config_dir().iterdir() if p.is_dir())
+    return {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in folders}
+
+
+def defaults(name: str, overrides: list[str]) -> Any:
+    """The config with the user's choices of groups, but none of the single values."""
+    chosen = [o for o in overrides if o.lstrip("+").split("=")[0].split("@")[0] in groups()]
+    if HydraConfig.initialized():
+        return OmegaConf.to_container(hydra.compose(name, chosen))
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose(name, chosen))
+
+
+def check_against_defaults(name: str, config: Mapping[str, Any]) -> None:
+    """Compare keys and kinds of values with the defaults of the chosen groups.
+
+    Raises:
+        UsageError: A key that the defaults do not have, or a value of another kind.
+    """
+    base = defaults(name, list(HydraConfig.get().overrides.task))
+    _compare(base, config, "")
+
+
+def _compare(base: Any, value: Any, key: str) -> None:
+    if isinstance(base, dict) and isinstance(value, Mapping):
+        for name in value:
+            path = f"{key}.{name}".lstrip(".")
+            if name not in base:
+                raise UsageError(unknown(path, [f"{key}.{k}".lstrip(".") for k in base]))
+            _compare(base[name], value[name], path)
+        return
+    if base is None or value is None or base in ("auto", "none") or _kind(base) == _kind(value):
+        if isinstance(base, int) and isinstance(value, float) and not value.is_integer() and base is not True:
+            raise UsageError(f"{key}={value!r} must be a whole number, like its default {base!r}")
+        return
+    raise UsageError(f"{key}={value!r} must be {_kind(base)}, like its default {base!r}")
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a group"}
+    return kinds.get(type(value), "null")
+
+
+# --- Hydra's errors in one sentence -----------------------------------------------------------------------------------
+
+
+def explain(name: str, error: Exception) -> str:
+    """One sentence for an error of Hydra's, naming key, value and choices."""
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(name, match[1])
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, choice = match[1].rpartition("/")
+        return unknown(f"{group}={choice!r}", groups().get(group, []))
+    if match := re.search(r"Multiple values for (\w+)", text):
+        return f"{match[1]} is given with a +; write {match[1]}=... to choose another one"
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{match[1]} has no value: give {match[1]}=..."
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "documentation" not in line and "http" not in line]
+    return " ".join(lines[:2]) or type(error).__name__
+
+
+def _unknown_key(name: str, key: str) -> str:
+    """A wrong key: its neighbours if it stands in a known group, else the groups; and the nearest of all keys."""
+    overrides = [arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")]
+    try:
+        config = defaults(name, [o for o in overrides if o.split("=")[0] != key])
+    except (HydraException, OmegaConfBaseException):
+        config = defaults(name, [])
+    parent, _, leaf = key.rpartition(".")
+    place = config
+    for part in parent.split(".") if parent else []:
+        place = place.get(part) if isinstance(place, dict) else None
+    if parent and isinstance(place, dict):
+        near = difflib.get_close_matches(leaf, list(place), n=1, cutoff=0.5)
+        hint = f" (did you mean {parent}.{near[0]}?)" if near else ""
+        return f"{key} is unknown; {parent} has [{', '.join(sorted(place))}]{hint}"
+    top = sorted({*config, *(g for g in groups() if g in config or (g == "experiment" and name == "train"))})
+    near = difflib.get_close_matches(parent or key, top, n=1, cutoff=0.5)
+    hint = f" (did you mean {near[0] + ('.' + leaf if parent else '')}?)" if near else ""
+    return f"{key} is unknown; choose one of [{', '.join(top)}]{hint}"
+
+
+def is_sweep() -> bool:
+    """Whether this job is one of a sweep (`-m`)."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def sweep_folder() -> Path:
+    """This job's folder inside the sweep."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def settings_text(name: str) -> str:
+    """The commented settings of a top-level config, without the parts that are Hydra's."""
+    text = (config_dir() / f"{name}.yaml").read_text()
+    body = text.split("hydra/hydra_logging: disabled\n", 1)[1].split("\nhydra:", 1)[0]
+    return body.strip()

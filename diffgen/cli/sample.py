@@ -1,0 +1,56 @@
+"""`diffgen-sample`: turn a checkpoint into pictures."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from diffgen.cli import app
+from diffgen.cli.train import indent
+from diffgen.errors import UsageError
+from diffgen.settings import sample_settings
+
+
+def job(config: dict[str, Any], config_yaml: str) -> None:
+    """Check the settings, then sample."""
+    settings = sample_settings({key: value for key, value in config.items() if key != "sampler"})
+    if config["ckpt"] is None:
+        raise UsageError("ckpt is missing: diffgen-sample ckpt=PATH, a .safetensors file, checkpoint folder or run directory")
+    default_out = Path("outputs") / "samples" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if app.is_sweep():
+        default_out = app.sweep_folder()
+    from diffgen.generate import generate  # torch, and all that takes seconds to import
+
+    generate(settings, config["sampler"], default_out)
+
+
+def help_text() -> str:
+    """What `--help` prints."""
+    samplers = ", ".join(app.groups()["sampler"])
+    return f"""diffgen-sample: turn a checkpoint into pictures.
+
+usage: diffgen-sample ckpt=PATH [sampler=CHOICE] [KEY=VALUE ...]
+
+examples:
+  diffgen-sample ckpt=outputs/digits-flow/...                  its newest checkpoint, 64 images, a grid
+  diffgen-sample ckpt=model.safetensors n=100 label=3 guidance=2
+  diffgen-sample ckpt=RUN sampler=dpmpp_2m sampler.steps=10
+  diffgen-sample ckpt=RUN n=50000 'save=[npz]' out=samples     for an evaluator: arr_0 images, arr_1 labels
+  diffgen-sample -m ckpt=RUN sampler=ddim,heun sampler.steps=5,10,20
+
+sampler (any checkpoint goes with any sampler):
+  {samplers}
+
+settings:
+{indent(app.settings_text('sample'))}
+
+exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 75 disk, 130 stopped."""
+
+
+def main() -> int:
+    """Entry point."""
+    return app.run("sample", job, help_text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

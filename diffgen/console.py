@@ -1,0 +1,111 @@
+"""What a person sees: a header, a progress bar or plain lines, and where the pictures are."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+class Reporter:
+    """Speaks on the main process, silent elsewhere."""
+
+    def __init__(self, *, speaks: bool) -> None:
+        """Args: speaks: whether this process writes at all."""
+        self.console = Console(quiet=not speaks, soft_wrap=True)
+
+    def header(self, title: str, rows: Mapping[str, str]) -> None:
+        """What will run, as a small table."""
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold cyan", justify="right")
+        table.add_column(overflow="fold")
+        for key, value in rows.items():
+            table.add_row(key, Text(value))
+        self.console.print(Text(title, style="bold"))
+        self.console.print(table, soft_wrap=False)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(Text(text))
+
+    def progress(self, total: float, done: float) -> "ProgressLine":
+        """A bar on a terminal, a line every few seconds elsewhere."""
+        return ProgressLine(self.console, total, done)
+
+
+class ProgressLine:
+    """Progress of a loop with a few figures beside it."""
+
+    def __init__(self, console: Console, total: float, done: float) -> None:
+        self.console, self.total, self.first, self.done = console, total, done, done
+        self.started = self.spoken = time.monotonic()
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        if console.is_terminal and not console.quiet:
+            self.bar = Progress(
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA {task.fields[eta]}"),
+                console=console,
+            )
+            self.task = self.bar.add_task("", total=total, completed=done, figures="", eta="-:--")
+
+    def __enter__(self) -> "ProgressLine":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def advance(self, done: float) -> None:
+        """Move on without new figures."""
+        self.done = done
+        if self.bar:
+            self.bar.update(self.task, completed=done, eta=self.eta())
+
+    def update(self, done: float, figures: str) -> None:
+        """Move on and show figures such as `loss 0.123  850 img/s`."""
+        self.done = done
+        now = time.monotonic()
+        if self.bar:
+            self.bar.update(self.task, completed=done, figures=figures, eta=self.eta())
+        elif now - self.spoken >= PLAIN_EVERY or done >= self.total:
+            self.spoken = now
+            self.console.print(Text(f"{done / self.total:4.0%}  {figures}  ETA {self.eta()}"))
+
+    def eta(self) -> str:
+        """Time left at the pace so far, as m:ss."""
+        pace = (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
+        return clock((self.total - self.done) / pace) if pace > 0 else "-:--"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def count(n: float) -> str:
+    """A count in at most four digits: 950, 1.2 k, 35.7 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if n >= size:
+            return f"{n / size:.3g}{unit}" if n >= 1000 * size else f"{n / size:.1f}{unit}"
+    return f"{n:g}"
+
+
+def complain(sentence: str) -> None:
+    """An error, on standard error."""
+    Console(stderr=True, soft_wrap=True).print(Text("error: ", style="bold red") + Text(sentence))
+

@@ -1,0 +1,104 @@
+"""The data set table and its two kinds: pixels in memory, and pixels that are decoded when asked for."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffgen.errors import DataError
+from diffgen.models.base import DataShape
+from diffgen.registry import Table
+
+DATASETS = Table("dataset")
+"""Rows are called as row(**settings) and give an `ImageSource`."""
+
+Batch = tuple[Tensor, Tensor]  # uint8 [B, C, H, W], int64 [B]
+
+
+class ImageSource(Protocol):
+    """What the trainer asks of a data set."""
+
+    shape: DataShape
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
+        """For each int64 tensor of entries: uint8 pixels [B, C, H, W] and labels int64 [B] on the device."""
+
+
+@dataclass
+class Images:
+    """A data set that fits into memory: one uint8 tensor, moved to the device once, batches gathered there.
+
+    Attributes:
+        pixels: uint8 [N, C, H, W].
+        labels: int64 [N]; -1 where an image has none.
+        classes: Names of the labels, empty for unlabelled data.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _, channels, height, width = self.pixels.shape
+        self.shape = DataShape(channels, height, width, len(self.classes))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
+        """See `ImageSource`."""
+        pixels, labels = self.pixels.to(device), self.labels.to(device)
+        for chosen in entries:
+            chosen = chosen.to(device, non_blocking=True)
+            yield pixels[chosen], labels[chosen]
+
+
+def md5(path: Path) -> str:
+    """Checksum of a file, in hex; the publishers of these data sets give MD5."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def fetch(urls: list[str], path: Path, checksum: str, download: Callable[[str, Path], None], tries: int = 2) -> None:
+    """Make sure that `path` holds the file with this MD5, downloading it from the first address that gives it.
+
+    Raises:
+        DataError: The file is damaged, or missing and no address answers.
+    """
+    if path.exists():
+        if md5(path) != checksum:
+            raise DataError(f"{path} is damaged (its MD5 is not {checksum}): delete it, or put the official file there")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    reason = ""
+    for url in urls * tries:
+        try:
+            download(url, partial)
+        except (OSError, RuntimeError) as error:
+            reason = str(error)
+            continue
+        if md5(partial) == checksum:
+            partial.replace(path)
+            return
+        reason = f"{url} sent other bytes"
+        partial.unlink(missing_ok=True)
+    raise DataError(
+        f"{path} is missing and cannot be downloaded ({reason}): put the official file there, "
+        "or set dataset.root to the folder that holds it; dataset=digits needs no download"
+    )
+
+
+def download_with_progress(url: str, path: Path) -> None:
+    """Download with torchvision's progress bar."""
+    from torchvision.datasets.utils import download_url
+
+    download_url(url, str(path.parent), path.name)

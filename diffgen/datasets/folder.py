@@ -1,0 +1,136 @@
+"""A folder of pictures: any size and channels, classes from its sub-folders or none."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from diffgen.datasets.base import DATASETS, Batch, Images
+from diffgen.errors import DataError, UsageError, require
+from diffgen.models.base import DataShape
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+RESIDENT_BYTES = 2 * 2**30  # decoded sets up to this size are kept in memory and decoded once
+FEW = 256  # pictures that are decoded faster than workers start
+
+
+@DATASETS.register("image_folder")
+def image_folder(
+    *, root: str | None, size: int | tuple[int, ...] | None, channels: int, workers: int
+) -> "Images | Folder":
+    """Pictures below `root`.
+
+    Args:
+        root: The folder. Its sub-folders, sorted by name, are the classes; without sub-folders there are none.
+        size: Height (and width, if different) to resize and centre-crop to; null takes the pictures' own size, which
+            must then be the same for all.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA); pictures are converted.
+        workers: Processes that decode.
+
+    Raises:
+        DataError: The folder is missing or empty, or a picture cannot be decoded (the sentence names it).
+    """
+    require(channels in MODES, f"channels={channels} must be one of [1, 3, 4]")
+    require(0 <= workers <= 256, f"workers={workers} must be in [0, 256]")
+    folder = Folder(_existing(root), size, channels, workers)
+    return folder.in_memory() if folder.nbytes <= RESIDENT_BYTES else folder
+
+
+def _existing(root: str | None) -> Path:
+    if root is None:
+        raise UsageError("root is missing: dataset.root=FOLDER names the folder of pictures")
+    if not Path(root).is_dir():
+        raise DataError(f"dataset.root={root!r} is not a folder; it must hold pictures, or one sub-folder a class")
+    return Path(root)
+
+
+class Folder(Dataset[tuple[Tensor, int] | DataError]):
+    """Pictures that are decoded when asked for, in worker processes."""
+
+    def __init__(self, root: Path, size: int | tuple[int, ...] | None, channels: int, workers: int) -> None:
+        """List the pictures; see `image_folder`."""
+        self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not self.paths:
+            raise DataError(f"dataset.root={str(root)!r} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        parts = [path.relative_to(root).parts for path in self.paths]
+        labelled = all(len(part) > 1 for part in parts)
+        self.classes = tuple(sorted({part[0] for part in parts})) if labelled else ()
+        self.labels = [self.classes.index(part[0]) if labelled else -1 for part in parts]
+        self.mode, self.workers = MODES[channels], workers
+        self.height, self.width = self._size(size)
+        self.shape = DataShape(channels, self.height, self.width, len(self.classes))
+        self.nbytes = len(self) * channels * self.height * self.width
+
+    def _size(self, size: int | tuple[int, ...] | None) -> tuple[int, int]:
+        self.crop = size is not None
+        if size is None:
+            with _open(self.paths[0]) as picture:
+                return picture.height, picture.width
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or not all(1 <= side <= 4096 for side in sides):
+            raise UsageError(f"size={size} must be one or two whole numbers in [1, 4096], height first")
+        return sides[0], sides[1]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, entry: int) -> tuple[Tensor, int] | DataError:
+        """Pixels uint8 [C, H, W] and label; an error as a value, since workers lose the text of exceptions."""
+        try:
+            return self._decode(self.paths[entry]), self.labels[entry]
+        except DataError as error:
+            return error
+
+    def _decode(self, path: Path) -> Tensor:
+        with _open(path) as picture:
+            try:
+                picture = picture.convert(self.mode)
+            except (OSError, ValueError, SyntaxError) as error:
+                raise DataError(f"{path} cannot be decoded: {error}") from None
+        if self.crop:
+            picture = ImageOps.fit(picture, (self.width, self.height), Image.Resampling.LANCZOS)
+        if picture.size != (self.width, self.height):
+            found = f"{picture.height}x{picture.width}, others {self.height}x{self.width}"
+            raise DataError(f"{path} is {found}: set dataset.size to resize and crop them all")
+        pixels = np.asarray(picture).reshape(self.height, self.width, -1)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    def _decoded(self, entries: Iterator[list[int]], workers: int) -> Iterator[Batch]:
+        loader = DataLoader(self, batch_sampler=entries, num_workers=workers, collate_fn=_collate)  # type: ignore[arg-type]
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
+        """See `ImageSource`."""
+        for pixels, labels in self._decoded((chosen.tolist() for chosen in entries), self.workers):
+            yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+    def in_memory(self) -> Images:
+        """Decode everything once."""
+        chunks = (list(range(i, min(i + 64, len(self)))) for i in range(0, len(self), 64))
+        workers = 0 if len(self) <= FEW else min(self.workers, os.cpu_count() or 1)
+        pixels, labels = zip(*self._decoded(chunks, workers), strict=True)
+        return Images(torch.cat(pixels), torch.cat(labels), self.classes)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be decoded: {error}") from None
+
+
+def _collate(items: list[tuple[Tensor, int] | DataError]) -> Batch | DataError:
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+    pixels, labels = zip(*items, strict=True)  # type: ignore[arg-type]
+    return torch.stack(pixels), torch.tensor(labels)

@@ -1,0 +1,72 @@
+"""Errors that a user can mend: one sentence each, and a documented exit code.
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | an error inside diffgen (with a traceback: please report it) |
+| 2 | usage: an unknown key or choice, a wrong type, a value out of range |
+| 3 | data: missing, damaged or unreadable |
+| 4 | checkpoint: missing, damaged, foreign or refused |
+| 5 | training diverged: the loss is not finite |
+| 75 | the machine: disk full or not writable; type the same command again once mended |
+| 130, 143 | stopped by Ctrl-C or SIGTERM; a checkpoint was written, resume with the same command |
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DiffgenError(Exception):
+    """Base of all errors that are told in one sentence, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(DiffgenError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+    exit_code = 2
+
+
+class DataError(DiffgenError):
+    """A data set is missing, damaged or unreadable."""
+
+    exit_code = 3
+
+
+class CheckpointError(DiffgenError):
+    """A checkpoint is missing, damaged, foreign or refused."""
+
+    exit_code = 4
+
+
+class NonFiniteError(DiffgenError):
+    """Training diverged."""
+
+    exit_code = 5
+
+
+class EnvironmentFault(DiffgenError):
+    """The machine stood in the way: disk full, not writable."""
+
+    exit_code = 75
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `UsageError(sentence)` unless the condition holds; constructors check their ranges with it."""
+    if not condition:
+        raise UsageError(sentence)
+
+
+def unknown(what: str, choices: Iterable[object]) -> str:
+    """The sentence for `key='value'` outside its choices: all of them, and the nearest.
+
+    Args:
+        what: The offending text as the user wrote it, `schedule.name='cosin'` or `train.bach_size`.
+        choices: What could have stood there.
+    """
+    names = sorted(str(choice) for choice in choices)
+    wrong = what.rsplit("=", 1)[-1].strip("'\"")
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{what} is unknown; choose one of [{', '.join(names)}]{hint}"

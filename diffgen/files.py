@@ -1,0 +1,89 @@
+"""Writing that survives a crash: a file or folder is there whole, or not at all."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from diffgen.errors import EnvironmentFault
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file through a temporary neighbour, fsync and rename.
+
+    Raises:
+        EnvironmentFault: The folder is not writable or the disk is full; whatever stood at `path` is untouched.
+    """
+    temporary = path.with_name(f".tmp_{path.name}_{secrets.token_hex(4)}")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def folder_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` by one rename when the block ends well, and vanishes otherwise.
+
+    A folder already at `path` is replaced, and is whole until the rename.
+    """
+    temporary = path.with_name(f".tmp_{path.name}_{secrets.token_hex(4)}")
+    with explained(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.iterdir():
+                _fsync(file)
+            _fsync(temporary)
+            if path.exists():
+                old = path.with_name(f".del_{path.name}_{secrets.token_hex(4)}")
+                path.rename(old)
+                temporary.rename(path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                temporary.rename(path)
+            _fsync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into one sentence that names the path and the reason."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EnvironmentFault(f"cannot write {path}: {reason}") from error
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a log."""
+    with explained(path), path.open("a") as file:
+        file.write(line + "\n")

@@ -1,0 +1,165 @@
+"""Sampling a checkpoint to a folder, shared among processes."""
+
+import io
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from diffgen import checkpoint
+from diffgen.build import restore
+from diffgen.console import Reporter, count
+from diffgen.errors import DiffgenError, UsageError, require, unknown
+from diffgen.files import explained, write_atomically
+from diffgen.images import grid, picture, save_png
+from diffgen.sampling import Sampling, columns, cycle_labels
+from diffgen.settings import SampleSettings
+from diffgen.trainer import make_accelerator
+
+GRID_LIMIT = 400  # tiles of a grid; the other images are in the other files
+
+
+def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: Path) -> None:
+    """Sample a checkpoint and write what `settings.save` asks for.
+
+    Args:
+        settings: Checked settings; `ckpt` is not None.
+        sampler: Config of the sampler; `name: auto` stands for the checkpoint's own.
+        default_out: The folder if `settings.out` is None.
+
+    Raises:
+        DiffgenError: The checkpoint, a label or the output folder cannot be used.
+    """
+    accelerator = make_accelerator("no")
+    saved = checkpoint.load(Path(str(settings.ckpt)))
+    denoiser = restore(saved)
+    data = saved.config["data"]
+    labels = choose_labels(settings, data["num_classes"], data["classes"])
+    sampler = resolve_sampler(sampler, saved.config["sampler"])
+    denoiser.model.to(accelerator.device)  # type: ignore[attr-defined]
+    sampling = Sampling.from_config(
+        denoiser, sampler, guidance=settings.guidance, seed=settings.seed, device=accelerator.device
+    )
+    out = Path(settings.out) if settings.out else default_out
+    reporter = Reporter(speaks=accelerator.is_main_process)
+    _prepare(out, settings, accelerator.is_main_process)
+    shape = (data["channels"], data["height"], data["width"])
+    reporter.header(
+        f"diffgen-sample: {saved.path}",
+        {
+            "images": f"{settings.n} of {'x'.join(map(str, shape))}, seed {settings.seed}, guidance {settings.guidance:g}",
+            "model": f"{saved.config['model']['name']}, {saved.images:,} images seen",
+            "sampler": ", ".join(f"{k} {v}" for k, v in sampler.items()),
+            "device": f"{accelerator.device} x {accelerator.num_processes}",
+        },
+    )
+    started = time.monotonic()
+    pixels = _draw_all(sampling, shape, labels, settings, accelerator, reporter)
+    if not accelerator.is_main_process:
+        return
+    seconds = time.monotonic() - started
+    notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} guidance={settings.guidance:g} {dict(sampler)}"}
+    write(out, pixels, labels, settings.kinds, columns(settings.n, data["num_classes"] if settings.label == "auto" else 0), notes)
+    reporter.say(f"{settings.n} images in {seconds:.1f} s ({count(settings.n / max(seconds, 1e-9))} img/s)")
+    reporter.say(f"grid: {out / 'grid.png'}" + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else ""))
+
+
+def choose_labels(settings: SampleSettings, num_classes: int, classes: list[str]) -> list[int]:
+    """The label of each image.
+
+    Raises:
+        UsageError: A label is out of range, or the model knows none.
+    """
+    wanted = settings.label
+    if wanted in (None, "none") or (wanted == "auto" and not num_classes):
+        return [-1] * settings.n
+    require(num_classes > 0, f"label={_shown(wanted)} asks for a class, but this model is unconditional: label=none")
+    if wanted in ("auto", "each"):
+        return cycle_labels(settings.n, num_classes)
+    chosen = [_label(item, num_classes, classes) for item in (wanted if isinstance(wanted, tuple) else (wanted,))]
+    require(bool(chosen), "label=[] is empty: give a class, a list of classes, each or none")
+    return [chosen[i % len(chosen)] for i in range(settings.n)]
+
+
+def _label(item: Any, num_classes: int, classes: list[str]) -> int:
+    if isinstance(item, str):
+        require(item in classes, unknown(f"label={item!r}", [*classes, "each", "none", "auto"]))
+        return classes.index(item)
+    require(0 <= item < num_classes, f"label={item} is out of range: the model has classes 0 to {num_classes - 1}")
+    return int(item)
+
+
+def _shown(label: Any) -> str:
+    return str(list(label)) if isinstance(label, tuple) else str(label)
+
+
+def resolve_sampler(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's config; `auto` is the checkpoint's own with the keys that are given replaced."""
+    if config["name"] != "auto":
+        return dict(config)
+    return {**own, **{key: value for key, value in config.items() if value is not None and key != "name"}}
+
+
+def _prepare(out: Path, settings: SampleSettings, main: bool) -> None:
+    """Make the folder and refuse to overwrite, on the main process; all processes raise together."""
+    fault: list[Any] = [None]
+    if main:
+        try:
+            names = {"grid": "grid.png", "png": "images", "npz": "samples.npz"}
+            there = [names[k] for k in ("grid", *settings.kinds) if (out / names[k]).exists()]
+            if there and not settings.overwrite:
+                raise UsageError(f"out={str(out)!r} already holds {there[0]}: choose another folder, or overwrite=true")
+            with explained(out):
+                (out / "images" if "png" in settings.kinds else out).mkdir(parents=True, exist_ok=True)
+                (out / ".writable").touch()
+                (out / ".writable").unlink()
+        except DiffgenError as error:
+            fault[0] = error
+    broadcast_object_list(fault)
+    if fault[0]:
+        raise fault[0]
+
+
+def _draw_all(
+    sampling: Sampling, shape: tuple[int, ...], labels: list[int], settings: SampleSettings, accelerator: Any, reporter: Reporter
+) -> Tensor:
+    """All images, uint8 [n, C, H, W], on the main process (elsewhere the same or a part)."""
+    n, world, rank = settings.n, accelerator.num_processes, accelerator.process_index
+    share = -(-n // world)
+    mine = [min(i, n - 1) for i in range(rank * share, (rank + 1) * share)]  # the last share is padded
+    automatic = 256 if sampling.device.type == "cuda" else 64
+    batch = settings.batch_size if isinstance(settings.batch_size, int) else automatic
+    parts, started = [], time.monotonic()
+    with reporter.progress(share, 0) as line:
+        for part in sampling.pixels(shape, mine, [labels[i] for i in mine], batch):
+            parts.append(part)
+            done = sum(map(len, parts))
+            line.update(done, f"{done * world} img  {count(done * world / (time.monotonic() - started))} img/s")
+    pixels = torch.cat(parts)
+    if world > 1:
+        pixels = accelerator.gather(pixels.to(sampling.device)).cpu()
+    return pixels[:n]
+
+
+def write(
+    out: Path, pixels: Tensor, labels: list[int], kinds: tuple[str, ...], grid_columns: int | None, notes: Mapping[str, str]
+) -> None:
+    """Write grid.png, and images/*.png and samples.npz where asked for.
+
+    `samples.npz` follows the public ADM evaluator: arr_0 uint8 [N, H, W, C], arr_1 int64 labels (-1 for none).
+    """
+    save_png(grid(pixels[:GRID_LIMIT], columns=grid_columns), out / "grid.png", notes)
+    if "png" in kinds:
+        for i, image in enumerate(pixels):
+            path = out / "images" / f"{i:06d}.png"
+            with explained(path):
+                picture(image).save(path)
+    if "npz" in kinds:
+        buffer = io.BytesIO()
+        np.savez(buffer, pixels.permute(0, 2, 3, 1).numpy(), np.asarray(labels, np.int64))
+        write_atomically(out / "samples.npz", buffer.getvalue())

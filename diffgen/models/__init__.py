@@ -1,0 +1,6 @@
+"""Networks F(x, noise_cond, label). Importing this package fills the table."""
+
+from diffgen.models.base import MODELS, DataShape
+from diffgen.models.unet import UNet
+
+__all__ = ["MODELS", "DataShape", "UNet"]

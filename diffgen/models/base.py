@@ -1,0 +1,25 @@
+"""The model table and what a model is told of its data."""
+
+from dataclasses import dataclass
+
+from diffgen.registry import Table
+
+MODELS = Table("model")
+"""Rows are called as row(shape, **settings) and give an nn.Module (x [B, C, H, W], noise_cond [B], label [B]) -> F."""
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """The shape of the data, all that a model knows of it.
+
+    Attributes:
+        channels: C >= 1.
+        height: H in pixels.
+        width: W in pixels.
+        num_classes: Number of labels; 0 where the data has none.
+    """
+
+    channels: int
+    height: int
+    width: int
+    num_classes: int

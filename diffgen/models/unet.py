@@ -1,0 +1,296 @@
+"""One U-Net for all sizes: DDPM's (Ho et al. 2020, app. B) and DDPM++ as EDM trains it (Karras et al. 2022, table 7).
+
+They differ in four settings: how the resolution changes (`resample`), whether residual sums are rescaled
+(`skip_scale`), where the decoder attends (`decoder_attention`), and the widths. Everything else is shared:
+group norm, SiLU, nearest/average resampling, single time-and-label embedding added inside each block, and near-zero
+initialisation of every layer that ends a residual branch.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffgen.errors import require
+from diffgen.models.base import MODELS, DataShape
+
+NEAR_ZERO = 1e-5  # gain of layers that end a residual branch: zero but for symmetry (Karras et al. 2022, table 7)
+
+
+def init_xavier(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
+    """Xavier-uniform weights times `gain`, zero bias."""
+    nn.init.xavier_uniform_(layer.weight)
+    with torch.no_grad():
+        layer.weight.mul_(gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def conv(c_in: int, c_out: int, kernel: int = 3, *, stride: int = 1, gain: float = 1.0) -> nn.Conv2d:
+    """A convolution that keeps the size (rounded up, halved with stride 2)."""
+    layer = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2)
+    init_xavier(layer, gain)
+    return layer
+
+
+def linear(c_in: int, c_out: int) -> nn.Linear:
+    """A linear layer."""
+    layer = nn.Linear(c_in, c_out)
+    init_xavier(layer)
+    return layer
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Group norm with up to 32 groups of at least 4 channels."""
+    groups = min(32, max(channels // 4, 1))
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """cos and sin of the noise condition at geometric frequencies from 1 to 1e-4 (Vaswani et al. 2017)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """[B] -> [B, channels]."""
+        half = self.channels // 2
+        frequencies = torch.arange(half, device=condition.device, dtype=torch.float32) / half
+        angles = condition[:, None] * torch.exp(-math.log(10_000) * frequencies)  # [B, channels / 2]
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Embedding(nn.Module):
+    """Noise level and label, joined to one vector (Karras et al. 2022, app. F.1)."""
+
+    def __init__(self, channels: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.sinusoidal = SinusoidalEmbedding(channels)
+        self.label = linear(num_classes, channels) if num_classes else None
+        self.layer0 = linear(channels, width)
+        self.layer1 = linear(width, width)
+
+    def forward(self, condition: Tensor, label: Tensor) -> Tensor:
+        """([B], int64 [B], negative for none) -> [B, width]."""
+        h = self.sinusoidal(condition)
+        if self.label is not None:
+            one_hot = F.one_hot(label.clamp(min=0), self.num_classes) * (label >= 0)[:, None]
+            h = h + self.label(one_hot.to(h) * math.sqrt(self.num_classes))
+        return F.silu(self.layer1(F.silu(self.layer0(h))))
+
+
+class ResBlock(nn.Module):
+    """Residual block with time embedding, optional resampling and optional attention."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        width: int,
+        *,
+        dropout: float,
+        skip_scale: float,
+        heads: int = 0,
+        resample: Literal["none", "down", "up"] = "none",
+    ) -> None:
+        """Args: channels in and out, width of the embedding, and the number of attention heads (0: no attention)."""
+        super().__init__()
+        self.resample, self.dropout, self.skip_scale = resample, dropout, skip_scale
+        self.norm0, self.conv0 = norm(c_in), conv(c_in, c_out)
+        self.embed = linear(width, c_out)
+        self.norm1, self.conv1 = norm(c_out), conv(c_out, c_out, gain=NEAR_ZERO)
+        project = c_in != c_out or resample != "none"
+        self.skip = conv(c_in, c_out, 1) if project else nn.Identity()
+        self.attention = Attention(c_out, heads, skip_scale) if heads else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor, size: torch.Size | None = None) -> Tensor:
+        """x [B, c_in, H, W], embedding [B, width]; `size` is the (H, W) to reach when resampling up."""
+        h = self.conv0(self._resize(F.silu(self.norm0(x)), size))
+        h = h + self.embed(embedding)[:, :, None, None]
+        h = self.conv1(F.dropout(F.silu(self.norm1(h)), self.dropout, self.training))
+        x = (self.skip(self._resize(x, size)) + h) * self.skip_scale
+        return self.attention(x)
+
+    def _resize(self, x: Tensor, size: torch.Size | None) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2, ceil_mode=True)
+        return F.interpolate(x, size=size, mode="nearest") if self.resample == "up" else x
+
+
+class Attention(nn.Module):
+    """Residual self-attention over pixels."""
+
+    def __init__(self, channels: int, heads: int, skip_scale: float) -> None:
+        super().__init__()
+        require(channels % heads == 0, f"heads={heads} must divide the {channels} channels at each attention")
+        self.heads, self.skip_scale = heads, skip_scale
+        self.norm = norm(channels)
+        self.qkv = conv(channels, 3 * channels, 1, gain=math.sqrt(0.2))
+        self.proj = conv(channels, channels, 1, gain=NEAR_ZERO)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).contiguous().unbind(1)  # [B, heads, H W, C / heads] each
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, h, w)
+        return (x + self.proj(attended)) * self.skip_scale
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels, stride=2)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)]."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, x: Tensor, embedding: Tensor, size: torch.Size) -> Tensor:
+        """[B, C, h, w] -> [B, C, *size]."""
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+@MODELS.register("unet")
+class UNet(nn.Module):
+    """U-Net of residual blocks with attention at chosen resolutions."""
+
+    def __init__(
+        self,
+        shape: DataShape,
+        *,
+        channels: int,
+        channel_mult: tuple[int, ...],
+        blocks: int,
+        attention_resolutions: tuple[int, ...],
+        heads: int,
+        dropout: float,
+        resample: Literal["conv", "block"],
+        skip_scale: float,
+        decoder_attention: Literal["all", "last"],
+        patch: int,
+    ) -> None:
+        """Build the network for a data shape; any height and width that `patch` divides.
+
+        Args:
+            shape: Channels, height, width and number of classes of the data.
+            channels: Width of the first level.
+            channel_mult: Width of each level in units of `channels`; each level halves the resolution.
+            blocks: Residual blocks a level in the encoder; the decoder has one more.
+            attention_resolutions: Heights of feature maps at which blocks attend; the middle always does.
+            heads: Attention heads.
+            dropout: Probability inside residual blocks.
+            resample: `conv`, strided and after-nearest convolutions (DDPM); `block`, residual blocks (DDPM++).
+            skip_scale: Factor on residual sums, 1 (DDPM) or sqrt(1/2) (DDPM++).
+            decoder_attention: Whether every decoder block of a chosen resolution attends, or the last only.
+            patch: Space-to-depth factor of the stem; 2 quarters the cost of small images.
+        """
+        super().__init__()
+        self._check(shape, channels, channel_mult, blocks, heads, dropout, patch)
+        self.shape, self.patch = shape, patch
+        width = 4 * channels
+        attend, block = set(attention_resolutions), {"dropout": dropout, "skip_scale": skip_scale}
+        self.embedding = Embedding(channels, width, shape.num_classes)
+        self.stem = conv(shape.channels * patch**2, channels)
+
+        size, c, skips = math.ceil(shape.height / patch), channels, [channels]
+        self.encoder = nn.ModuleList()
+        for level, mult in enumerate(channel_mult):
+            if level > 0:
+                size = math.ceil(size / 2)
+                self.encoder.append(
+                    Downsample(c) if resample == "conv" else ResBlock(c, c, width, resample="down", **block)
+                )
+                skips.append(c)
+            for _ in range(blocks):
+                self.encoder.append(ResBlock(c, mult * channels, width, heads=heads * (size in attend), **block))
+                c = mult * channels
+                skips.append(c)
+
+        self.middle = nn.ModuleList([ResBlock(c, c, width, heads=heads, **block), ResBlock(c, c, width, **block)])
+
+        self.decoder = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(blocks + 1):
+                attends = size in attend and (decoder_attention == "all" or i == blocks)
+                self.decoder.append(
+                    ResBlock(c + skips.pop(), mult * channels, width, heads=heads * attends, **block)
+                )
+                c = mult * channels
+            if level > 0:
+                self.decoder.append(
+                    Upsample(c) if resample == "conv" else ResBlock(c, c, width, resample="up", **block)
+                )
+                size = math.ceil(shape.height / patch / 2 ** (level - 1))
+        self.norm = norm(c)
+        self.head = conv(c, shape.channels * patch**2, gain=NEAR_ZERO)
+
+    @staticmethod
+    def _check(
+        shape: DataShape,
+        channels: int,
+        channel_mult: tuple[int, ...],
+        blocks: int,
+        heads: int,
+        dropout: float,
+        patch: int,
+    ) -> None:
+        require(4 <= channels <= 4096 and channels % 4 == 0, f"channels={channels} must be a multiple of 4 in [4, 4096]")
+        require(
+            1 <= len(channel_mult) <= 8 and all(1 <= m <= 64 for m in channel_mult),
+            f"channel_mult={list(channel_mult)} must be 1 to 8 whole numbers in [1, 64]",
+        )
+        require(1 <= blocks <= 64, f"blocks={blocks} must be in [1, 64]")
+        require(1 <= heads <= 64, f"heads={heads} must be in [1, 64]")
+        require(0 <= dropout < 1, f"dropout={dropout} must be in [0, 1)")
+        require(
+            1 <= patch <= 64 and shape.height % patch == 0 and shape.width % patch == 0,
+            f"patch={patch} must divide the image size {shape.height}x{shape.width}",
+        )
+
+    def forward(self, x: Tensor, condition: Tensor, label: Tensor) -> Tensor:
+        """F(x).
+
+        Args:
+            x: [B, C, H, W].
+            condition: The schedule's noise_cond, [B].
+            label: int64 [B], negative for none.
+
+        Returns:
+            [B, C, H, W].
+        """
+        embedding = self.embedding(condition, label)
+        h = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
+        skips = [h]
+        for layer in self.encoder:
+            h = layer(h, embedding)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, embedding)
+        for layer in self.decoder:
+            if _upsamples(layer):
+                h = layer(h, embedding, skips[-1].shape[-2:])
+            else:
+                h = layer(torch.cat([h, skips.pop()], dim=1), embedding)
+        h = self.head(F.silu(self.norm(h)))
+        return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
+
+
+def _upsamples(layer: nn.Module) -> bool:
+    return isinstance(layer, Upsample) or (isinstance(layer, ResBlock) and layer.resample == "up")

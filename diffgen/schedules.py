@@ -1,0 +1,351 @@
+"""Noise schedules: alpha(t) and sigma(t) of the one forward path x_t = alpha(t) x0 + sigma(t) z, z ~ N(0, I).
+
+For every schedule t = 0 is data, alpha(0) = 1 and sigma(0) = 0, and sigma/alpha rises with t. Training and network calls
+stay in [t_min, t_max]; samplers start at t_max and take their last step to t = 0. All methods are elementwise,
+return the shape and dtype they are given, and are pure. Formulas are written so that nothing cancels near either end.
+
+The 1000 tabulated betas of DDPM are not the continuous VP process: alpha^2 differs by up to 7 % at the end, so
+`ddpm_linear` and `vp_linear` are two schedules, never aliases.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffgen.errors import require
+from diffgen.registry import Table
+
+SCHEDULES = Table("schedule")
+
+
+class Schedule(Protocol):
+    """What a noise schedule must offer; add one with `@SCHEDULES.register(name)`."""
+
+    spacing: str
+    """The time grid that suits this clock when a sampler asks for `auto`."""
+
+    @property
+    def t_min(self) -> float:
+        """The least noisy time at which the network is trained or called."""
+
+    @property
+    def t_max(self) -> float:
+        """The time at which sampling starts, from sigma(t_max) z."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Gain of the signal at time t."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise at time t."""
+
+    def time_at(self, nsr: Tensor) -> Tensor:
+        """The time at which sigma/alpha equals `nsr` (>= 0, infinity allowed); may lie outside [t_min, t_max]."""
+
+    def noise_cond(self, t: Tensor) -> Tensor:
+        """What the network's time embedding sees."""
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest time that training may draw: t itself, unless the schedule is a table."""
+
+
+class Continuous:
+    """Defaults that most schedules share: any t may be drawn, and the embedding sees 1000 t."""
+
+    spacing = "uniform"
+
+    def noise_cond(self, t: Tensor) -> Tensor:
+        """1000 t, the range for which sinusoidal embeddings were designed (Ho et al. 2020)."""
+        return 1000 * t
+
+    def snap(self, t: Tensor) -> Tensor:
+        """Any time may be drawn."""
+        return t
+
+
+@SCHEDULES.register("ddpm_linear")
+@dataclass(frozen=True, kw_only=True)
+class DDPMLinear:
+    """The tabulated linear betas of DDPM (Ho et al. 2020, sec. 4), t = i / steps for entry i = 1 .. steps.
+
+    Between entries log alpha^2 is interpolated linearly, that is, beta is constant there. For a table of another
+    length the ends are scaled by 1000 / steps, as in improved DDPM (Nichol & Dhariwal 2021).
+    """
+
+    steps: int
+    beta_start: float
+    beta_end: float
+    log_alpha_bar: Tensor = field(init=False, repr=False, compare=False)  # [steps + 1], entry 0 is data
+    spacing = "uniform"
+    t_max = 1.0
+
+    def __post_init__(self) -> None:
+        require(1 <= self.steps <= 1_000_000, f"steps={self.steps} must be in [1, 1000000]")
+        scale = 1000 / self.steps
+        require(
+            0 < self.beta_start <= self.beta_end < 1 / scale,
+            f"beta_start={self.beta_start} and beta_end={self.beta_end} must satisfy 0 < start <= end < {1 / scale:g}",
+        )
+        # not the meta device that a caller may have set: these are numbers, not weights
+        ends = (scale * self.beta_start, scale * self.beta_end)
+        beta = torch.linspace(*ends, self.steps, dtype=torch.float64, device="cpu")
+        table = torch.cat([torch.zeros_like(beta[:1]), torch.log1p(-beta).cumsum(0)])
+        object.__setattr__(self, "log_alpha_bar", table)
+
+    @property
+    def t_min(self) -> float:
+        """The first entry of the table."""
+        return 1 / self.steps
+
+    def _log_alpha_bar(self, t: Tensor) -> Tensor:
+        table = self.log_alpha_bar.to(t)
+        position = t * self.steps
+        left = position.floor().clamp(0, self.steps - 1).long()
+        return torch.lerp(table[left], table[left + 1], position - left)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """sqrt(alpha_bar)."""
+        return torch.exp(self._log_alpha_bar(t) / 2)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sqrt(1 - alpha_bar)."""
+        return torch.sqrt(-torch.expm1(self._log_alpha_bar(t)))
+
+    def time_at(self, nsr: Tensor) -> Tensor:
+        """Inverse interpolation in log alpha_bar = -log(1 + nsr^2); beyond the table, t_max."""
+        falling = self.log_alpha_bar.to(nsr)
+        wanted = -torch.log1p(nsr**2)
+        right = torch.searchsorted(-falling, -wanted.contiguous()).clamp(1, self.steps)
+        share = (wanted - falling[right - 1]) / (falling[right] - falling[right - 1])
+        return (right - 1 + share.clamp(0, 1)) / self.steps
+
+    def noise_cond(self, t: Tensor) -> Tensor:
+        """The index of the table entry counted from 0, stretched to 1000 entries."""
+        return (t * self.steps - 1) * (1000 / self.steps)
+
+    def snap(self, t: Tensor) -> Tensor:
+        """Cut [t_min, t_max] into `steps` equal parts, one for each entry: uniform t gives uniform entries."""
+        share = (t - self.t_min) / max(1 - self.t_min, torch.finfo(t.dtype).tiny)
+        return ((share * self.steps).floor().clamp(0, self.steps - 1) + 1) / self.steps
+
+
+@SCHEDULES.register("vp_linear")
+@dataclass(frozen=True, kw_only=True)
+class VPLinear(Continuous):
+    """The continuous variance-preserving process with beta(t) linear (Song et al. 2021, eq. 32-33)."""
+
+    beta_min: float
+    beta_max: float
+    t_min: float
+    t_max: float
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.beta_min < self.beta_max,
+            f"beta_min={self.beta_min} and beta_max={self.beta_max} must satisfy 0 < min < max",
+        )
+        check_interval(self.t_min, self.t_max, 1.0)
+
+    def _log_variance(self, t: Tensor) -> Tensor:
+        return 0.5 * (self.beta_max - self.beta_min) * t**2 + self.beta_min * t  # -log alpha^2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """exp(-integral of beta / 2)."""
+        return torch.exp(-self._log_variance(t) / 2)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sqrt(1 - alpha^2)."""
+        return torch.sqrt(-torch.expm1(-self._log_variance(t)))
+
+    def time_at(self, nsr: Tensor) -> Tensor:
+        """Solve the quadratic integral of beta = log(1 + nsr^2), in the form without cancellation."""
+        target = torch.log1p(nsr**2)
+        root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * target)
+        return torch.where(nsr.isinf(), self.t_max, 2 * target / (self.beta_min + root))
+
+
+@SCHEDULES.register("cosine")
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Continuous):
+    """alpha = cos((t + s)/(1 + s) pi/2), normalised to alpha(0) = 1 (Nichol & Dhariwal 2021, eq. 17).
+
+    With A = pi/2/(1 + s) and B = (1 - t) A this is sin(B)/sin(A), exactly 0 at t = 1. There eps-prediction is
+    singular: it needs t_max < 1. The discrete table of the paper clips beta at 0.999, which ends near t_max = 0.999.
+    """
+
+    s: float
+    t_min: float
+    t_max: float
+
+    def __post_init__(self) -> None:
+        require(0 < self.s < 1, f"s={self.s} must be in (0, 1)")
+        check_interval(self.t_min, self.t_max, 1.0)
+
+    @property
+    def _angle(self) -> float:
+        return math.pi / 2 / (1 + self.s)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """sin(B) / sin(A)."""
+        return torch.sin((1 - t) * self._angle) / math.sin(self._angle)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sqrt(1 - alpha^2), by sin^2 A - sin^2 B = sin(A + B) sin(A - B)."""
+        product = torch.sin((2 - t) * self._angle) * torch.sin(t * self._angle)
+        return torch.sqrt(product.clamp(min=0)) / math.sin(self._angle)
+
+    def time_at(self, nsr: Tensor) -> Tensor:
+        """sin B = sin A / sqrt(1 + nsr^2)."""
+        sine = math.sin(self._angle) / torch.sqrt(1 + nsr**2)
+        return (1 - torch.asin(sine) / self._angle).clamp(min=0)
+
+
+@SCHEDULES.register("ve")
+@dataclass(frozen=True, kw_only=True)
+class VE:
+    """Variance exploding, with t = sigma (Karras et al. 2022, table 1, column EDM): alpha = 1."""
+
+    sigma_min: float
+    sigma_max: float
+    spacing = "karras"
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.sigma_min < self.sigma_max,
+            f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must satisfy 0 < min < max",
+        )
+
+    @property
+    def t_min(self) -> float:
+        """sigma_min."""
+        return self.sigma_min
+
+    @property
+    def t_max(self) -> float:
+        """sigma_max."""
+        return self.sigma_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """One."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The time itself."""
+        return t
+
+    def time_at(self, nsr: Tensor) -> Tensor:
+        """The ratio itself."""
+        return nsr
+
+    def noise_cond(self, t: Tensor) -> Tensor:
+        """c_noise = ln(sigma) / 4 (Karras et al. 2022, table 1)."""
+        return torch.log(t) / 4
+
+    def snap(self, t: Tensor) -> Tensor:
+        """Any time may be drawn."""
+        return t
+
+
+@SCHEDULES.register("rectified_flow")
+@dataclass(frozen=True, kw_only=True)
+class RectifiedFlow(Continuous):
+    """The straight path x_t = (1 - t) x0 + t z (Liu et al. 2023; Lipman et al. 2023 with the clock reversed)."""
+
+    t_min: float
+    t_max: float
+
+    def __post_init__(self) -> None:
+        check_interval(self.t_min, self.t_max, 1.0)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1 - t."""
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The time itself."""
+        return t
+
+    def time_at(self, nsr: Tensor) -> Tensor:
+        """t = nsr / (1 + nsr)."""
+        return torch.where(nsr.isinf(), 1.0, nsr / (1 + nsr))
+
+
+def check_interval(t_min: float, t_max: float, end: float) -> None:
+    """Require 0 < t_min < t_max <= end."""
+    require(0 < t_min < t_max <= end, f"t_min={t_min} and t_max={t_max} must satisfy 0 < t_min < t_max <= {end:g}")
+
+
+def snr(schedule: Schedule, t: Tensor) -> Tensor:
+    """Signal-to-noise ratio alpha^2 / sigma^2; infinite at t = 0."""
+    return (schedule.alpha(t) / schedule.sigma(t)) ** 2
+
+
+def transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """q(x_t | x_s) = N(gain x_s, variance I) for s < t (Kingma et al. 2021, eq. 15-16).
+
+    Returns:
+        gain = alpha_t / alpha_s and variance = sigma_t^2 - gain^2 sigma_s^2, shaped like t.
+    """
+    gain = schedule.alpha(t) / schedule.alpha(s)
+    return gain, schedule.sigma(t) ** 2 - (gain * schedule.sigma(s)) ** 2
+
+
+def posterior(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q(x_s | x_t, x0) = N(c_x x_t + c_0 x0, variance I) for s < t (Ho et al. 2020, eq. 6-7).
+
+    Returns:
+        c_x, c_0 and variance, shaped like t. Finite also where alpha(t) = 0: there x_t tells nothing and c_x = 0.
+    """
+    gain, forward = transition(schedule, s, t)
+    shrink = (schedule.sigma(s) / schedule.sigma(t)) ** 2
+    c_x = gain * shrink
+    return c_x, schedule.alpha(s) - c_x * schedule.alpha(t), shrink * forward
+
+
+def time_grid(schedule: Schedule, *, steps: int, spacing: str, rho: float, sigma_max: float) -> Tensor:
+    """The times at which a sampler stops, from t_max down to 0 (data).
+
+    Args:
+        schedule: Whose clock to use.
+        steps: Number of steps, >= 1.
+        spacing: `uniform` in t; `quadratic`, uniform in sqrt(t) (Song et al. 2021, DDIM); `karras`, uniform in
+            (sigma/alpha)^(1/rho) from t_max to t_min, then 0 (Karras et al. 2022, eq. 5); `logsnr`, uniform in
+            log(sigma/alpha), then 0; `auto`, the one that suits the schedule's clock.
+        rho: Exponent of `karras`.
+        sigma_max: Largest sigma/alpha that `karras` and `logsnr` place nodes at; the first node is t_max anyhow.
+
+    Returns:
+        Falling times [steps + 1] in float64; the last is exactly 0.
+    """
+    kinds = ("uniform", "quadratic", "karras", "logsnr")
+    spacing = schedule.spacing if spacing == "auto" else spacing
+    require(1 <= steps <= 100_000, f"steps={steps} must be in [1, 100000]")
+    require(rho > 0 and sigma_max > 0, f"rho={rho} and sigma_max={sigma_max} must be positive")
+    require(spacing in kinds, f"spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]")
+    if spacing in ("uniform", "quadratic"):
+        ts = _clock_nodes(schedule, steps, power=2 if spacing == "quadratic" else 1)
+    else:
+        ts = schedule.time_at(_nsr_nodes(schedule, steps, spacing, rho, sigma_max))
+    ts = ts.clamp(min=schedule.t_min)
+    ts[0] = schedule.t_max  # also where sigma/alpha is infinite there
+    return torch.cat([ts, torch.zeros_like(ts[:1])])
+
+
+def _clock_nodes(schedule: Schedule, steps: int, power: int) -> Tensor:
+    """Uniform in t^(1/power) from t_max to 0, exclusive; to t_min where the last node would fall below it."""
+    high, low = schedule.t_max ** (1 / power), schedule.t_min ** (1 / power)
+    nodes = torch.linspace(high, 0, steps + 1, dtype=torch.float64)[:-1]
+    if nodes[-1] < low * (1 - 1e-9):
+        nodes = torch.linspace(high, low, steps, dtype=torch.float64)
+    return nodes**power
+
+
+def _nsr_nodes(schedule: Schedule, steps: int, spacing: str, rho: float, sigma_max: float) -> Tensor:
+    ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
+    high, low = (schedule.sigma(ends) / schedule.alpha(ends)).clamp(max=sigma_max)
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    if spacing == "logsnr":
+        return torch.exp(torch.lerp(high.log(), low.log(), ramp))
+    return torch.lerp(high ** (1 / rho), low ** (1 / rho), ramp) ** rho

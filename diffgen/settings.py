@@ -1,0 +1,153 @@
+"""The scalar settings of a training run, checked. No torch in here, so that a wrong override is answered at once.
+
+The defaults are in `configs/train.yaml`; these classes carry names, types and ranges.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
+
+from diffgen.errors import UsageError, require, unknown
+from diffgen.registry import conform, convert
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """`train.*`. Durations and intervals are in images seen."""
+
+    images: int | None
+    minutes: float | None
+    batch_size: int
+    micro_batch: int | Literal["auto"]
+    precision: Literal["auto", "no", "bf16", "fp16"]
+    compile: bool | Literal["auto"]
+    grad_clip: float | None
+    label_dropout: float
+    horizontal_flip: bool
+    stratified_times: bool
+    seed: int
+    resume: str
+    checkpoint_every: int
+    preview_every: int
+    log_every: int
+    keep_checkpoints: int
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        require(
+            self.images is not None or self.minutes is not None,
+            "train.images=null and train.minutes=null: give at least one of them",
+        )
+        require(self.images is None or self.images >= 1, f"train.images={self.images} must be at least 1")
+        require(self.minutes is None or self.minutes > 0, f"train.minutes={self.minutes} must be positive")
+        for name in ("batch_size", "checkpoint_every", "preview_every", "log_every", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
+        require(self.micro_batch == "auto" or self.micro_batch >= 1, f"train.micro_batch={self.micro_batch} must be >= 1")
+        require(self.grad_clip is None or self.grad_clip > 0, f"train.grad_clip={self.grad_clip} must be positive or null")
+        require(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
+        require(0 <= self.seed < 2**63, f"train.seed={self.seed} must be in [0, 2^63)")
+        require(self.threads is None or self.threads >= 1, f"train.threads={self.threads} must be at least 1 or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrSchedule:
+    """`lr_schedule.*`: linear warm-up, then constant or falling to 0 at the end of the run."""
+
+    warmup: int
+    decay: Literal["constant", "linear", "cosine"]
+    flat: float
+
+    def __post_init__(self) -> None:
+        require(self.warmup >= 0, f"lr_schedule.warmup={self.warmup} must not be negative")
+        require(0 <= self.flat < 1, f"lr_schedule.flat={self.flat} must be in [0, 1)")
+
+    def factor(self, images: int, progress: float) -> float:
+        """What the learning rate is multiplied by.
+
+        Args:
+            images: Images seen when the step begins.
+            progress: Share of the run that is done, by images or by wall time, in [0, 1].
+        """
+        warm = min(1.0, (images + 1) / self.warmup) if self.warmup else 1.0
+        done = min(max((progress - self.flat) / (1 - self.flat), 0.0), 1.0)
+        falling = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+        return warm * falling[self.decay]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaSettings:
+    """`ema.*`: half-life in images, and its ramp as a share of the images seen."""
+
+    halflife: float
+    ramp: float
+
+    def __post_init__(self) -> None:
+        require(self.halflife > 0, f"ema.halflife={self.halflife} must be positive")
+        require(0 < self.ramp <= 1, f"ema.ramp={self.ramp} must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewSettings:
+    """`preview.*`: the grids that show training's progress, always from the same noise."""
+
+    n: int
+    seed: int
+    guidance: float
+
+    def __post_init__(self) -> None:
+        require(1 <= self.n <= 4096, f"preview.n={self.n} must be in [1, 4096]")
+        require(0 <= self.seed < 2**63, f"preview.seed={self.seed} must be in [0, 2^63)")
+        require(math.isfinite(self.guidance), f"preview.guidance={self.guidance} must be finite")
+
+
+SECTIONS = {"train": TrainSettings, "lr_schedule": LrSchedule, "ema": EmaSettings, "preview": PreviewSettings}
+
+
+def section(config: Mapping[str, Any], name: str) -> Any:
+    """One checked section of a config.
+
+    Raises:
+        UsageError: A key is unknown or missing, or a value has the wrong type or range.
+    """
+    values = config.get(name)
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{name} must be a group of settings, not {values!r}")
+    return SECTIONS[name](**conform(name, get_type_hints(SECTIONS[name]), values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """The settings of `diffgen-sample`, beside the sampler."""
+
+    ckpt: str | None
+    n: int
+    seed: int
+    label: int | str | tuple[int | str, ...] | None
+    guidance: float
+    batch_size: int | Literal["auto"]
+    save: str | tuple[str, ...]
+    out: str | None
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        require(1 <= self.n <= 10_000_000, f"n={self.n} must be in [1, 10000000]")
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must be in [0, 2^63)")
+        require(math.isfinite(self.guidance), f"guidance={self.guidance} must be finite")
+        require(self.batch_size == "auto" or self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
+        for kind in self.kinds:
+            require(kind in ("grid", "png", "npz"), unknown(f"save={kind!r}", ("grid", "png", "npz")))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What to save, as a tuple."""
+        return (self.save,) if isinstance(self.save, str) else self.save
+
+
+def sample_settings(config: Mapping[str, Any]) -> SampleSettings:
+    """The checked settings of `diffgen-sample`."""
+    hints = get_type_hints(SampleSettings)
+    for key in config:
+        if key not in hints:
+            raise UsageError(unknown(key, [*hints, "sampler"]))
+    return SampleSettings(**{key: convert(key, config[key], hint) for key, hint in hints.items()})

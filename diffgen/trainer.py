@@ -1,0 +1,442 @@
+"""The training loop, on one process or many.
+
+Accelerate does devices, precision and gradient exchange. What must be exact is here: which images, noise and times step k
+sees (a function of the seed and k, for the global batch), what is saved, and when. Durations and intervals are in images
+seen, so one GPU and eight run the same recipe.
+"""
+
+import copy
+import math
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from diffgen import checkpoint
+from diffgen.build import MODEL_SIDE, Config, make_dataset, make_denoiser, make_model
+from diffgen.console import Reporter, clock, count
+from diffgen.datasets import ImageSource
+from diffgen.denoiser import NO_LABEL
+from diffgen.ema import EMA
+from diffgen.errors import CheckpointError, DiffgenError, NonFiniteError, UsageError, require
+from diffgen.images import grid, save_png, to_float
+from diffgen.losses import denoising_loss
+from diffgen.optimizers import OPTIMIZERS
+from diffgen.randomness import data_order, generator, mix, uniforms
+from diffgen.registry import bind, build
+from diffgen.run_directory import RunLog, choose_run
+from diffgen.sampling import Sampling, columns, cycle_labels
+from diffgen.settings import EmaSettings, LrSchedule, PreviewSettings, TrainSettings, section
+from diffgen.times import TIMES
+from diffgen.weightings import WEIGHTINGS
+
+PREVIEW_BATCH = 64
+
+
+class Stopped(DiffgenError):
+    """A signal ended the run; a checkpoint was written."""
+
+    def __init__(self, signum: int, images: int, run_dir: Path) -> None:
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name} at {images:,} images; go on with the same command and run_dir={run_dir}")
+        self.exit_code = 128 + signum
+
+
+def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> None:
+    """Train as a resolved config says.
+
+    Args:
+        config: Plain data, as `configs/train.yaml` composes it.
+        config_yaml: The same as text, to be kept in the run directory.
+        default_run_dir: Where to write if `config["run_dir"]` is null and nothing is resumed.
+
+    Raises:
+        DiffgenError: Something a user can mend; see `diffgen.errors`.
+    """
+    settings: TrainSettings = section(config, "train")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    accelerator = make_accelerator(settings.precision)
+    try:
+        trainer = Trainer(config, config_yaml, default_run_dir, settings, accelerator)
+        with catch_signals() as caught:
+            trainer.fit(caught)
+    finally:  # a sweep's next job may want another precision
+        accelerator.free_memory()
+        AcceleratorState._reset_state(False)
+        GradientState._reset_state()
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """An accelerator on the GPU if there is one; `auto` precision is bf16 where the GPU has it, else float32."""
+    gpu = torch.cuda.is_available()
+    if precision == "auto":
+        precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "no"
+    require(precision != "fp16" or gpu, "train.precision=fp16 needs a GPU; choose one of [auto, no, bf16]")
+    cpu = not gpu and not torch.backends.mps.is_available()
+    return Accelerator(mixed_precision=precision, cpu=cpu)
+
+
+@contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of dying; a second one has its usual effect."""
+    caught: list[int] = []
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(signum: int, frame: object) -> None:
+        caught.append(signum)
+        signal.signal(signum, before[signal.Signals(signum)])
+
+    for signum in before:
+        signal.signal(signum, note)
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class Trainer:
+    """One run: its parts, its counters, and the loop."""
+
+    def __init__(
+        self, config: dict[str, Any], config_yaml: str, default_run_dir: str, settings: TrainSettings, accelerator: Accelerator
+    ) -> None:
+        """Build every part; nothing is written before all of them fit together."""
+        self.settings, self.accelerator = settings, accelerator
+        self.lr_schedule: LrSchedule = section(config, "lr_schedule")
+        self.preview_settings: PreviewSettings = section(config, "preview")
+        self.device: torch.device = accelerator.device
+        self.main: bool = accelerator.is_main_process
+        self.local_batch = self._split_batch()
+        self.micro_batch = settings.micro_batch if isinstance(settings.micro_batch, int) else self.local_batch
+        self.reporter = Reporter(speaks=self.main)
+        self.time, self.weighting = bind(TIMES, config["time"]), bind(WEIGHTINGS, config["weighting"])
+
+        with accelerator.main_process_first():  # the others find the download done
+            self.dataset: ImageSource = make_dataset(config)
+        shape = self.dataset.shape
+        classes = list(self.dataset.classes) if config["conditional"] else []
+        data = {**vars(shape), "num_classes": len(classes), "classes": classes}
+        self.config = {**config, "data": data}
+        self.kept = {part: self.config[part] for part in (*MODEL_SIDE, "sampler")}
+        self.kept["trained"] = {"dataset": config["dataset"]["name"], "method": config["method"]}
+        checkpoint.check_plain(self.kept, "this run")  # else its own checkpoints could not be read
+        self._build_network()
+        self._build_optimizer(config)
+        self.sampling = Sampling.from_config(
+            make_denoiser(self.config, self.averaged),
+            config["sampler"],
+            guidance=self.preview_settings.guidance,
+            seed=self.preview_settings.seed,
+            device=self.device,
+        )
+        self.step = self.images = self.loss_count = 0
+        self.seconds = self.seconds_before = 0.0
+        self.loss_sum = torch.zeros((), device=self.device)
+        self._open_run(default_run_dir, config_yaml)
+
+    def _split_batch(self) -> int:
+        world, batch = self.accelerator.num_processes, self.settings.batch_size
+        require(batch % world == 0, f"train.batch_size={batch} must be a multiple of the {world} processes")
+        return batch // world
+
+    def _build_network(self) -> None:
+        torch.manual_seed(mix(self.settings.seed, "init"))
+        self.network: nn.Module = make_model(self.config).to(self.device)
+        self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
+        ema: EmaSettings = section(self.config, "ema")
+        self.ema = EMA(self.network, self.averaged, halflife=ema.halflife, ramp=ema.ramp)
+        compiles = self.settings.compile is True or (self.settings.compile == "auto" and self.device.type == "cuda")
+        self.model = self.accelerator.prepare_model(torch.compile(self.network) if compiles else self.network)
+        self.denoiser = make_denoiser(self.config, self.model)
+
+    def _build_optimizer(self, config: Config) -> None:
+        optimizer = build(OPTIMIZERS, config["optimizer"], self.network.parameters())
+        self.base_lr: float = optimizer.param_groups[0]["lr"]
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+
+    # --- the run directory ----------------------------------------------------------------------------------------
+
+    def _open_run(self, default_run_dir: str, config_yaml: str) -> None:
+        """Decide where to write and where to go on from, on the main process; then load."""
+        chosen: list[Any] = [None, None, None]
+        if self.main:
+            try:
+                chosen[:2] = choose_run(self.config["run_dir"], self.settings.resume, default_run_dir)
+            except DiffgenError as error:
+                chosen[2] = error
+        broadcast_object_list(chosen)
+        if chosen[2]:
+            raise chosen[2]
+        self.run_dir, self.resumed_from = chosen[0], chosen[1]
+        self.changes: list[str] = []
+        if self.resumed_from:
+            self._load(self.resumed_from)
+        if self.main:
+            self.log = RunLog(self.run_dir, config_yaml, self.images)
+
+    def _load(self, folder: Path) -> None:
+        saved = checkpoint.load(folder)
+        counters, tensors = checkpoint.load_state(folder)
+        here, there = flatten(self.config), flatten(counters.get("config", {}))
+        differ = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
+        fixed = [key for key in differ if key.split(".")[0] in MODEL_SIDE]
+        if fixed:
+            keys = ", ".join(f"{key} ({there.get(key)!r} there, {here.get(key)!r} here)" for key in fixed[:5])
+            raise CheckpointError(f"cannot resume from {folder}: it was trained with another {keys}")
+        ignored = ("run_dir", "train.resume", "plugins")
+        self.changes = [f"{key}: {there.get(key)} -> {here.get(key)}" for key in differ if key not in ignored]
+        self.averaged.load_state_dict(saved.weights)
+        self.network.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        for name, parameter in self.network.named_parameters():
+            prefix = f"optimizer.{name}/"
+            moments = {k.removeprefix(prefix): v.to(self.device) for k, v in tensors.items() if k.startswith(prefix)}
+            self.optimizer.optimizer.state[parameter] = moments
+        if counters["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(counters["scaler"])
+        self.loss_sum = tensors["loss_sum"].to(self.device)
+        self.step, self.images, self.loss_count = (counters[key] for key in ("step", "images", "loss_count"))
+        self.seconds = self.seconds_before = counters["seconds"]
+
+    def _save(self) -> None:
+        """Write a checkpoint (main process), then rotate old ones."""
+        self._check_finite(float(self.accelerator.reduce(self.loss_sum.clone(), "mean")))
+        if self.main:
+            tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
+            for name, parameter in self.network.named_parameters():
+                for key, value in self.optimizer.optimizer.state[parameter].items():
+                    tensors[f"optimizer.{name}/{key}"] = value
+            tensors["loss_sum"] = self.loss_sum
+            counters = {
+                "step": self.step,
+                "images": self.images,
+                "seconds": self.seconds,
+                "loss_count": self.loss_count,
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+                "config": self.config,
+            }
+            folder = self.run_dir / "checkpoints" / f"{self.images:08d}"
+            checkpoint.save(folder, self.kept, self.images, self.averaged.state_dict(), tensors, counters)
+            checkpoint.rotate(folder.parent, self.settings.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def fit(self, caught: list[int]) -> None:
+        """Train to the end of the budget.
+
+        Args:
+            caught: Signals received so far; one ends the run after its step, with a checkpoint.
+
+        Raises:
+            Stopped: A signal came.
+            NonFiniteError: The loss is not finite.
+        """
+        self._header()
+        if self._progress() >= 1:
+            self.reporter.say(f"nothing to do: {self.images:,} images are done")
+            return self._farewell()
+        self.model.train()
+        self.started = self.logged_at = time.monotonic()
+        self.logged_images = self.images
+        stop = 0
+        with self.reporter.progress(1.0, self._progress()) as self.line:
+            for pixels, labels in self.dataset.batches(self._entries(), self.device):
+                norm, lr = self._step(pixels, labels)
+                stop = self._agree(caught)
+                done = stop or self._progress() >= 1
+                self.line.advance(min(self._progress(), 1))
+                if done or self._crossed(self.settings.log_every):
+                    self._log(norm, lr)
+                if done or self._crossed(self.settings.checkpoint_every):
+                    self._save()
+                if not stop and (done or self._crossed(self.settings.preview_every)):
+                    self._preview()
+                if done:
+                    break
+        if stop:
+            raise Stopped(stop, self.images, self.run_dir)
+        self._farewell()
+
+    def _entries(self) -> Iterator[Tensor]:
+        """Entries of this process's share of each global batch, from the present image on."""
+        rank, position, batch = self.accelerator.process_index, self.images, self.settings.batch_size
+        while True:
+            entries = data_order(self.settings.seed, len(self.dataset), position, batch)
+            yield entries[rank * self.local_batch : (rank + 1) * self.local_batch]
+            position += batch
+
+    def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """One optimizer step on this process's share of the batch; returns the gradient norm and learning rate."""
+        x0, label, t, z = self._draw(to_float(pixels), labels)
+        starts = range(0, self.local_batch, self.micro_batch)
+        for number, start in enumerate(starts):
+            part = slice(start, start + self.micro_batch)
+            torch.manual_seed(mix(self.settings.seed, "dropout", self.step, self.accelerator.process_index, number))
+            last = number == len(starts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                losses = denoising_loss(self.denoiser, self.weighting, x0[part], label[part], t[part], z[part])
+                loss = losses.sum() / self.local_batch
+                self.accelerator.backward(loss)
+            self.loss_sum += loss.detach()
+        lr = self.base_lr * self.lr_schedule.factor(self.images, self._progress())
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.grad_clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step, self.loss_count = self.step + 1, self.loss_count + 1
+        self.images += self.settings.batch_size
+        self.ema.update(self.images, self.settings.batch_size)
+        return norm, lr
+
+    def _draw(self, x0: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """This process's slice of what step k draws for the global batch: flips, label drop-out, times and noise."""
+        n, settings = self.settings.batch_size, self.settings
+        mine = slice(self.accelerator.process_index * self.local_batch, None)
+        rng = generator(self.device, settings.seed, "step", self.step)
+        u = uniforms(n, rng, stratified=settings.stratified_times)
+        flip, drop = torch.rand(2, n, generator=rng, device=self.device)
+        z = torch.randn(n, *x0.shape[1:], generator=rng, device=self.device)
+        u, flip, drop, z = (draws[mine][: self.local_batch] for draws in (u, flip, drop, z))
+        if settings.horizontal_flip:
+            x0 = torch.where((flip < 0.5)[:, None, None, None], x0.flip(-1), x0)
+        label = torch.where(drop < settings.label_dropout, NO_LABEL, label)
+        schedule = self.denoiser.schedule
+        t = self.time(u, schedule).clamp(schedule.t_min, schedule.t_max)
+        return x0, label, schedule.snap(t), z
+
+    def _progress(self) -> float:
+        """Share of the run that is done, by images or by minutes, whichever is further."""
+        by_images = self.images / (self.settings.images or math.inf)
+        return max(by_images, self.seconds / (60 * (self.settings.minutes or math.inf)))
+
+    def _agree(self, caught: list[int]) -> int:
+        """Take the main process's clock, and a signal that any process received; returns the signal or 0.
+
+        Where agreeing costs a synchronisation with a GPU, it is done every log interval only.
+        """
+        seconds = self.seconds_before + time.monotonic() - self.started
+        signum = caught[0] if caught else 0
+        if self.accelerator.num_processes == 1:
+            self.seconds = seconds
+            return signum
+        if self.device.type != "cpu" and not self._crossed(self.settings.log_every):
+            return 0
+        mine = torch.tensor([seconds if self.main else 0.0, signum], dtype=torch.float64, device=self.device)
+        gathered = self.accelerator.gather(mine[None])
+        self.seconds = float(gathered[:, 0].max())
+        return int(gathered[:, 1].max())
+
+    def _crossed(self, every: int) -> bool:
+        return self.images // every > (self.images - self.settings.batch_size) // every
+
+    # --- what is told ---------------------------------------------------------------------------------------------
+
+    def _log(self, norm: Tensor, lr: float) -> None:
+        loss = float(self.accelerator.reduce(self.loss_sum.clone(), "mean")) / max(self.loss_count, 1)
+        self._check_finite(loss)
+        self.loss_sum.zero_()
+        self.loss_count = 0
+        now = time.monotonic()
+        pace = (self.images - self.logged_images) / max(now - self.logged_at, 1e-9)
+        self.logged_at, self.logged_images = now, self.images
+        row = {
+            "images": self.images,
+            "step": self.step,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": float(norm),
+            "images_per_second": round(pace, 2),
+            "seconds": round(self.seconds, 3),
+        }
+        if self.main:
+            self.log.append(row)
+        used = memory(self.device)
+        self.line.update(min(self._progress(), 1), f"{count(self.images)} img  loss {loss:.4f}  {count(pace)} img/s  {used}")
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"the loss is {loss} at {self.images:,} images: lower optimizer.lr, set train.grad_clip=1 "
+                "or train.precision=no; the newest checkpoint is from before"
+            )
+
+    def _preview(self) -> None:
+        """Write the grid of the fixed seeds and the loss curve (main process)."""
+        if self.main:
+            shape, n = self.dataset.shape, self.preview_settings.n
+            size = (shape.channels, shape.height, shape.width)
+            num_classes = self.config["data"]["num_classes"]
+            labels = cycle_labels(n, num_classes)
+            pixels = torch.cat(list(self.sampling.pixels(size, list(range(n)), labels, PREVIEW_BATCH)))
+            self.preview_path = self.run_dir / "samples" / f"{self.images:08d}.png"
+            save_png(grid(pixels, columns=columns(n, num_classes)), self.preview_path)
+            self.log.plot()
+        self.accelerator.wait_for_everyone()
+
+    def _header(self) -> None:
+        settings, world = self.settings, self.accelerator.num_processes
+        shape, total = self.dataset.shape, sum(p.numel() for p in self.network.parameters())
+        limits = []
+        if settings.images:
+            limits.append(f"{settings.images:,} images ({settings.images / len(self.dataset):.3g} epochs)")
+        if settings.minutes:
+            limits.append(f"{clock(60 * settings.minutes)} of wall time")
+        rows = {
+            "data": f"{len(self.dataset):,} images {shape.channels}x{shape.height}x{shape.width}, "
+            + (f"{shape.num_classes} classes" if shape.num_classes else "no labels"),
+            "model": f"{self.config['model']['name']}, {count(total)} parameters, {gflop(self.config):.3g} GFLOP per image",
+            "method": " + ".join(self.config[part]["name"] for part in ("schedule", "parameterization", "weighting", "time"))
+            + f", sampled by {self.config['sampler']['name']} in {self.config['sampler']['steps']} steps",
+            "device": f"{self.device} x {world}, precision {self.accelerator.mixed_precision}",
+            "batch": f"{settings.batch_size}" + (f" = {world} x {self.local_batch}" if world > 1 else ""),
+            "optimizer": f"{self.config['optimizer']['name']}, lr {self.base_lr:g}, {self.lr_schedule.decay}",
+            "duration": " or ".join(limits),
+            "run": f"{self.run_dir}",
+            "state": f"resumed at {self.images:,} images from {self.resumed_from}" if self.resumed_from else "new run",
+        }
+        if self.changes:
+            rows["changed"] = ", ".join(self.changes)
+        self.reporter.header(f"diffgen-train: {self.config['dataset']['name']}, {self.config['method']}", rows)
+
+    def _farewell(self) -> None:
+        self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
+        self.reporter.say(f"next:    diffgen-sample ckpt={self.run_dir}")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    items = (flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in config.items())
+    return {key: value for part in items for key, value in part.items()}
+
+
+def gflop(config: Config) -> float:
+    """Floating-point operations of one forward pass of one image, in 1e9, two to a multiply-add."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    data = config["data"]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = make_model(config)
+        label = torch.zeros(1, dtype=torch.long)
+        model(torch.zeros(1, data["channels"], data["height"], data["width"]), torch.zeros(1), label)
+    return counter.get_total_flops() / 1e9
+
+
+def memory(device: torch.device) -> str:
+    """Peak memory so far, of the GPU or of this process."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
