@@ -12,6 +12,7 @@ file; the embedded config is JSON, checked to be plain bounded data, and can onl
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -177,12 +178,11 @@ def _check_layout(header: dict[str, Any], payload: int, path: Path) -> None:
             continue
         try:
             begin, end = entry["data_offsets"]
-            count = 1
-            for side in entry["shape"]:
-                count *= side if isinstance(side, int) and side >= 0 else 1 / 0
-            whole = isinstance(begin, int) and isinstance(end, int)
-            fits = whole and 0 <= begin <= end <= payload and end - begin == count * DTYPES[entry["dtype"]]
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            whole = len(entry["shape"]) <= 8 and all(
+                isinstance(n, int) and n >= 0 for n in (begin, end, *entry["shape"])
+            )
+            fits = whole and end <= payload and end - begin == math.prod(entry["shape"]) * DTYPES[entry["dtype"]]
+        except (KeyError, TypeError, ValueError):
             fits = False
         if not fits:
             raise CheckpointError(f"{path} is damaged: tensor {name[:80]!r} does not fit the file")
@@ -250,7 +250,12 @@ def assign(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
 
 
 def save(
-    folder: Path, config: Mapping[str, Any], images: int, model: Tensors, state: Tensors, counters: Mapping[str, Any]
+    folder: Path,
+    config: Mapping[str, Any],
+    images: int,
+    model: Tensors,
+    state: Tensors,
+    counters: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint folder in one rename.
 
@@ -324,7 +329,7 @@ def digest(tensors: Tensors) -> str:
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -55,7 +55,7 @@ class ProgressLine:
                 TextColumn("ETA {task.fields[eta]}"),
                 console=console,
             )
-            self.task = self.bar.add_task("", total=total, completed=done, figures="", eta="-:--")
+            self.task = self.bar.add_task("", total=total, figures="", eta="-:--")
 
     def __enter__(self) -> "ProgressLine":
         if self.bar:
@@ -102,10 +102,9 @@ def count(n: float) -> str:
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if n >= size:
             return f"{n / size:.3g}{unit}" if n >= 1000 * size else f"{n / size:.1f}{unit}"
-    return f"{n:g}"
+    return f"{n:.0f}" if n >= 10 else f"{n:.2g}"
 
 
 def complain(sentence: str) -> None:
     """An error, on standard error."""
     Console(stderr=True, soft_wrap=True).print(Text("error: ", style="bold red") + Text(sentence))
-

@@ -9,8 +9,8 @@ from diffgen.errors import require
 class EMA:
     """Averaged copies of a model's parameters.
 
-    The decay for a step of `batch` images is 0.5^(batch / h), with half-life h = min(halflife, ramp * images seen): early on
-    the average forgets faster, so that it never drags the initial weights along (Karras et al. 2022, app. F.2).
+    The decay for a step of `batch` images is 0.5^(batch / h), with half-life h = min(halflife, ramp * images seen):
+    early on the average forgets faster, so that it never drags the initial weights along (Karras et al. 2022, F.2).
     """
 
     def __init__(self, model: nn.Module, averaged: nn.Module, *, halflife: float, ramp: float) -> None:

@@ -17,6 +17,7 @@ from diffgen.console import Reporter, count
 from diffgen.errors import DiffgenError, UsageError, require, unknown
 from diffgen.files import explained, write_atomically
 from diffgen.images import grid, picture, save_png
+from diffgen.registry import convert
 from diffgen.sampling import Sampling, columns, cycle_labels
 from diffgen.settings import SampleSettings
 from diffgen.trainer import make_accelerator
@@ -42,9 +43,9 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
     labels = choose_labels(settings, data["num_classes"], data["classes"])
     sampler = resolve_sampler(sampler, saved.config["sampler"])
     denoiser.model.to(accelerator.device)  # type: ignore[attr-defined]
-    sampling = Sampling.from_config(
-        denoiser, sampler, guidance=settings.guidance, seed=settings.seed, device=accelerator.device
-    )
+    own = convert("guidance", saved.config.get("guidance", 1.0), float)
+    guidance = own if settings.guidance == "auto" else settings.guidance
+    sampling = Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=accelerator.device)
     out = Path(settings.out) if settings.out else default_out
     reporter = Reporter(speaks=accelerator.is_main_process)
     _prepare(out, settings, accelerator.is_main_process)
@@ -52,7 +53,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
     reporter.header(
         f"diffgen-sample: {saved.path}",
         {
-            "images": f"{settings.n} of {'x'.join(map(str, shape))}, seed {settings.seed}, guidance {settings.guidance:g}",
+            "images": f"{settings.n} of {'x'.join(map(str, shape))}, seed {settings.seed}, guidance {guidance:g}",
             "model": f"{saved.config['model']['name']}, {saved.images:,} images seen",
             "sampler": ", ".join(f"{k} {v}" for k, v in sampler.items()),
             "device": f"{accelerator.device} x {accelerator.num_processes}",
@@ -63,10 +64,20 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
     if not accelerator.is_main_process:
         return
     seconds = time.monotonic() - started
-    notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} guidance={settings.guidance:g} {dict(sampler)}"}
-    write(out, pixels, labels, settings.kinds, columns(settings.n, data["num_classes"] if settings.label == "auto" else 0), notes)
+    notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} guidance={guidance:g} {dict(sampler)}"}
+    write(
+        out,
+        pixels,
+        labels,
+        settings.kinds,
+        columns(settings.n, data["num_classes"] if settings.label == "auto" else 0),
+        notes,
+    )
     reporter.say(f"{settings.n} images in {seconds:.1f} s ({count(settings.n / max(seconds, 1e-9))} img/s)")
-    reporter.say(f"grid: {out / 'grid.png'}" + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else ""))
+    reporter.say(
+        f"grid: {out / 'grid.png'}"
+        + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else "")
+    )
 
 
 def choose_labels(settings: SampleSettings, num_classes: int, classes: list[str]) -> list[int]:
@@ -78,7 +89,10 @@ def choose_labels(settings: SampleSettings, num_classes: int, classes: list[str]
     wanted = settings.label
     if wanted in (None, "none") or (wanted == "auto" and not num_classes):
         return [-1] * settings.n
-    require(num_classes > 0, f"label={_shown(wanted)} asks for a class, but this model is unconditional: label=none")
+    require(
+        num_classes > 0,
+        f"label={_shown(wanted)} asks for a class, but this model is unconditional: label=none",
+    )
     if wanted in ("auto", "each"):
         return cycle_labels(settings.n, num_classes)
     chosen = [_label(item, num_classes, classes) for item in (wanted if isinstance(wanted, tuple) else (wanted,))]
@@ -126,7 +140,12 @@ def _prepare(out: Path, settings: SampleSettings, main: bool) -> None:
 
 
 def _draw_all(
-    sampling: Sampling, shape: tuple[int, ...], labels: list[int], settings: SampleSettings, accelerator: Any, reporter: Reporter
+    sampling: Sampling,
+    shape: tuple[int, ...],
+    labels: list[int],
+    settings: SampleSettings,
+    accelerator: Any,
+    reporter: Reporter,
 ) -> Tensor:
     """All images, uint8 [n, C, H, W], on the main process (elsewhere the same or a part)."""
     n, world, rank = settings.n, accelerator.num_processes, accelerator.process_index
@@ -147,7 +166,12 @@ def _draw_all(
 
 
 def write(
-    out: Path, pixels: Tensor, labels: list[int], kinds: tuple[str, ...], grid_columns: int | None, notes: Mapping[str, str]
+    out: Path,
+    pixels: Tensor,
+    labels: list[int],
+    kinds: tuple[str, ...],
+    grid_columns: int | None,
+    notes: Mapping[str, str],
 ) -> None:
     """Write grid.png, and images/*.png and samples.npz where asked for.
 

@@ -36,7 +36,7 @@ def picture(pixels: Tensor) -> Image.Image:
 
 
 def grid(pixels: Tensor, columns: int | None = None, tile: int = 64) -> Image.Image:
-    """Images uint8 [N, C, H, W] on one sheet: separated, and enlarged smoothly until a tile is about `tile` pixels high."""
+    """Images uint8 [N, C, H, W] on one sheet: separated, and enlarged smoothly to tiles about `tile` pixels high."""
     tiles = [picture(image) for image in pixels]
     width, height = tiles[0].size
     scale = max(1, round(tile / height))

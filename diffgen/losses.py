@@ -9,9 +9,7 @@ from diffgen.denoiser import Denoiser, like
 Weighting = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def denoising_loss(
-    denoiser: Denoiser, weighting: Weighting, x0: Tensor, label: Tensor, t: Tensor, z: Tensor
-) -> Tensor:
+def denoising_loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, label: Tensor, t: Tensor, z: Tensor) -> Tensor:
     """Weighted squared error of the network's output F against a x0 + b z, averaged over channels and pixels.
 
     Args:
@@ -23,7 +21,7 @@ def denoising_loss(
         z: Standard normal noise shaped like x0.
 
     Returns:
-        The loss of each image, [B]. Where papers sum over pixels (EDM) this is smaller by C H W, which Adam does not see.
+        The loss of each image, [B]. Where papers sum over pixels (EDM) this is smaller by C H W; Adam does not see it.
     """
     alpha, sigma, a, b = denoiser.coefficients(t)
     x = like(alpha, x0) * x0 + like(sigma, x0) * z

@@ -13,15 +13,16 @@ OPTIMIZERS = Table("optimizer")
 
 def _check(lr: float, betas: tuple[float, ...], eps: float, weight_decay: float) -> None:
     require(0 < lr < 10, f"lr={lr} must be in (0, 10)")
-    require(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"betas={list(betas)} must be two numbers in [0, 1)")
+    require(
+        len(betas) == 2 and all(0 <= b < 1 for b in betas),
+        f"betas={list(betas)} must be two numbers in [0, 1)",
+    )
     require(eps > 0, f"eps={eps} must be positive")
     require(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
 
 
 @OPTIMIZERS.register("adam")
-def adam(
-    parameters: Iterable[Tensor], *, lr: float, betas: tuple[float, ...], eps: float
-) -> torch.optim.Optimizer:
+def adam(parameters: Iterable[Tensor], *, lr: float, betas: tuple[float, ...], eps: float) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015)."""
     _check(lr, betas, eps, 0)
     return torch.optim.Adam(parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)

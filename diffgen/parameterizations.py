@@ -1,6 +1,6 @@
 """What the network regresses: F = a x0 + b z, a pair (a, b) for each noise level.
 
-One formula turns any F into the denoised image (see `diffgen.denoiser`): x0_hat = (b x - sigma F) / (b alpha - a sigma).
+One formula turns any F into the denoised image (`diffgen.denoiser`): x0_hat = (b x - sigma F) / (b alpha - a sigma).
 A pair is usable where that determinant is not 0; eps has determinant alpha and fails where alpha = 0.
 """
 

@@ -1,8 +1,8 @@
 """Randomness as a function of (seed, purpose, counter).
 
 No generator lives from one step to the next, so there is no hidden state to save: a resumed run, and a run on another
-number of processes, draw the same numbers. Training noise is drawn for the global batch and each process takes its slice;
-image i of a sampling run depends on (seed, i) alone.
+number of processes, draw the same numbers. Training noise is drawn for the global batch and each process takes its
+slice; image i of a sampling run depends on (seed, i) alone.
 """
 
 import hashlib

@@ -38,7 +38,7 @@ class Table(dict[str, Callable[..., Any]]):
 
 def parameters(row: Callable[..., Any]) -> dict[str, Any]:
     """The keyword-only parameters of a row and their types: its YAML keys."""
-    target = row.__init__ if inspect.isclass(row) else row  # type: ignore[misc]
+    target = row.__init__ if inspect.isclass(row) else row
     hints = get_type_hints(target)
     signature = inspect.signature(row)
     return {k: hints.get(k, Any) for k, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}

@@ -1,15 +1,18 @@
 """Samplers: from noise to data, each a pure function (denoise, schedule, x, ts, noise, *, options) -> x.
 
-`denoise(x, t) -> x0_hat` has label, guidance and clipping closed over; `ts` falls from t_max to 0 (`schedules.time_grid`);
-`noise(i)` is fresh N(0, I) like x for step i. With z_hat = (x - alpha x0_hat)/sigma the probability-flow ODE is
-dx = x0_hat d(alpha) + z_hat d(sigma), for every schedule and with no derivative of either. So a step that holds x0_hat
-and z_hat is x_s = alpha_s x0_hat + sigma_s z_hat: DDIM, EDM's Euler and rectified flow's Euler are this one line.
+`denoise(x, t) -> x0_hat` has label, guidance and clipping closed over; `ts` falls from t_max to 0
+(`schedules.time_grid`); `noise(i)` is fresh N(0, I) like x for step i. With z_hat = (x - alpha x0_hat)/sigma the
+probability-flow ODE is dx = x0_hat d(alpha) + z_hat d(sigma), for every schedule and with no derivative of either. So
+a step that holds x0_hat and z_hat is x_s = alpha_s x0_hat + sigma_s z_hat: DDIM, EDM's Euler and rectified flow's Euler
+are this one line.
 
 Options are keyword-only and equal the YAML keys, beside those of the time grid.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -41,7 +44,7 @@ def level(schedule: Schedule, t: Tensor) -> Level:
 def steps(schedule: Schedule, ts: Tensor) -> Iterator[tuple[int, Level, Level]]:
     """Each step of the grid: its number, where it starts and where it ends."""
     levels = [level(schedule, t) for t in ts.double()]
-    return ((i, now, then) for i, (now, then) in enumerate(zip(levels[:-1], levels[1:], strict=True)))
+    return ((i, now, then) for i, (now, then) in enumerate(itertools.pairwise(levels)))
 
 
 def z_hat(x: Tensor, x0_hat: Tensor, at: Level) -> Tensor:
@@ -50,19 +53,23 @@ def z_hat(x: Tensor, x0_hat: Tensor, at: Level) -> Tensor:
 
 
 @SAMPLERS.register("ddim")
-def ddim(
-    denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float
-) -> Tensor:
+def ddim(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12), first order; eta = 0 is the ODE, eta = 1 the DDPM posterior."""
     require(0 <= eta <= 1, f"sampler.eta={eta} must be in [0, 1]")
     for i, now, then in steps(schedule, ts):
-        x = posterior_step(x, denoise(x, now.t), now, then, eta=eta, scale=eta, noise=lambda i=i: noise(i))
+        x = posterior_step(x, denoise(x, now.t), now, then, eta=eta, scale=eta, noise=partial(noise, i))
     return x
 
 
 @SAMPLERS.register("ancestral")
 def ancestral(
-    denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, variance: Literal["small", "large"]
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    ts: Tensor,
+    noise: Noise,
+    *,
+    variance: Literal["small", "large"],
 ) -> Tensor:
     """DDPM ancestral sampling (Ho et al. 2020, algorithm 2), for any schedule and number of steps.
 
@@ -71,12 +78,19 @@ def ancestral(
     """
     for i, now, then in steps(schedule, ts):
         scale = 1.0 if variance == "small" or i == len(ts) - 2 else now.sigma / then.sigma
-        x = posterior_step(x, denoise(x, now.t), now, then, eta=1.0, scale=scale, noise=lambda i=i: noise(i))
+        x = posterior_step(x, denoise(x, now.t), now, then, eta=1.0, scale=scale, noise=partial(noise, i))
     return x
 
 
 def posterior_step(
-    x: Tensor, x0_hat: Tensor, now: Level, then: Level, *, eta: float, scale: float, noise: Callable[[], Tensor]
+    x: Tensor,
+    x0_hat: Tensor,
+    now: Level,
+    then: Level,
+    *,
+    eta: float,
+    scale: float,
+    noise: Callable[[], Tensor],
 ) -> Tensor:
     """alpha_s x0_hat + sqrt(sigma_s^2 - eta^2 v) z_hat + scale sqrt(v) noise, with the posterior variance v.
 

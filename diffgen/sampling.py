@@ -1,4 +1,4 @@
-"""Images number i, j, ... of a sampling run, the same whatever the batch size, the number of processes or the device."""
+"""Images number i, j, ... of a sampling run, the same whatever the batch size and the number of processes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,13 @@ class Sampling:
 
     @classmethod
     def from_config(
-        cls, denoiser: Denoiser, sampler: Mapping[str, Any], *, guidance: float, seed: int, device: torch.device
+        cls,
+        denoiser: Denoiser,
+        sampler: Mapping[str, Any],
+        *,
+        guidance: float,
+        seed: int,
+        device: torch.device,
     ) -> "Sampling":
         """Look up the sampler and lay out its time grid.
 
@@ -38,9 +44,7 @@ class Sampling:
             UsageError: The sampler's config is wrong.
         """
         own, grid, clip = sampler_settings(sampler)
-        return cls(
-            denoiser, bind(SAMPLERS, own), time_grid(denoiser.schedule, **grid), clip, guidance, seed, device
-        )
+        return cls(denoiser, bind(SAMPLERS, own), time_grid(denoiser.schedule, **grid), clip, guidance, seed, device)
 
     @torch.inference_mode()
     def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int]) -> Tensor:

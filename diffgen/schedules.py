@@ -1,7 +1,7 @@
 """Noise schedules: alpha(t) and sigma(t) of the one forward path x_t = alpha(t) x0 + sigma(t) z, z ~ N(0, I).
 
-For every schedule t = 0 is data, alpha(0) = 1 and sigma(0) = 0, and sigma/alpha rises with t. Training and network calls
-stay in [t_min, t_max]; samplers start at t_max and take their last step to t = 0. All methods are elementwise,
+For every schedule t = 0 is data, alpha(0) = 1 and sigma(0) = 0, and sigma/alpha rises with t. Training and network
+calls stay in [t_min, t_max]; samplers start at t_max and take their last step to t = 0. All methods are elementwise,
 return the shape and dtype they are given, and are pure. Formulas are written so that nothing cancels near either end.
 
 The 1000 tabulated betas of DDPM are not the continuous VP process: alpha^2 differs by up to 7 % at the end, so

@@ -43,11 +43,20 @@ class TrainSettings:
         require(self.minutes is None or self.minutes > 0, f"train.minutes={self.minutes} must be positive")
         for name in ("batch_size", "checkpoint_every", "preview_every", "log_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
-        require(self.micro_batch == "auto" or self.micro_batch >= 1, f"train.micro_batch={self.micro_batch} must be >= 1")
-        require(self.grad_clip is None or self.grad_clip > 0, f"train.grad_clip={self.grad_clip} must be positive or null")
+        require(
+            self.micro_batch == "auto" or self.micro_batch >= 1,
+            f"train.micro_batch={self.micro_batch} must be >= 1",
+        )
+        require(
+            self.grad_clip is None or self.grad_clip > 0,
+            f"train.grad_clip={self.grad_clip} must be positive or null",
+        )
         require(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
         require(0 <= self.seed < 2**63, f"train.seed={self.seed} must be in [0, 2^63)")
-        require(self.threads is None or self.threads >= 1, f"train.threads={self.threads} must be at least 1 or null")
+        require(
+            self.threads is None or self.threads >= 1,
+            f"train.threads={self.threads} must be at least 1 or null",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +133,7 @@ class SampleSettings:
     n: int
     seed: int
     label: int | str | tuple[int | str, ...] | None
-    guidance: float
+    guidance: float | Literal["auto"]
     batch_size: int | Literal["auto"]
     save: str | tuple[str, ...]
     out: str | None
@@ -133,8 +142,14 @@ class SampleSettings:
     def __post_init__(self) -> None:
         require(1 <= self.n <= 10_000_000, f"n={self.n} must be in [1, 10000000]")
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be in [0, 2^63)")
-        require(math.isfinite(self.guidance), f"guidance={self.guidance} must be finite")
-        require(self.batch_size == "auto" or self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
+        require(
+            self.guidance == "auto" or math.isfinite(self.guidance),
+            f"guidance={self.guidance} must be finite or auto",
+        )
+        require(
+            self.batch_size == "auto" or self.batch_size >= 1,
+            f"batch_size={self.batch_size} must be at least 1",
+        )
         for kind in self.kinds:
             require(kind in ("grid", "png", "npz"), unknown(f"save={kind!r}", ("grid", "png", "npz")))
 

@@ -1,13 +1,12 @@
 """The training loop, on one process or many.
 
-Accelerate does devices, precision and gradient exchange. What must be exact is here: which images, noise and times step k
-sees (a function of the seed and k, for the global batch), what is saved, and when. Durations and intervals are in images
-seen, so one GPU and eight run the same recipe.
+Accelerate does devices, precision and gradient exchange. What must be exact is here: which images, noise and times
+step k sees (a function of the seed and k, for the global batch), what is saved, and when. Durations and intervals are
+in images seen, so one GPU and eight run the same recipe.
 """
 
 import copy
 import math
-import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -21,13 +20,13 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from diffgen import checkpoint
-from diffgen.build import MODEL_SIDE, Config, make_dataset, make_denoiser, make_model
-from diffgen.console import Reporter, clock, count
+from diffgen import checkpoint, header, training_state
+from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model
+from diffgen.console import Reporter, count
 from diffgen.datasets import ImageSource
 from diffgen.denoiser import NO_LABEL
 from diffgen.ema import EMA
-from diffgen.errors import CheckpointError, DiffgenError, NonFiniteError, UsageError, require
+from diffgen.errors import DiffgenError, NonFiniteError, require
 from diffgen.images import grid, save_png, to_float
 from diffgen.losses import denoising_loss
 from diffgen.optimizers import OPTIMIZERS
@@ -109,7 +108,12 @@ class Trainer:
     """One run: its parts, its counters, and the loop."""
 
     def __init__(
-        self, config: dict[str, Any], config_yaml: str, default_run_dir: str, settings: TrainSettings, accelerator: Accelerator
+        self,
+        config: dict[str, Any],
+        config_yaml: str,
+        default_run_dir: str,
+        settings: TrainSettings,
+        accelerator: Accelerator,
     ) -> None:
         """Build every part; nothing is written before all of them fit together."""
         self.settings, self.accelerator = settings, accelerator
@@ -130,9 +134,10 @@ class Trainer:
         self.config = {**config, "data": data}
         self.kept = {part: self.config[part] for part in (*MODEL_SIDE, "sampler")}
         self.kept["trained"] = {"dataset": config["dataset"]["name"], "method": config["method"]}
+        self.kept["guidance"] = self.preview_settings.guidance
         checkpoint.check_plain(self.kept, "this run")  # else its own checkpoints could not be read
         self._build_network()
-        self._build_optimizer(config)
+        self._build_optimizer()
         self.sampling = Sampling.from_config(
             make_denoiser(self.config, self.averaged),
             config["sampler"],
@@ -160,8 +165,8 @@ class Trainer:
         self.model = self.accelerator.prepare_model(torch.compile(self.network) if compiles else self.network)
         self.denoiser = make_denoiser(self.config, self.model)
 
-    def _build_optimizer(self, config: Config) -> None:
-        optimizer = build(OPTIMIZERS, config["optimizer"], self.network.parameters())
+    def _build_optimizer(self) -> None:
+        optimizer = build(OPTIMIZERS, self.config["optimizer"], self.network.parameters())
         self.base_lr: float = optimizer.param_groups[0]["lr"]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
@@ -188,20 +193,9 @@ class Trainer:
     def _load(self, folder: Path) -> None:
         saved = checkpoint.load(folder)
         counters, tensors = checkpoint.load_state(folder)
-        here, there = flatten(self.config), flatten(counters.get("config", {}))
-        differ = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
-        fixed = [key for key in differ if key.split(".")[0] in MODEL_SIDE]
-        if fixed:
-            keys = ", ".join(f"{key} ({there.get(key)!r} there, {here.get(key)!r} here)" for key in fixed[:5])
-            raise CheckpointError(f"cannot resume from {folder}: it was trained with another {keys}")
-        ignored = ("run_dir", "train.resume", "plugins")
-        self.changes = [f"{key}: {there.get(key)} -> {here.get(key)}" for key in differ if key not in ignored]
+        self.changes = training_state.compare(self.config, counters["config"], folder)
         self.averaged.load_state_dict(saved.weights)
-        self.network.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        for name, parameter in self.network.named_parameters():
-            prefix = f"optimizer.{name}/"
-            moments = {k.removeprefix(prefix): v.to(self.device) for k, v in tensors.items() if k.startswith(prefix)}
-            self.optimizer.optimizer.state[parameter] = moments
+        training_state.apply(tensors, self.network, self.optimizer.optimizer, self.device)
         if counters["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(counters["scaler"])
         self.loss_sum = tensors["loss_sum"].to(self.device)
@@ -212,10 +206,7 @@ class Trainer:
         """Write a checkpoint (main process), then rotate old ones."""
         self._check_finite(float(self.accelerator.reduce(self.loss_sum.clone(), "mean")))
         if self.main:
-            tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
-            for name, parameter in self.network.named_parameters():
-                for key, value in self.optimizer.optimizer.state[parameter].items():
-                    tensors[f"optimizer.{name}/{key}"] = value
+            tensors = training_state.gather(self.network, self.optimizer.optimizer)
             tensors["loss_sum"] = self.loss_sum
             counters = {
                 "step": self.step,
@@ -362,8 +353,10 @@ class Trainer:
         }
         if self.main:
             self.log.append(row)
-        used = memory(self.device)
-        self.line.update(min(self._progress(), 1), f"{count(self.images)} img  loss {loss:.4f}  {count(pace)} img/s  {used}")
+        self.line.update(
+            min(self._progress(), 1),
+            f"{count(self.images)} img  loss {loss:.4f}  {count(pace)} img/s  {header.memory(self.device)}",
+        )
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -386,25 +379,18 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _header(self) -> None:
-        settings, world = self.settings, self.accelerator.num_processes
-        shape, total = self.dataset.shape, sum(p.numel() for p in self.network.parameters())
-        limits = []
-        if settings.images:
-            limits.append(f"{settings.images:,} images ({settings.images / len(self.dataset):.3g} epochs)")
-        if settings.minutes:
-            limits.append(f"{clock(60 * settings.minutes)} of wall time")
+        batch, world, images = self.settings.batch_size, self.accelerator.num_processes, len(self.dataset)
+        resumed = f"resumed at {self.images:,} images from {self.resumed_from}"
         rows = {
-            "data": f"{len(self.dataset):,} images {shape.channels}x{shape.height}x{shape.width}, "
-            + (f"{shape.num_classes} classes" if shape.num_classes else "no labels"),
-            "model": f"{self.config['model']['name']}, {count(total)} parameters, {gflop(self.config):.3g} GFLOP per image",
-            "method": " + ".join(self.config[part]["name"] for part in ("schedule", "parameterization", "weighting", "time"))
-            + f", sampled by {self.config['sampler']['name']} in {self.config['sampler']['steps']} steps",
+            "data": header.data(self.config, images),
+            "model": header.model(self.config, self.network),
+            "method": header.method(self.config),
             "device": f"{self.device} x {world}, precision {self.accelerator.mixed_precision}",
-            "batch": f"{settings.batch_size}" + (f" = {world} x {self.local_batch}" if world > 1 else ""),
+            "batch": f"{batch} = {world} x {self.local_batch}" if world > 1 else f"{batch}",
             "optimizer": f"{self.config['optimizer']['name']}, lr {self.base_lr:g}, {self.lr_schedule.decay}",
-            "duration": " or ".join(limits),
+            "duration": header.duration(self.settings, images),
             "run": f"{self.run_dir}",
-            "state": f"resumed at {self.images:,} images from {self.resumed_from}" if self.resumed_from else "new run",
+            "state": resumed if self.resumed_from else "new run",
         }
         if self.changes:
             rows["changed"] = ", ".join(self.changes)
@@ -413,30 +399,3 @@ class Trainer:
     def _farewell(self) -> None:
         self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
         self.reporter.say(f"next:    diffgen-sample ckpt={self.run_dir}")
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    items = (flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in config.items())
-    return {key: value for part in items for key, value in part.items()}
-
-
-def gflop(config: Config) -> float:
-    """Floating-point operations of one forward pass of one image, in 1e9, two to a multiply-add."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    data = config["data"]
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = make_model(config)
-        label = torch.zeros(1, dtype=torch.long)
-        model(torch.zeros(1, data["channels"], data["height"], data["width"]), torch.zeros(1), label)
-    return counter.get_total_flops() / 1e9
-
-
-def memory(device: torch.device) -> str:
-    """Peak memory so far, of the GPU or of this process."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"

@@ -57,7 +57,12 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     logging.captureWarnings(True)
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
-    code = answer(lambda: _refuse_parallel_sweep() or main(), name)
+
+    def launch() -> None:
+        _refuse_parallel_sweep()
+        main()
+
+    code = answer(launch, name)
     return code or next((code for code in codes if code), 0)
 
 
@@ -68,10 +73,9 @@ def _refuse_parallel_sweep() -> None:
 
 def _task(name: str, config: DictConfig, job: Job) -> None:
     OmegaConf.resolve(config)
-    plain = OmegaConf.to_container(config, throw_on_missing=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(config, throw_on_missing=True)
     check_against_defaults(name, plain)
-    job({str(key): value for key, value in plain.items()}, OmegaConf.to_yaml(config))
+    job(plain, OmegaConf.to_yaml(config))
 
 
 def answer(call: Callable[[], object], name: str = "") -> int:
@@ -131,6 +135,8 @@ def _compare(base: Any, value: Any, key: str) -> None:
                 raise UsageError(unknown(path, [f"{key}.{k}".lstrip(".") for k in base]))
             _compare(base[name], value[name], path)
         return
+    if "." not in key:
+        return  # settings outside groups are checked by `diffgen.settings`
     if base is None or value is None or base in ("auto", "none") or _kind(base) == _kind(value):
         if isinstance(base, int) and isinstance(value, float) and not value.is_integer() and base is not True:
             raise UsageError(f"{key}={value!r} must be a whole number, like its default {base!r}")
@@ -139,7 +145,14 @@ def _compare(base: Any, value: Any, key: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a group"}
+    kinds = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "a group",
+    }
     return kinds.get(type(value), "null")
 
 
@@ -158,7 +171,11 @@ def explain(name: str, error: Exception) -> str:
         return f"{match[1]} is given with a +; write {match[1]}=... to choose another one"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]} has no value: give {match[1]}=..."
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "documentation" not in line and "http" not in line]
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and "documentation" not in line and "http" not in line
+    ]
     return " ".join(lines[:2]) or type(error).__name__
 
 

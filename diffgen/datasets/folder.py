@@ -102,7 +102,7 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def _decoded(self, entries: Iterator[list[int]], workers: int) -> Iterator[Batch]:
-        loader = DataLoader(self, batch_sampler=entries, num_workers=workers, collate_fn=_collate)  # type: ignore[arg-type]
+        loader = DataLoader(self, batch_sampler=entries, num_workers=workers, collate_fn=_collate)
         for batch in loader:
             if isinstance(batch, DataError):
                 raise batch
@@ -132,5 +132,5 @@ def _collate(items: list[tuple[Tensor, int] | DataError]) -> Batch | DataError:
     for item in items:
         if isinstance(item, DataError):
             return item
-    pixels, labels = zip(*items, strict=True)  # type: ignore[arg-type]
+    pixels, labels = zip(*items, strict=True)
     return torch.stack(pixels), torch.tensor(labels)

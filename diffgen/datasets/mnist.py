@@ -59,7 +59,7 @@ def read_idx(folder: Path, mirrors: list[str], file: IdxFile) -> Tensor:
 
 
 def parse_idx(data: bytes, path: Path) -> Tensor:
-    """idx: two zero bytes, type 8 (uint8), number of dimensions, each dimension as a big-endian int32, then the bytes."""
+    """idx: two zeros, type 8 (uint8), number of dimensions, each dimension as a big-endian int32, then the bytes."""
     dims = [int(n) for n in np.frombuffer(data, ">i4", count=data[3], offset=4)] if data[:3] == b"\0\0\x08" else []
     if not dims or len(data) != 4 + 4 * len(dims) + math.prod(dims):
         raise DataError(f"{path} is not a whole idx file of bytes")

@@ -7,6 +7,7 @@ initialisation of every layer that ends a residual branch.
 """
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -92,8 +93,8 @@ class ResBlock(nn.Module):
         self,
         c_in: int,
         c_out: int,
-        width: int,
         *,
+        width: int,
         dropout: float,
         skip_scale: float,
         heads: int = 0,
@@ -146,9 +147,9 @@ class Attention(nn.Module):
 class Downsample(nn.Module):
     """Halve the resolution by a strided convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.conv = conv(channels, channels, stride=2)
+        self.conv = conv(c_in, c_out, stride=2)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)]."""
@@ -158,9 +159,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest-neighbour enlargement and a convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.conv = conv(channels, channels)
+        self.conv = conv(c_in, c_out)
 
     def forward(self, x: Tensor, embedding: Tensor, size: torch.Size) -> Tensor:
         """[B, C, h, w] -> [B, C, *size]."""
@@ -203,41 +204,37 @@ class UNet(nn.Module):
         """
         super().__init__()
         self._check(shape, channels, channel_mult, blocks, heads, dropout, patch)
-        self.shape, self.patch = shape, patch
-        width = 4 * channels
-        attend, block = set(attention_resolutions), {"dropout": dropout, "skip_scale": skip_scale}
+        self.patch = patch
+        width, widths = 4 * channels, [channels * mult for mult in channel_mult]
+        heights = [math.ceil(shape.height / patch / 2**level) for level in range(len(widths))]
+        block = partial(ResBlock, width=width, dropout=dropout, skip_scale=skip_scale)
+        down = Downsample if resample == "conv" else partial(block, resample="down")
+        up = Upsample if resample == "conv" else partial(block, resample="up")
+
         self.embedding = Embedding(channels, width, shape.num_classes)
         self.stem = conv(shape.channels * patch**2, channels)
-
-        size, c, skips = math.ceil(shape.height / patch), channels, [channels]
+        c, skips = channels, [channels]
         self.encoder = nn.ModuleList()
-        for level, mult in enumerate(channel_mult):
+        for level, c_out in enumerate(widths):
             if level > 0:
-                size = math.ceil(size / 2)
-                self.encoder.append(
-                    Downsample(c) if resample == "conv" else ResBlock(c, c, width, resample="down", **block)
-                )
+                self.encoder.append(down(c, c))
                 skips.append(c)
             for _ in range(blocks):
-                self.encoder.append(ResBlock(c, mult * channels, width, heads=heads * (size in attend), **block))
-                c = mult * channels
-                skips.append(c)
+                attends = heights[level] in attention_resolutions
+                self.encoder.append(block(c, c_out, heads=heads * attends))
+                skips.append(c := c_out)
 
-        self.middle = nn.ModuleList([ResBlock(c, c, width, heads=heads, **block), ResBlock(c, c, width, **block)])
+        self.middle = nn.ModuleList([block(c, c, heads=heads), block(c, c)])
 
         self.decoder = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            for i in range(blocks + 1):
-                attends = size in attend and (decoder_attention == "all" or i == blocks)
-                self.decoder.append(
-                    ResBlock(c + skips.pop(), mult * channels, width, heads=heads * attends, **block)
-                )
-                c = mult * channels
+        for level, c_out in reversed(list(enumerate(widths))):
+            for number in range(blocks + 1):
+                attends = heights[level] in attention_resolutions
+                attends = attends and (decoder_attention == "all" or number == blocks)
+                self.decoder.append(block(c + skips.pop(), c_out, heads=heads * attends))
+                c = c_out
             if level > 0:
-                self.decoder.append(
-                    Upsample(c) if resample == "conv" else ResBlock(c, c, width, resample="up", **block)
-                )
-                size = math.ceil(shape.height / patch / 2 ** (level - 1))
+                self.decoder.append(up(c, c))
         self.norm = norm(c)
         self.head = conv(c, shape.channels * patch**2, gain=NEAR_ZERO)
 
@@ -251,7 +248,10 @@ class UNet(nn.Module):
         dropout: float,
         patch: int,
     ) -> None:
-        require(4 <= channels <= 4096 and channels % 4 == 0, f"channels={channels} must be a multiple of 4 in [4, 4096]")
+        require(
+            4 <= channels <= 4096 and channels % 4 == 0,
+            f"channels={channels} must be a multiple of 4 in [4, 4096]",
+        )
         require(
             1 <= len(channel_mult) <= 8 and all(1 <= m <= 64 for m in channel_mult),
             f"channel_mult={list(channel_mult)} must be 1 to 8 whole numbers in [1, 64]",

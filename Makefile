@@ -1,0 +1,48 @@
+# Everything runs in a virtual environment that is made on first use.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO ?= outputs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-gpu lint type format bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## train on the embedded digits (under a minute) and show a grid of samples
+	$(BIN)/diffgen-train experiment=quickstart run_dir=$(DEMO)
+	$(BIN)/diffgen-sample ckpt=$(DEMO) n=50 out=$(DEMO) overwrite=true
+	@$(BIN)/python scripts/show.py $(DEMO)/grid.png
+
+test: $(READY)  ## the fast tests
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(READY)  ## style and forbidden constructs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY)  ## static types
+	$(BIN)/mypy
+
+format: $(READY)  ## rewrite in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## measure training speed on this machine
+	$(BIN)/python scripts/bench.py
+
+clean:  ## remove the environment and caches; runs in outputs/ stay
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

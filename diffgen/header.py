@@ -1,0 +1,59 @@
+"""The facts about a run that its header tells."""
+
+import resource
+from typing import Any
+
+import torch
+
+from diffgen.build import Config, make_model
+from diffgen.console import clock, count
+from diffgen.settings import TrainSettings
+
+
+def data(config: Config, images: int) -> str:
+    """Number, size and classes of the training images."""
+    shape = config["data"]
+    labels = f"{shape['num_classes']} classes" if shape["num_classes"] else "no labels"
+    return f"{images:,} images {shape['channels']}x{shape['height']}x{shape['width']}, {labels}"
+
+
+def model(config: Config, network: torch.nn.Module) -> str:
+    """Name, parameters and cost of the network."""
+    parameters = sum(p.numel() for p in network.parameters())
+    return f"{config['model']['name']}, {count(parameters)} parameters, {gflop(config):.3g} GFLOP per image"
+
+
+def method(config: Config) -> str:
+    """Schedule, parameterization, weighting, times and sampler."""
+    parts = [config[part]["name"] for part in ("schedule", "parameterization", "weighting", "time")]
+    sampler: dict[str, Any] = config["sampler"]
+    return f"{' + '.join(parts)}, sampled by {sampler['name']} in {sampler['steps']} steps"
+
+
+def duration(settings: TrainSettings, images: int) -> str:
+    """The limits of the run."""
+    limits = []
+    if settings.images:
+        limits.append(f"{settings.images:,} images ({settings.images / images:.3g} epochs)")
+    if settings.minutes:
+        limits.append(f"{clock(60 * settings.minutes)} of wall time")
+    return " or ".join(limits)
+
+
+def gflop(config: Config) -> float:
+    """Floating-point operations of one forward pass of one image, in 1e9, two to a multiply-add."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = config["data"]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = make_model(config)
+        x = torch.zeros(1, shape["channels"], shape["height"], shape["width"])
+        network(x, torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    return counter.get_total_flops() / 1e9
+
+
+def memory(device: torch.device) -> str:
+    """Peak memory so far, of the GPU or of this process."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"

@@ -1,0 +1,59 @@
+"""What a checkpoint holds beside the averaged weights, so that training can go on exactly where it stopped."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffgen.build import MODEL_SIDE
+from diffgen.checkpoint import Tensors
+from diffgen.errors import CheckpointError
+
+FREE_TO_CHANGE = ("run_dir", "train.resume")
+"""Keys that say where a run is kept; a difference is not worth telling."""
+
+
+def gather(network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Weights and optimizer moments under flat names: `model.<weight>` and `optimizer.<weight>/<moment>`."""
+    tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}/{key}"] = value
+    return tensors
+
+
+def apply(tensors: Tensors, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Put back what `gather` took."""
+    network.load_state_dict(_below(tensors, "model."))
+    for name, parameter in network.named_parameters():
+        moments = _below(tensors, f"optimizer.{name}/")
+        optimizer.state[parameter] = {key: value.to(device) for key, value in moments.items()}
+
+
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def compare(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> list[str]:
+    """What differs between this run's config and that of the checkpoint it goes on from, in words.
+
+    Raises:
+        CheckpointError: The parts that give the weights their meaning differ; the sentence lists the keys.
+    """
+    now, then = flatten(here), flatten(there)
+    differ = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and key not in FREE_TO_CHANGE]
+    fixed = [key for key in differ if key.split(".")[0] in MODEL_SIDE]
+    if fixed:
+        keys = ", ".join(f"{key} ({then.get(key)!r} there, {now.get(key)!r} here)" for key in fixed[:5])
+        raise CheckpointError(f"cannot go on from {folder}: it was trained with another {keys}")
+    return [f"{key} {then.get(key)} -> {now.get(key)}" for key in differ]
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    parts = (flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in config.items())
+    return {key: value for part in parts for key, value in part.items()}
