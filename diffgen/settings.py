@@ -59,6 +59,9 @@ class TrainSettings:
         )
 
 
+LONGEST_WARMUP = 0.1  # of a run, so that a short trial of a long recipe learns too
+
+
 @dataclass(frozen=True, kw_only=True)
 class LrSchedule:
     """`lr_schedule.*`: linear warm-up, then constant or falling to 0 at the end of the run."""
@@ -78,7 +81,7 @@ class LrSchedule:
             images: Images seen when the step begins.
             progress: Share of the run that is done, by images or by wall time, in [0, 1].
         """
-        warm = min(1.0, (images + 1) / self.warmup) if self.warmup else 1.0
+        warm = min(1.0, max((images + 1) / self.warmup, progress / LONGEST_WARMUP)) if self.warmup else 1.0
         done = min(max((progress - self.flat) / (1 - self.flat), 0.0), 1.0)
         falling = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
         return warm * falling[self.decay]

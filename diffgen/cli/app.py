@@ -55,6 +55,8 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
         codes.append(answer(lambda: _task(name, config, job)))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
+    # On a busy CPU a spinning thread holds the core that the thread it waits for needs: several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.captureWarnings(True)
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
 
