@@ -88,30 +88,6 @@ class Denoiser:
         alpha, sigma, a, b = (like(c, x) for c in self.coefficients(t))
         return (b * x - sigma * self.predict(x, t, label)) / (b * alpha - a * sigma)
 
-    def guided(self, label: Tensor, *, guidance: float, clip: bool) -> Callable[[Tensor, Tensor], Tensor]:
-        """The function (x [B, ...], t []) -> x0_hat that samplers see, with label, guidance and clipping closed over.
-
-        Args:
-            label: int64 [B].
-            guidance: Scale w of classifier-free guidance, D = D_none + w (D_label - D_none) (Ho & Salimans 2022);
-                1 is off. Both branches go through the network in one batch.
-            clip: Whether to clip x0_hat to [-1, 1].
-        """
-
-        two_branches = guidance != 1 and bool((label != NO_LABEL).any())
-        labels = torch.cat([label, torch.full_like(label, NO_LABEL)]) if two_branches else label
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            t = t.to(x).expand(len(labels))
-            if two_branches:
-                with_label, without = self(torch.cat([x, x]), t, labels).chunk(2)
-                x0_hat = without + guidance * (with_label - without)
-            else:
-                x0_hat = self(x, t, labels)
-            return x0_hat.clamp(-1, 1) if clip else x0_hat
-
-        return denoise
-
 
 def like(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient [B] as [B, 1, ...] in the dtype of x, ready to multiply it."""

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from diffgen import checkpoint
 from diffgen.build import restore
+from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
 from diffgen.errors import DiffgenError, UsageError, require, unknown
 from diffgen.files import explained, write_atomically
+from diffgen.guidance import Guidance
 from diffgen.images import grid, picture, save_png
 from diffgen.registry import convert
 from diffgen.sampling import Sampling, columns, cycle_labels
@@ -43,8 +45,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
     labels = choose_labels(settings, data["num_classes"], data["classes"])
     sampler = resolve_sampler(sampler, saved.config["sampler"])
     denoiser.model.to(accelerator.device)  # type: ignore[attr-defined]
-    own = convert("guidance", saved.config.get("guidance", 1.0), float)
-    guidance = own if settings.guidance == "auto" else settings.guidance
+    guidance = make_guidance(settings, saved, accelerator.device)
     sampling = Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=accelerator.device)
     out = Path(settings.out) if settings.out else default_out
     reporter = Reporter(speaks=accelerator.is_main_process)
@@ -53,7 +54,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
     reporter.header(
         f"diffgen-sample: {saved.path}",
         {
-            "images": f"{settings.n} of {'x'.join(map(str, shape))}, seed {settings.seed}, guidance {guidance:g}",
+            "images": f"{settings.n} of {'x'.join(map(str, shape))}, seed {settings.seed}, guidance {guidance.scale:g}",
             "model": f"{saved.config['model']['name']}, {saved.images:,} images seen",
             "sampler": ", ".join(f"{k} {v}" for k, v in sampler.items()),
             "device": f"{accelerator.device} x {accelerator.num_processes}",
@@ -64,7 +65,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
     if not accelerator.is_main_process:
         return
     seconds = time.monotonic() - started
-    notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} guidance={guidance:g} {dict(sampler)}"}
+    notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} guidance={guidance.scale:g} {dict(sampler)}"}
     write(
         out,
         pixels,
@@ -78,6 +79,20 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
         f"grid: {out / 'grid.png'}"
         + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else "")
     )
+
+
+def make_guidance(settings: SampleSettings, saved: Checkpoint, device: torch.device) -> Guidance:
+    """The guidance that the settings ask for; `auto` is the scale of the checkpoint's previews."""
+    scale = settings.guidance
+    if scale == "auto":
+        scale = convert("guidance", saved.config.get("guidance", 1.0), float)
+    guide = None
+    if settings.guide:
+        guide = restore(checkpoint.load(Path(settings.guide)))
+        guide.model.to(device)  # type: ignore[attr-defined]
+    low_high = settings.guidance_interval
+    interval = (low_high[0], low_high[1]) if low_high else None
+    return Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide)
 
 
 def choose_labels(settings: SampleSettings, num_classes: int, classes: list[str]) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffgen.build import sampler_settings
 from diffgen.denoiser import Denoiser
+from diffgen.guidance import Guidance, guided
 from diffgen.images import to_uint8
 from diffgen.randomness import image_noise
 from diffgen.registry import bind
@@ -18,13 +19,13 @@ from diffgen.schedules import time_grid
 
 @dataclass
 class Sampling:
-    """How to sample: a denoiser, a sampler with its grid, a seed and a guidance scale."""
+    """How to sample: a denoiser, a sampler with its grid, a seed and guidance."""
 
     denoiser: Denoiser
     sampler: Callable[..., Tensor]
     ts: Tensor
     clip: bool
-    guidance: float
+    guidance: Guidance
     seed: int
     device: torch.device
 
@@ -34,7 +35,7 @@ class Sampling:
         denoiser: Denoiser,
         sampler: Mapping[str, Any],
         *,
-        guidance: float,
+        guidance: Guidance,
         seed: int,
         device: torch.device,
     ) -> "Sampling":
@@ -60,7 +61,7 @@ class Sampling:
 
         schedule = self.denoiser.schedule
         label = torch.tensor(labels, device=self.device)
-        denoise = self.denoiser.guided(label, guidance=self.guidance, clip=self.clip)
+        denoise = guided(self.denoiser, label, self.guidance, clip=self.clip)
         x = float(schedule.sigma(self.ts[0])) * noise(0)
         return self.sampler(denoise, schedule, x, self.ts, lambda step: noise(step + 1)).float()
 

@@ -137,6 +137,9 @@ class SampleSettings:
     seed: int
     label: int | str | tuple[int | str, ...] | None
     guidance: float | Literal["auto"]
+    guidance_interval: tuple[float, ...] | None
+    guidance_rescale: float
+    guide: str | None
     batch_size: int | Literal["auto"]
     save: str | tuple[str, ...]
     out: str | None
@@ -152,6 +155,10 @@ class SampleSettings:
         require(
             self.batch_size == "auto" or self.batch_size >= 1,
             f"batch_size={self.batch_size} must be at least 1",
+        )
+        require(
+            self.guidance_interval is None or len(self.guidance_interval) == 2,
+            f"guidance_interval={self.guidance_interval} must be [low, high], levels of sigma/alpha, or null",
         )
         for kind in self.kinds:
             require(kind in ("grid", "png", "npz"), unknown(f"save={kind!r}", ("grid", "png", "npz")))

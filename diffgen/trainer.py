@@ -27,6 +27,7 @@ from diffgen.datasets import ImageSource
 from diffgen.denoiser import NO_LABEL
 from diffgen.ema import EMA
 from diffgen.errors import DiffgenError, NonFiniteError, require
+from diffgen.guidance import Guidance
 from diffgen.images import grid, save_png, to_float
 from diffgen.losses import denoising_loss
 from diffgen.optimizers import OPTIMIZERS
@@ -141,7 +142,7 @@ class Trainer:
         self.sampling = Sampling.from_config(
             make_denoiser(self.config, self.averaged),
             config["sampler"],
-            guidance=self.preview_settings.guidance,
+            guidance=Guidance(scale=self.preview_settings.guidance),
             seed=self.preview_settings.seed,
             device=self.device,
         )

@@ -119,6 +119,12 @@ def defaults(name: str, overrides: list[str]) -> Any:
         return OmegaConf.to_container(hydra.compose(name, chosen))
 
 
+def compose_group(group: str, choice: str) -> dict[str, Any]:
+    """One YAML file of a group as plain data, for scripts and tests."""
+    plain: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{choice}.yaml"))
+    return plain
+
+
 def check_against_defaults(name: str, config: Mapping[str, Any]) -> None:
     """Compare keys and kinds of values with the defaults of the chosen groups.
 
