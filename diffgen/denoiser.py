@@ -11,7 +11,7 @@ from torch import Tensor
 from diffgen.errors import require
 from diffgen.schedules import Schedule
 
-Model = Callable[[Tensor, Tensor, Tensor], Tensor]
+Model = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 Parameterization = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 NO_LABEL = -1
@@ -33,7 +33,7 @@ class Denoiser:
         """Join the parts and refuse those that do not fit.
 
         Args:
-            model: (x [B, C, H, W], noise_cond [B], label int64 [B]) -> F [B, C, H, W], all float32.
+            model: (x [B, C, H, W], noise_cond [B], label int64 [B], augment [B, 9] or None) -> F [B, C, H, W].
             schedule: alpha and sigma.
             parameterization: (alpha, sigma, sigma_data) -> (a, b).
             sigma_data: Standard deviation of the data, in the units of x0 in [-1, 1].
@@ -70,18 +70,19 @@ class Denoiser:
         alpha, sigma, a, b = self.coefficients(t)
         return -sigma / (b * alpha - a * sigma)
 
-    def predict(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
         """The network's F at x_t = x.
 
         Args:
             x: [B, C, H, W].
             t: [B].
             label: int64 [B], `NO_LABEL` for none.
+            augment: What was done to the training images, [B, 9]; None for untouched ones, and in sampling.
         """
         c_in = torch.ones_like(t)
         if self.scale_input:
             c_in = torch.rsqrt((self.schedule.alpha(t) * self.sigma_data) ** 2 + self.schedule.sigma(t) ** 2)
-        return self.model((like(c_in, x) * x).float(), self.schedule.noise_cond(t).float(), label).to(x.dtype)
+        return self.model((like(c_in, x) * x).float(), self.schedule.noise_cond(t).float(), label, augment).to(x.dtype)
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """x0_hat = (b x - sigma F) / (b alpha - a sigma), in the dtype of x; arguments as for `predict`."""

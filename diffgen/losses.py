@@ -9,7 +9,15 @@ from diffgen.denoiser import Denoiser, like
 Weighting = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def denoising_loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, label: Tensor, t: Tensor, z: Tensor) -> Tensor:
+def denoising_loss(
+    denoiser: Denoiser,
+    weighting: Weighting,
+    x0: Tensor,
+    label: Tensor,
+    t: Tensor,
+    z: Tensor,
+    augment: Tensor | None = None,
+) -> Tensor:
     """Weighted squared error of the network's output F against a x0 + b z, averaged over channels and pixels.
 
     Args:
@@ -19,6 +27,7 @@ def denoising_loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, label: 
         label: int64 [B], `NO_LABEL` where none.
         t: Times [B].
         z: Standard normal noise shaped like x0.
+        augment: What was done to the images, [B, 9], or None.
 
     Returns:
         The loss of each image, [B]. Where papers sum over pixels (EDM) this is smaller by C H W; Adam does not see it.
@@ -26,5 +35,5 @@ def denoising_loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, label: 
     alpha, sigma, a, b = denoiser.coefficients(t)
     x = like(alpha, x0) * x0 + like(sigma, x0) * z
     target = like(a, x0) * x0 + like(b, x0) * z
-    error = (denoiser.predict(x, t, label) - target).square().flatten(1).mean(1)  # [B]
+    error = (denoiser.predict(x, t, label, augment) - target).square().flatten(1).mean(1)  # [B]
     return weighting(alpha, sigma, denoiser.c_out(t)) * error

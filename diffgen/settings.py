@@ -25,6 +25,7 @@ class TrainSettings:
     grad_clip: float | None
     label_dropout: float
     horizontal_flip: bool
+    augment: float
     stratified_times: bool
     seed: int
     resume: str
@@ -51,6 +52,7 @@ class TrainSettings:
             self.grad_clip is None or self.grad_clip > 0,
             f"train.grad_clip={self.grad_clip} must be positive or null",
         )
+        require(0 <= self.augment <= 1, f"train.augment={self.augment} must be in [0, 1]")
         require(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
         require(0 <= self.seed < 2**63, f"train.seed={self.seed} must be in [0, 2^63)")
         require(

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from diffgen import checkpoint, header, training_state
+from diffgen import augment, checkpoint, header, training_state
 from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model
 from diffgen.console import Reporter, count
 from diffgen.datasets import ImageSource
@@ -40,6 +40,9 @@ from diffgen.times import TIMES
 from diffgen.weightings import WEIGHTINGS
 
 PREVIEW_BATCH = 64
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+"""Arguments of the loss: x0, label, t, z and what augmentation did."""
 
 
 class Stopped(DiffgenError):
@@ -131,7 +134,8 @@ class Trainer:
             self.dataset: ImageSource = make_dataset(config)
         shape = self.dataset.shape
         classes = list(self.dataset.classes) if config["conditional"] else []
-        data = {**vars(shape), "num_classes": len(classes), "classes": classes}
+        told = augment.LABELS if settings.augment else 0
+        data = {**vars(shape), "num_classes": len(classes), "augment_labels": told, "classes": classes}
         self.config = {**config, "data": data}
         self.kept = {part: self.config[part] for part in (*MODEL_SIDE, "sampler")}
         self.kept["trained"] = {"dataset": config["dataset"]["name"], "method": config["method"]}
@@ -270,15 +274,14 @@ class Trainer:
 
     def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
         """One optimizer step on this process's share of the batch; returns the gradient norm and learning rate."""
-        x0, label, t, z = self._draw(to_float(pixels), labels)
+        batch = self._draw(to_float(pixels), labels)
         starts = range(0, self.local_batch, self.micro_batch)
         for number, start in enumerate(starts):
-            part = slice(start, start + self.micro_batch)
+            micro = slices(batch, start, start + self.micro_batch)
             torch.manual_seed(mix(self.settings.seed, "dropout", self.step, self.accelerator.process_index, number))
             last = number == len(starts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                losses = denoising_loss(self.denoiser, self.weighting, x0[part], label[part], t[part], z[part])
-                loss = losses.sum() / self.local_batch
+                loss = denoising_loss(self.denoiser, self.weighting, *micro).sum() / self.local_batch
                 self.accelerator.backward(loss)
             self.loss_sum += loss.detach()
         lr = self.base_lr * self.lr_schedule.factor(self.images, self._progress())
@@ -292,21 +295,27 @@ class Trainer:
         self.ema.update(self.images, self.settings.batch_size)
         return norm, lr
 
-    def _draw(self, x0: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """This process's slice of what step k draws for the global batch: flips, label drop-out, times and noise."""
-        n, settings = self.settings.batch_size, self.settings
-        mine = slice(self.accelerator.process_index * self.local_batch, None)
+    def _draw(self, x0: Tensor, label: Tensor) -> Batch:
+        """The arguments of the loss for this process's images: x0, label, t, z and augmentation labels.
+
+        Step k's random numbers are drawn for the global batch; each process takes its slice.
+        """
+        n, settings, schedule = self.settings.batch_size, self.settings, self.denoiser.schedule
+        first = self.accelerator.process_index * self.local_batch
+        mine = slice(first, first + self.local_batch)
         rng = generator(self.device, settings.seed, "step", self.step)
-        u = uniforms(n, rng, stratified=settings.stratified_times)
-        flip, drop = torch.rand(2, n, generator=rng, device=self.device)
-        z = torch.randn(n, *x0.shape[1:], generator=rng, device=self.device)
-        u, flip, drop, z = (draws[mine][: self.local_batch] for draws in (u, flip, drop, z))
+        u = uniforms(n, rng, stratified=settings.stratified_times)[mine]
+        flip, drop = torch.rand(2, n, generator=rng, device=self.device)[:, mine]
+        z = torch.randn(n, *x0.shape[1:], generator=rng, device=self.device)[mine]
+        told = None
         if settings.horizontal_flip:
             x0 = torch.where((flip < 0.5)[:, None, None, None], x0.flip(-1), x0)
+        if settings.augment:
+            gates, values = augment.draw(n, rng)
+            x0, told = augment.augment(x0, augment.Draws(gates[mine], values[mine]), settings.augment)
         label = torch.where(drop < settings.label_dropout, NO_LABEL, label)
-        schedule = self.denoiser.schedule
         t = self.time(u, schedule).clamp(schedule.t_min, schedule.t_max)
-        return x0, label, schedule.snap(t), z
+        return x0, label, schedule.snap(t), z, told
 
     def _progress(self) -> float:
         """Share of the run that is done, by images or by minutes, whichever is further."""
@@ -400,3 +409,10 @@ class Trainer:
     def _farewell(self) -> None:
         self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
         self.reporter.say(f"next:    diffgen-sample ckpt={self.run_dir}")
+
+
+def slices(batch: Batch, start: int, stop: int) -> Batch:
+    """Images start .. stop - 1 of the arguments of the loss."""
+    x0, label, t, z, told = (None if part is None else part[start:stop] for part in batch)
+    assert x0 is not None and label is not None and t is not None and z is not None
+    return x0, label, t, z, told

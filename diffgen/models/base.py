@@ -17,9 +17,11 @@ class DataShape:
         height: H in pixels.
         width: W in pixels.
         num_classes: Number of labels; 0 where the data has none.
+        augment_labels: Numbers that describe each training image's augmentation; 0 where there is none.
     """
 
     channels: int
     height: int
     width: int
     num_classes: int
+    augment_labels: int = 0

@@ -67,22 +67,25 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Noise level and label, joined to one vector (Karras et al. 2022, app. F.1)."""
+    """Noise level, label and augmentation, joined to one vector (Karras et al. 2022, app. F.1)."""
 
-    def __init__(self, channels: int, width: int, num_classes: int) -> None:
+    def __init__(self, channels: int, width: int, shape: DataShape) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes = shape.num_classes
         self.sinusoidal = SinusoidalEmbedding(channels)
-        self.label = linear(num_classes, channels) if num_classes else None
+        self.label = linear(shape.num_classes, channels) if shape.num_classes else None
+        self.augment = nn.Linear(shape.augment_labels, channels, bias=False) if shape.augment_labels else None
         self.layer0 = linear(channels, width)
         self.layer1 = linear(width, width)
 
-    def forward(self, condition: Tensor, label: Tensor) -> Tensor:
-        """([B], int64 [B], negative for none) -> [B, width]."""
+    def forward(self, condition: Tensor, label: Tensor, augment: Tensor | None) -> Tensor:
+        """([B], int64 [B], negative for none, [B, augment_labels] or None for untouched) -> [B, width]."""
         h = self.sinusoidal(condition)
         if self.label is not None:
             one_hot = F.one_hot(label.clamp(min=0), self.num_classes) * (label >= 0)[:, None]
             h = h + self.label(one_hot.to(h) * math.sqrt(self.num_classes))
+        if self.augment is not None and augment is not None:
+            h = h + self.augment(augment)
         return F.silu(self.layer1(F.silu(self.layer0(h))))
 
 
@@ -211,7 +214,7 @@ class UNet(nn.Module):
         down = Downsample if resample == "conv" else partial(block, resample="down")
         up = Upsample if resample == "conv" else partial(block, resample="up")
 
-        self.embedding = Embedding(channels, width, shape.num_classes)
+        self.embedding = Embedding(channels, width, shape)
         self.stem = conv(shape.channels * patch**2, channels)
         c, skips = channels, [channels]
         self.encoder = nn.ModuleList()
@@ -264,18 +267,19 @@ class UNet(nn.Module):
             f"patch={patch} must divide the image size {shape.height}x{shape.width}",
         )
 
-    def forward(self, x: Tensor, condition: Tensor, label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
         """F(x).
 
         Args:
             x: [B, C, H, W].
             condition: The schedule's noise_cond, [B].
             label: int64 [B], negative for none.
+            augment: What was done to the training images, [B, augment_labels]; None for untouched ones.
 
         Returns:
             [B, C, H, W].
         """
-        embedding = self.embedding(condition, label)
+        embedding = self.embedding(condition, label, augment)
         h = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips = [h]
         for layer in self.encoder:
