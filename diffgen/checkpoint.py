@@ -232,7 +232,13 @@ def load_tensors(path: Path) -> Tensors:
 
 
 def assign(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
-    """Load weights into a module on the meta device; names, shapes and types must be the module's own.
+    """Load weights into a module on the meta device; see `check_fit`."""
+    check_fit(module, weights, path)
+    module.load_state_dict(weights, assign=True)
+
+
+def check_fit(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
+    """Require that the names, shapes and types of weights are the module's own.
 
     Raises:
         CheckpointError: The sentence names the first tensor that differs.
@@ -246,7 +252,6 @@ def assign(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
         if weights[name].shape != wanted[name].shape or weights[name].dtype != wanted[name].dtype:
             shapes = f"{weights[name].dtype} {list(weights[name].shape)}, the model {wanted[name].dtype} "
             raise CheckpointError(f"{path}: weight {name!r} is {shapes}{list(wanted[name].shape)}")
-    module.load_state_dict(weights, assign=True)
 
 
 # --- writing ------------------------------------------------------------------------------------------------------

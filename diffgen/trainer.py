@@ -133,6 +133,7 @@ class Trainer:
         checkpoint.check_plain(self.kept, "this run")  # else its own checkpoints could not be read
         self._build_network()
         self._build_optimizer(config)
+        self._rehearse()
         self.sampling = Sampling.from_config(
             make_denoiser(self.config, self.averaged),
             config["sampler"],
@@ -165,6 +166,12 @@ class Trainer:
         self.base_lr: float = optimizer.param_groups[0]["lr"]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
+    def _rehearse(self) -> None:
+        """Call what checks its numbers when it runs, so that a bad one is told before anything is written."""
+        t = self.time(torch.full((1,), 0.5, dtype=torch.float64), self.denoiser.schedule)
+        alpha, sigma, _, _ = self.denoiser.coefficients(t)
+        self.weighting(alpha, sigma, self.denoiser.c_out(t))
+
     # --- the run directory ----------------------------------------------------------------------------------------
 
     def _open_run(self, default_run_dir: str, config_yaml: str) -> None:
@@ -196,21 +203,33 @@ class Trainer:
             raise CheckpointError(f"cannot resume from {folder}: it was trained with another {keys}")
         ignored = ("run_dir", "train.resume", "plugins")
         self.changes = [f"{key}: {there.get(key)} -> {here.get(key)}" for key in differ if key not in ignored]
-        self.averaged.load_state_dict(saved.weights)
-        self.network.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        for module, part in ((self.averaged, saved.weights), (self.network, weights)):
+            checkpoint.check_fit(module, part, folder)
+            module.load_state_dict(part)
+        try:
+            self._load_optimizer(tensors)
+            if counters["scaler"] and self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(counters["scaler"])
+            self.loss_sum = tensors["loss_sum"].to(self.device)
+            self.step, self.images, self.loss_count = (counters[key] for key in ("step", "images", "loss_count"))
+            self.seconds = self.seconds_before = counters["seconds"]
+        except KeyError as error:
+            raise CheckpointError(f"{folder} is not a whole training state: it lacks {error}") from None
+
+    def _load_optimizer(self, tensors: checkpoint.Tensors) -> None:
         for name, parameter in self.network.named_parameters():
             prefix = f"optimizer.{name}/"
             moments = {k.removeprefix(prefix): v.to(self.device) for k, v in tensors.items() if k.startswith(prefix)}
+            if not moments:
+                raise KeyError(prefix)
             self.optimizer.optimizer.state[parameter] = moments
-        if counters["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(counters["scaler"])
-        self.loss_sum = tensors["loss_sum"].to(self.device)
-        self.step, self.images, self.loss_count = (counters[key] for key in ("step", "images", "loss_count"))
-        self.seconds = self.seconds_before = counters["seconds"]
 
     def _save(self) -> None:
         """Write a checkpoint (main process), then rotate old ones."""
         self._check_finite(float(self.accelerator.reduce(self.loss_sum.clone(), "mean")))
+        if not all(weight.isfinite().all() for weight in self.averaged.state_dict().values()):
+            self._check_finite(math.nan)  # of the last step only the gradient was not finite
         if self.main:
             tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
             for name, parameter in self.network.named_parameters():

@@ -1,5 +1,7 @@
 """What the tests share: composed configs, commands run in this process, and one tiny trained run."""
 
+import gc
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,6 +43,12 @@ def compose_config(name: str, overrides: list[str]) -> dict[str, Any]:
         config = OmegaConf.to_container(hydra.compose(name, overrides), resolve=True)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_objects_to_collect() -> None:
+    """A run collects garbage at its end; what was imported need not be looked at each time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -125,8 +133,6 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sub
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics file."""
-    import json
-
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
