@@ -342,9 +342,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_configs(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+def test_hostile_configs(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     monkeypatch.chdir(tmp_path)
     change, words = HOSTILE[case]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -387,7 +385,11 @@ def test_the_crafted_files_differ_from_a_good_one_only_where_they_should(tmp_pat
 # --- round trip -----------------------------------------------------------------------------------------------------
 
 MODEL = {"b": torch.tensor([1.5, -2.0]), "a": torch.arange(6.0).reshape(2, 3).T}
-STATE = {"m": torch.ones(3, dtype=torch.float64), "step": torch.tensor(7.0), "half": torch.ones(2, dtype=torch.bfloat16)}
+STATE = {
+    "m": torch.ones(3, dtype=torch.float64),
+    "step": torch.tensor(7.0),
+    "half": torch.ones(2, dtype=torch.bfloat16),
+}
 
 
 def write(folder: Path, images: int = 64) -> Path:
@@ -415,7 +417,9 @@ def test_files_honour_the_umask(tmp_path: Path) -> None:
         folder = write(tmp_path / "checkpoints" / "1")
     finally:
         os.umask(before)
-    assert {oct((folder / name).stat().st_mode & 0o777) for name in ("model.safetensors", "state.safetensors")} == {"0o640"}
+    assert {oct((folder / name).stat().st_mode & 0o777) for name in ("model.safetensors", "state.safetensors")} == {
+        "0o640"
+    }
 
 
 def test_a_file_folder_or_run_directory_is_a_checkpoint(tmp_path: Path) -> None:

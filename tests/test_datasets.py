@@ -248,7 +248,9 @@ def test_fetch_tries_again(tmp_path: Path, mirror: tuple[str, type[Mirror]]) -> 
     assert (tmp_path / "a").read_bytes() == b"right"
 
 
-@pytest.mark.parametrize(("served", "words"), [(b"other bytes", "sent other bytes"), (b"", "sent other bytes"), (None, "404")])
+@pytest.mark.parametrize(
+    ("served", "words"), [(b"other bytes", "sent other bytes"), (b"", "sent other bytes"), (None, "404")]
+)
 def test_fetch_keeps_nothing_wrong(
     tmp_path: Path, mirror: tuple[str, type[Mirror]], served: bytes | None, words: str
 ) -> None:
@@ -446,7 +448,9 @@ def load(root: Path, **changes: object) -> Images:
 
 def make_classes(root: Path) -> list[np.ndarray]:
     """Two classes of three pictures; returns their pixels in the order of paths."""
-    return [save(root / name / f"{i}.png", seed=10 * k + i) for k, name in enumerate(("cats", "dogs")) for i in range(3)]
+    return [
+        save(root / name / f"{i}.png", seed=10 * k + i) for k, name in enumerate(("cats", "dogs")) for i in range(3)
+    ]
 
 
 def test_sub_folders_are_classes(tmp_path: Path) -> None:
@@ -473,7 +477,9 @@ def test_pictures_deeper_down_belong_to_the_first_folder(tmp_path: Path) -> None
     assert (data.classes, data.labels.tolist()) == (("cats", "dogs"), [0, 1])
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4), ("L", 3), ("RGBA", 3), ("RGB", 1), ("RGB", 4)])
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4), ("L", 3), ("RGBA", 3), ("RGB", 1), ("RGB", 4)]
+)
 def test_pictures_are_converted_to_the_channels_asked_for(tmp_path: Path, mode: str, channels: int) -> None:
     array = save(tmp_path / "a.png", mode=mode)
     data = load(tmp_path, channels=channels)

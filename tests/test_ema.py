@@ -58,9 +58,7 @@ def test_weights_of_the_past_are_the_closed_form() -> None:
     values = [1.0, -2.0, 0.5, 4.0]
     ema = EMA(Scalar(0), Scalar(0), halflife=50, ramp=0.5)
     decays = [ema.decay((k + 1) * 10, 10) for k in range(4)]
-    expected = sum(
-        values[k] * (1 - decays[k]) * torch.tensor(decays[k + 1 :]).double().prod().item() for k in range(4)
-    )
+    expected = sum(values[k] * (1 - decays[k]) * torch.tensor(decays[k + 1 :]).double().prod().item() for k in range(4))
     assert average(values, batch=10, halflife=50, ramp=0.5) == pytest.approx(expected)
 
 
@@ -80,7 +78,8 @@ def test_the_model_is_untouched_and_the_average_needs_no_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("halflife", "ramp", "key"), [(0, 1, "ema.halflife=0"), (-1, 1, "ema.halflife=-1"), (1, 0, "ema.ramp=0"), (1, 2, "ema.ramp=2")]
+    ("halflife", "ramp", "key"),
+    [(0, 1, "ema.halflife=0"), (-1, 1, "ema.halflife=-1"), (1, 0, "ema.ramp=0"), (1, 2, "ema.ramp=2")],
 )
 def test_lengths_are_positive(halflife: float, ramp: float, key: str) -> None:
     with pytest.raises(UsageError, match=key):

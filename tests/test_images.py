@@ -49,7 +49,8 @@ def black(n: int, height: int, width: int, channels: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("n", "columns", "cells"), [(1, None, (1, 1)), (9, None, (3, 3)), (10, None, (4, 3)), (10, 5, (5, 2)), (3, 10, (10, 1))]
+    ("n", "columns", "cells"),
+    [(1, None, (1, 1)), (9, None, (3, 3)), (10, None, (4, 3)), (10, 5, (5, 2)), (3, 10, (10, 1))],
 )
 def test_grid_has_so_many_columns(n: int, columns: int | None, cells: tuple[int, int]) -> None:
     sheet = grid(black(n, 8, 8), columns=columns, tile=8)

@@ -14,7 +14,17 @@ def test_mix_is_pinned() -> None:
 
 
 def test_mix_depends_on_every_argument() -> None:
-    keys = [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", 1), (0, "a", 0, 1), (0, "a", 1, 0), (0, "a", 10), (1, "a", 0)]
+    keys = [
+        (0, "a"),
+        (1, "a"),
+        (0, "b"),
+        (0, "a", 0),
+        (0, "a", 1),
+        (0, "a", 0, 1),
+        (0, "a", 1, 0),
+        (0, "a", 10),
+        (1, "a", 0),
+    ]
     assert len({mix(*key) for key in keys}) == len(keys)
 
 
@@ -47,7 +57,9 @@ def test_stratified_uniforms_put_one_in_each_stratum() -> None:
     n = 64
     u = uniforms(n, generator("cpu", 0, "x"), stratified=True)
     assert sorted((u * n).floor().int().tolist()) == list(range(n))
-    assert (u.argsort() != torch.arange(n)).any(), "strata come in random order, else each process would see a part of (0, 1)"
+    assert (u.argsort() != torch.arange(n)).any(), (
+        "strata come in random order, else each process would see a part of (0, 1)"
+    )
 
 
 def test_uniforms_are_uniform() -> None:
@@ -64,7 +76,9 @@ def test_image_noise_depends_on_seed_index_and_draw_alone() -> None:
     assert together.shape == (3, 2, 3, 4)
     for row, index in enumerate([0, 5, 9]):
         assert torch.equal(together[row], image_noise((2, 3, 4), [index], seed=1, draw=0)[0])
-    others = [image_noise((2, 3, 4), [i], seed=s, draw=d)[0] for i, s, d in [(0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1)]]
+    others = [
+        image_noise((2, 3, 4), [i], seed=s, draw=d)[0] for i, s, d in [(0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1)]
+    ]
     assert len({tuple(noise.flatten().tolist()) for noise in others}) == 4
 
 

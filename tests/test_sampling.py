@@ -86,7 +86,9 @@ def test_guidance_is_a_line_through_both_predictions(denoiser: Denoiser, guidanc
     x, t, label = torch.randn(3, *SHAPE).double(), torch.tensor(0.4), torch.tensor([0, 5, -1])
     with_label, without = denoiser(x, t.expand(3), label), denoiser(x, t.expand(3), torch.full((3,), -1))
     expected = (1 - guidance) * without + guidance * with_label
-    torch.testing.assert_close(denoiser.guided(label, guidance=guidance, clip=False)(x, t), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        denoiser.guided(label, guidance=guidance, clip=False)(x, t), expected, rtol=1e-4, atol=1e-5
+    )
     clipped = denoiser.guided(label, guidance=guidance, clip=True)(x, t)
     torch.testing.assert_close(clipped, expected.clamp(-1, 1), rtol=1e-4, atol=1e-5)
 

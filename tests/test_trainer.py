@@ -67,7 +67,9 @@ def test_metrics_rows(tiny_run: Path, metrics: Metrics) -> None:
     rows = metrics(tiny_run)
     assert [row["images"] for row in rows] == list(range(16, 129, 16))
     assert [row["step"] for row in rows] == list(range(1, 9))
-    assert all({"images", "step", "loss", "lr", "grad_norm", "images_per_second", "seconds"} == row.keys() for row in rows)
+    assert all(
+        {"images", "step", "loss", "lr", "grad_norm", "images_per_second", "seconds"} == row.keys() for row in rows
+    )
     assert all(0 < row["loss"] < 10 and 0 < row["grad_norm"] < 100 for row in rows)
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
@@ -95,7 +97,13 @@ def test_the_average_is_that_of_the_weights(fit: Fit, tmp_path: Path) -> None:
     """Two steps with a half-life of one step: half of the second weights, a quarter of the first and of the start."""
     weights = {}
     for images in (16, 32):
-        run = fit(tmp_path / str(images), f"train.images={images}", "ema.halflife=16", "ema.ramp=1", "lr_schedule.decay=constant")
+        run = fit(
+            tmp_path / str(images),
+            f"train.images={images}",
+            "ema.halflife=16",
+            "ema.ramp=1",
+            "lr_schedule.decay=constant",
+        )
         weights[images] = load_file(run / "checkpoints" / f"{images:08d}" / "state.safetensors")
     average = {n: load_file(tmp_path / str(n) / "checkpoints" / f"{n:08d}" / "model.safetensors") for n in (16, 32)}
     for name, value in average[32].items():
@@ -116,7 +124,11 @@ def test_old_checkpoints_rotate(fit: Fit, tmp_path: Path) -> None:
 
 def test_intervals_need_not_fit_the_batch(fit: Fit, metrics: Metrics, tmp_path: Path) -> None:
     run = fit(
-        tmp_path / "run", "train.images=100", "train.log_every=40", "train.checkpoint_every=50", "train.preview_every=70"
+        tmp_path / "run",
+        "train.images=100",
+        "train.log_every=40",
+        "train.checkpoint_every=50",
+        "train.preview_every=70",
     )
     assert [row["images"] for row in metrics(run)] == [48, 80, 112]
     assert names(run / "checkpoints") == ["00000064", "00000112", "latest"]
@@ -200,7 +212,9 @@ def test_flips_mirror_half_of_the_images(fit: Fit, tmp_path: Path, seen: Seen) -
     assert mirrored.double().mean() == pytest.approx(0.5, abs=0.1)
 
 
-def test_accumulated_gradients_are_those_of_the_full_batch(fit: Fit, metrics: Metrics, tmp_path: Path, seen: Seen) -> None:
+def test_accumulated_gradients_are_those_of_the_full_batch(
+    fit: Fit, metrics: Metrics, tmp_path: Path, seen: Seen
+) -> None:
     runs = {size: fit(tmp_path / str(size), f"train.micro_batch={size}") for size in ("auto", 4, 5, 64)}
     assert [len(x0) for x0, *_ in seen][8:12] == [4, 4, 4, 4]
     assert [len(x0) for x0, *_ in seen][40:44] == [5, 5, 5, 1]
@@ -213,7 +227,9 @@ def test_accumulated_gradients_are_those_of_the_full_batch(fit: Fit, metrics: Me
 
 
 @pytest.mark.parametrize("precision", ["bf16", "no"])
-def test_precisions_take_turns_in_one_process(fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, precision: str) -> None:
+def test_precisions_take_turns_in_one_process(
+    fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, precision: str
+) -> None:
     """As in a sweep; the state of the job before must not leak."""
     rows = metrics(fit(tmp_path / "run", f"train.precision={precision}"))
     plain = metrics(tiny_run)
@@ -230,7 +246,9 @@ METHODS = ["ddpm", "ddpm_cosine", "vpred", "edm", "flow"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_and_every_sampler_draws_from_it(fit: Fit, compose: Compose, tmp_path: Path, method: str) -> None:
+def test_every_method_trains_and_every_sampler_draws_from_it(
+    fit: Fit, compose: Compose, tmp_path: Path, method: str
+) -> None:
     run = fit(tmp_path / "run", f"method={method}", "train.images=64", "train.preview_every=64")
     denoiser = restore(checkpoint.load(run))
     for sampler in ("ancestral", "ddim", "heun", "dpmpp_2m"):
@@ -324,14 +342,19 @@ def test_a_run_goes_on_elsewhere_from_a_checkpoint(fit: Fit, tmp_path: Path, tin
     earlier = tiny_run / "checkpoints" / "00000064"
     for name, path in (("folder", earlier), ("file", earlier / "model.safetensors")):
         run = fit(tmp_path / name, f"train.resume={path}")
-        same(run / "checkpoints" / "00000128" / "state.safetensors", tiny_run / "checkpoints" / "00000128" / "state.safetensors")
+        same(
+            run / "checkpoints" / "00000128" / "state.safetensors",
+            tiny_run / "checkpoints" / "00000128" / "state.safetensors",
+        )
     run = fit(tmp_path / "run", f"train.resume={tiny_run}", "train.images=144")
     assert "00000144" in names(run / "checkpoints")
 
 
 @pytest.mark.parametrize("path", ["nothing", "."])
 def test_resuming_from_nothing_is_told(fit: Fit, tmp_path: Path, path: str) -> None:
-    with pytest.raises(CheckpointError, match=r"train.resume='.*' holds no complete checkpoint; choose auto, none or a path"):
+    with pytest.raises(
+        CheckpointError, match=r"train.resume='.*' holds no complete checkpoint; choose auto, none or a path"
+    ):
         fit(tmp_path / "run", f"train.resume={tmp_path / path}")
     assert not (tmp_path / "run").exists()
 
@@ -371,7 +394,9 @@ def test_a_state_that_lacks_something_is_refused(fit: Fit, tmp_path: Path, lacks
     state = {name: tensor for name, tensor in state.items() if not name.startswith(lacks)}
     counters = json.loads((folder / "state.json").read_text())
     kept = checkpoint.load(folder)
-    checkpoint.save(folder, kept.config, 64, kept.weights, state, {k: counters[k] for k in counters if k not in ("files", "format")})
+    checkpoint.save(
+        folder, kept.config, 64, kept.weights, state, {k: counters[k] for k in counters if k not in ("files", "format")}
+    )
     with pytest.raises(CheckpointError, match=lacks.removeprefix("model.")):
         fit(run)
 
@@ -468,7 +493,9 @@ def test_a_full_disk_keeps_the_old_checkpoint(fit: Fit, tmp_path: Path, monkeypa
         (["weighting=min_snr", "weighting.gamma=-5"], "weighting.gamma=-5.0 must be positive"),
     ],
 )  # fmt: skip
-def test_bad_values_are_told_before_anything_is_written(fit: Fit, tmp_path: Path, overrides: list[str], sentence: str) -> None:
+def test_bad_values_are_told_before_anything_is_written(
+    fit: Fit, tmp_path: Path, overrides: list[str], sentence: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         fit(tmp_path / "run", *overrides)
     assert str(caught.value).startswith(sentence)

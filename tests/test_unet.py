@@ -192,9 +192,7 @@ def test_attention_at_chosen_resolutions_and_in_the_middle(
     resolutions: list[int], decoder: str, heights: list[int]
 ) -> None:
     shape = DataShape(1, 16, 16, 0)
-    model = make(
-        shape, channel_mult=[1, 1, 1], blocks=2, attention_resolutions=resolutions, decoder_attention=decoder
-    )
+    model = make(shape, channel_mult=[1, 1, 1], blocks=2, attention_resolutions=resolutions, decoder_attention=decoder)
     assert attention_heights(model, shape) == heights
 
 

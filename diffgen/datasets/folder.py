@@ -63,7 +63,9 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
         labelled = any(len(part) > 1 for part in parts)
         loose = [path for path, part in zip(self.paths, parts, strict=True) if len(part) == 1]
         if labelled and loose:
-            raise DataError(f"{loose[0]} stands beside sub-folders of pictures, which are the classes: move it into one")
+            raise DataError(
+                f"{loose[0]} stands beside sub-folders of pictures, which are the classes: move it into one"
+            )
         self.classes = tuple(sorted({part[0] for part in parts})) if labelled else ()
         self.labels = [self.classes.index(part[0]) if labelled else -1 for part in parts]
         self.mode, self.workers = MODES[channels], workers
