@@ -1,10 +1,10 @@
 """From plain data to objects: where all tables meet."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffgen.checkpoint import Checkpoint, assign
 from diffgen.datasets import DATASETS, ImageSource
@@ -15,7 +15,7 @@ from diffgen.optimizers import OPTIMIZERS
 from diffgen.parameterizations import PARAMETERIZATIONS
 from diffgen.registry import Table, bind, build, conform, parameters
 from diffgen.samplers import SAMPLERS
-from diffgen.schedules import SCHEDULES, time_grid
+from diffgen.schedules import SCHEDULES, Schedule, time_grid
 from diffgen.times import TIMES
 from diffgen.weightings import WEIGHTINGS
 
@@ -31,8 +31,6 @@ MODEL_SIDE = ("data", "model", "schedule", "parameterization", "denoiser")
 
 GRID = {"steps": int, **{k: v for k, v in parameters(time_grid).items() if k != "steps"}}
 """Keys of a sampler's config that lay out its time grid; `clip` and the sampler's own options are the others."""
-
-MAX_WEIGHTS = 4 * 10**9
 
 
 def make_dataset(config: Config) -> ImageSource:
@@ -80,11 +78,32 @@ def restore(checkpoint: Checkpoint) -> Denoiser:
         with torch.device("meta"):
             model = make_model(config)
         denoiser = make_denoiser(config, model)
+        make_sampler(config["sampler"], denoiser.schedule)
     except UsageError as error:
         raise CheckpointError(f"{checkpoint.path} is refused: its config says {error}") from None
     assign(model, checkpoint.weights, checkpoint.path)
     model.eval().requires_grad_(False)
     return denoiser
+
+
+def make_sampler(config: Config, schedule: Schedule) -> tuple[Callable[..., Tensor], Tensor, bool]:
+    """The sampler of a sampler's config, its time grid, and whether to clip x0_hat to [-1, 1].
+
+    Samplers check their options when they run, so this takes one step with a scalar: nobody should learn of a bad
+    option from the first preview of a long run.
+
+    Raises:
+        UsageError: A key or value is wrong.
+    """
+    own, grid, clip = sampler_settings(config)
+    sampler = bind(SAMPLERS, own)
+    try:
+        ts = time_grid(schedule, **grid)
+    except UsageError as error:
+        raise UsageError(f"sampler.{error}") from None
+    zero = torch.zeros(1, dtype=torch.float64)
+    sampler(lambda x, t: x, schedule, zero, ts[[0, -1]], lambda step: zero)
+    return sampler, ts, clip
 
 
 def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], bool]:

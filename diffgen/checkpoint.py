@@ -31,7 +31,6 @@ from diffgen.files import folder_atomically, write_atomically, write_json
 
 FORMAT = "1"
 MAX_HEADER = 2**20
-MAX_TENSORS = 20_000
 MAX_CONFIG = 2**16
 MAX_DEPTH = 8
 MAX_ITEMS = 1024
@@ -109,7 +108,7 @@ def load(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path}: weight {name!r} holds values that are not finite")
     images = metadata.get("images", "")
     if not images.isdecimal() or len(images) > 18:
-        raise CheckpointError(f"{path}: its metadata gives images={images!r}, not a count")
+        raise CheckpointError(f"{path}: its metadata gives images={images[:20]!r}, not a count")
     return Checkpoint(path, config, int(images), weights)
 
 
@@ -123,17 +122,20 @@ def read_header(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a regular file")
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(9)
         _refuse_other_formats(path, start)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(MAX_HEADER, size - 8):
+        length = struct.unpack("<Q", start[:8])[0] if len(start) > 8 else size
+        if length > size - 8:
             raise CheckpointError(f"{path} is not a whole safetensors file: it is cut short, or something else")
+        if length > MAX_HEADER:
+            raise CheckpointError(f"{path} is refused: its header is far larger than any model's")
+        file.seek(8)
         header = _parse(file.read(length).decode("utf-8", "replace"), path)
     _check_layout(header, size - 8 - length, path)
     metadata = header.setdefault("__metadata__", {})
     if metadata.get("library") != "diffgen":
-        found = ", ".join(sorted(header)[1:4])
-        raise CheckpointError(f"{path} is not a diffgen checkpoint (it holds tensors like {found})")
+        found = ", ".join(repr(name[:40]) for name in sorted(header.keys() - {"__metadata__"})[:3]) or "none"
+        raise CheckpointError(f"{path} is not a diffgen checkpoint (tensors in it: {found})")
     return header
 
 
@@ -145,9 +147,10 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
         b"version ": "a Git LFS pointer, not the file itself,",
         b"\x89PNG": "a picture",
     }
+    if start[4:] == b"\0\0\0\0{":  # as safetensors starts: a small little-endian length, then the header
+        return
     for magic, kind in kinds.items():
-        # a safetensors file starts with a small little-endian length: bytes 4 to 7 are zero
-        if start.startswith(magic) and start[4:8] != b"\0\0\0\0":
+        if start.startswith(magic):
             raise CheckpointError(f"{path} is {kind} and is not loaded; diffgen reads safetensors files")
 
 
@@ -170,8 +173,8 @@ def _check_layout(header: dict[str, Any], payload: int, path: Path) -> None:
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path} has malformed metadata")
-    if len(metadata.get("config", "")) > MAX_CONFIG or len(header) > MAX_TENSORS:
-        raise CheckpointError(f"{path} is refused: its header is far larger than any model's")
+    if len(metadata.get("config", "")) > MAX_CONFIG:
+        raise CheckpointError(f"{path} is refused: its config is far larger than any model's")
     spans = []
     for name, entry in header.items():
         if name == "__metadata__":
@@ -215,7 +218,7 @@ def check_plain(value: object, where: str, depth: int = 0) -> None:
             raise CheckpointError(f"{where} is refused: its config has the text {value[:80]!r}")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not abs(value) < 1e15:
-            raise CheckpointError(f"{where} is refused: its config has the number {value}")
+            raise CheckpointError(f"{where} is refused: its config has the number {str(value)[:20]}")
     elif value is not None and not isinstance(value, bool):
         raise CheckpointError(f"{where} is refused: its config holds a {type(value).__name__}")
 
@@ -229,7 +232,13 @@ def load_tensors(path: Path) -> Tensors:
 
 
 def assign(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
-    """Load weights into a module on the meta device; names, shapes and types must be the module's own.
+    """Load weights into a module on the meta device; see `check_fit`."""
+    check_fit(module, weights, path)
+    module.load_state_dict(weights, assign=True)
+
+
+def check_fit(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
+    """Require that the names, shapes and types of weights are the module's own.
 
     Raises:
         CheckpointError: The sentence names the first tensor that differs.
@@ -243,7 +252,6 @@ def assign(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
         if weights[name].shape != wanted[name].shape or weights[name].dtype != wanted[name].dtype:
             shapes = f"{weights[name].dtype} {list(weights[name].shape)}, the model {wanted[name].dtype} "
             raise CheckpointError(f"{path}: weight {name!r} is {shapes}{list(wanted[name].shape)}")
-    module.load_state_dict(weights, assign=True)
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -305,12 +313,16 @@ def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
     """
     try:
         counters = json.loads((folder / "state.json").read_text())
-        files = counters.pop("files")
+        sums = {name: entry["sha256"] for name, entry in counters.pop("files").items()}
+        if counters["format"] != int(FORMAT):
+            raise CheckpointError(f"{folder} was written by another version of diffgen; this one reads format {FORMAT}")
         for name in ("model.safetensors", "state.safetensors"):
-            if _sha256(folder / name) != files[name]["sha256"]:
+            if _sha256(folder / name) != sums[name]:
                 raise CheckpointError(f"{folder / name} is damaged: it does not match the checksum in state.json")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
         raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{folder / 'state.json'} is damaged") from None
     read_header(folder / "state.safetensors")
     return counters, load_tensors(folder / "state.safetensors")
 

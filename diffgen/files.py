@@ -47,17 +47,25 @@ def folder_atomically(path: Path) -> Iterator[Path]:
             for file in temporary.iterdir():
                 _fsync(file)
             _fsync(temporary)
-            if path.exists():
-                old = path.with_name(f".del_{path.name}_{secrets.token_hex(4)}")
-                path.rename(old)
-                temporary.rename(path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                temporary.rename(path)
+            _replace_folder(temporary, path)
             _fsync(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = path.with_name(f".del_{path.name}_{secrets.token_hex(4)}")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

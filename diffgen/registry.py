@@ -6,6 +6,7 @@ the keyword-only parameters of the row, in number, name and type. Positional par
 """
 
 import inspect
+import math
 import types
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -91,7 +92,7 @@ def convert(key: str, value: Any, hint: Any) -> Any:
     """Return `value` as the type `hint`: whole floats pass for ints, ints for floats, lists for tuples.
 
     Raises:
-        UsageError: The value does not fit; the sentence names key, value and type.
+        UsageError: The value does not fit or is not finite; the sentence names key, value and type.
     """
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -108,6 +109,8 @@ def convert(key: str, value: Any, hint: Any) -> Any:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e6 is a float to YAML; people write it for counts
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{key}={value!r} must be a finite number")
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is not bool and isinstance(value, bool)):
         return value
     raise UsageError(f"{key}={value!r} must be {describe(hint)}")

@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgen.build import sampler_settings
+from diffgen.build import make_sampler
 from diffgen.denoiser import Denoiser
 from diffgen.guidance import Guidance, guided
 from diffgen.images import to_uint8
 from diffgen.randomness import image_noise
-from diffgen.registry import bind
-from diffgen.samplers import SAMPLERS
-from diffgen.schedules import time_grid
 
 
 @dataclass
@@ -44,8 +41,8 @@ class Sampling:
         Raises:
             UsageError: The sampler's config is wrong.
         """
-        own, grid, clip = sampler_settings(sampler)
-        return cls(denoiser, bind(SAMPLERS, own), time_grid(denoiser.schedule, **grid), clip, guidance, seed, device)
+        function, ts, clip = make_sampler(sampler, denoiser.schedule)
+        return cls(denoiser, function, ts, clip, guidance, seed, device)
 
     @torch.inference_mode()
     def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int]) -> Tensor:

@@ -26,7 +26,7 @@ from diffgen.console import Reporter, count
 from diffgen.datasets import ImageSource
 from diffgen.denoiser import NO_LABEL
 from diffgen.ema import EMA
-from diffgen.errors import DiffgenError, NonFiniteError, require
+from diffgen.errors import CheckpointError, DiffgenError, NonFiniteError, require
 from diffgen.guidance import Guidance
 from diffgen.images import grid, save_png, to_float
 from diffgen.losses import denoising_loss
@@ -143,6 +143,7 @@ class Trainer:
         checkpoint.check_plain(self.kept, "this run")  # else its own checkpoints could not be read
         self._build_network()
         self._build_optimizer()
+        self._rehearse()
         self.sampling = Sampling.from_config(
             make_denoiser(self.config, self.averaged),
             config["sampler"],
@@ -175,6 +176,12 @@ class Trainer:
         self.base_lr: float = optimizer.param_groups[0]["lr"]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
+    def _rehearse(self) -> None:
+        """Call what checks its numbers when it runs, so that a bad one is told before anything is written."""
+        t = self.time(torch.full((1,), 0.5, dtype=torch.float64), self.denoiser.schedule)
+        alpha, sigma, _, _ = self.denoiser.coefficients(t)
+        self.weighting(alpha, sigma, self.denoiser.c_out(t))
+
     # --- the run directory ----------------------------------------------------------------------------------------
 
     def _open_run(self, default_run_dir: str, config_yaml: str) -> None:
@@ -199,17 +206,23 @@ class Trainer:
         saved = checkpoint.load(folder)
         counters, tensors = checkpoint.load_state(folder)
         self.changes = training_state.compare(self.config, counters["config"], folder)
+        checkpoint.check_fit(self.averaged, saved.weights, folder)
         self.averaged.load_state_dict(saved.weights)
-        training_state.apply(tensors, self.network, self.optimizer.optimizer, self.device)
-        if counters["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(counters["scaler"])
-        self.loss_sum = tensors["loss_sum"].to(self.device)
-        self.step, self.images, self.loss_count = (counters[key] for key in ("step", "images", "loss_count"))
-        self.seconds = self.seconds_before = counters["seconds"]
+        try:
+            training_state.apply(tensors, self.network, self.optimizer.optimizer, self.device, folder)
+            if counters["scaler"] and self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(counters["scaler"])
+            self.loss_sum = tensors["loss_sum"].to(self.device)
+            self.step, self.images, self.loss_count = (counters[key] for key in ("step", "images", "loss_count"))
+            self.seconds = self.seconds_before = counters["seconds"]
+        except KeyError as error:
+            raise CheckpointError(f"{folder} is not a whole training state: it lacks {error}") from None
 
     def _save(self) -> None:
         """Write a checkpoint (main process), then rotate old ones."""
         self._check_finite(float(self.accelerator.reduce(self.loss_sum.clone(), "mean")))
+        if not all(weight.isfinite().all() for weight in self.averaged.state_dict().values()):
+            self._check_finite(math.nan)  # of the last step only the gradient was not finite
         if self.main:
             tensors = training_state.gather(self.network, self.optimizer.optimizer)
             tensors["loss_sum"] = self.loss_sum

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from diffgen.build import MODEL_SIDE
-from diffgen.checkpoint import Tensors
+from diffgen.checkpoint import Tensors, check_fit
 from diffgen.errors import CheckpointError
 
-FREE_TO_CHANGE = ("run_dir", "train.resume")
+FREE_TO_CHANGE = ("run_dir", "train.resume", "plugins")
 """Keys that say where a run is kept; a difference is not worth telling."""
 
 
@@ -24,11 +24,22 @@ def gather(network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     return tensors
 
 
-def apply(tensors: Tensors, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Put back what `gather` took."""
-    network.load_state_dict(_below(tensors, "model."))
+def apply(
+    tensors: Tensors, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, folder: Path
+) -> None:
+    """Put back what `gather` took.
+
+    Raises:
+        CheckpointError: The weights do not fit the network.
+        KeyError: The moments of a weight are missing.
+    """
+    weights = _below(tensors, "model.")
+    check_fit(network, weights, folder)
+    network.load_state_dict(weights)
     for name, parameter in network.named_parameters():
         moments = _below(tensors, f"optimizer.{name}/")
+        if not moments:
+            raise KeyError(f"optimizer.{name}")
         optimizer.state[parameter] = {key: value.to(device) for key, value in moments.items()}
 
 
@@ -48,7 +59,7 @@ def compare(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> 
     if fixed:
         keys = ", ".join(f"{key} ({then.get(key)!r} there, {now.get(key)!r} here)" for key in fixed[:5])
         raise CheckpointError(f"cannot go on from {folder}: it was trained with another {keys}")
-    return [f"{key} {then.get(key)} -> {now.get(key)}" for key in differ]
+    return [f"{key}: {then.get(key)} -> {now.get(key)}" for key in differ]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

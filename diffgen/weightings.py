@@ -8,6 +8,7 @@ min(SNR, gamma)/(SNR + 1) for v, as Hang et al. list them.
 import torch
 from torch import Tensor
 
+from diffgen.errors import require
 from diffgen.registry import Table
 
 WEIGHTINGS = Table("weighting")
@@ -28,4 +29,5 @@ def snr(alpha: Tensor, sigma: Tensor, c_out: Tensor) -> Tensor:
 @WEIGHTINGS.register("min_snr")
 def min_snr(alpha: Tensor, sigma: Tensor, c_out: Tensor, *, gamma: float) -> Tensor:
     """min(SNR, gamma) on the x0 error (Hang et al. 2023, eq. 8)."""
+    require(gamma > 0, f"weighting.gamma={gamma} must be positive")
     return ((alpha / sigma) ** 2).clamp(max=gamma) * c_out**2

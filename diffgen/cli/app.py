@@ -121,8 +121,7 @@ def defaults(name: str, overrides: list[str]) -> Any:
 
 def compose_group(group: str, choice: str) -> dict[str, Any]:
     """One YAML file of a group as plain data, for scripts and tests."""
-    plain: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{choice}.yaml"))
-    return plain
+    return defaults("train", [f"{group}={choice}"])[group]
 
 
 def check_against_defaults(name: str, config: Mapping[str, Any]) -> None:

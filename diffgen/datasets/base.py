@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffgen.errors import DataError
+from diffgen.files import explained
 from diffgen.models.base import DataShape
 from diffgen.registry import Table
 
@@ -77,13 +79,15 @@ def fetch(urls: list[str], path: Path, checksum: str, download: Callable[[str, P
         if md5(path) != checksum:
             raise DataError(f"{path} is damaged (its MD5 is not {checksum}): delete it, or put the official file there")
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     reason = ""
     for url in urls * tries:
+        partial.unlink(missing_ok=True)  # of an interrupted download
         try:
             download(url, partial)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             reason = str(error)
             continue
         if md5(partial) == checksum:

@@ -46,13 +46,21 @@ def cifar10(*, root: str, split: Literal["train", "test"]) -> Images:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack beside the archive; the folder appears whole, and nothing in the archive can write outside it."""
+    """Unpack beside the archive; the folder appears whole, and nothing in the archive can write outside it.
+
+    Raises:
+        DataError: It is no archive, holds something else, or there is no room.
+    """
     temporary = folder.with_name(f".tmp_{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(temporary, filter="data")
-    (temporary / FOLDER).rename(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(temporary, filter="data")
+        (temporary / FOLDER).rename(folder)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{archive} cannot be unpacked: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,16 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
 
     def __init__(self, root: Path, size: int | tuple[int, ...] | None, channels: int, workers: int) -> None:
         """List the pictures; see `image_folder`."""
-        self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        self.paths = sorted(p for p in root.rglob("*") if _is_picture(p, root))
         if not self.paths:
             raise DataError(f"dataset.root={str(root)!r} holds no pictures ({', '.join(sorted(SUFFIXES))})")
         parts = [path.relative_to(root).parts for path in self.paths]
-        labelled = all(len(part) > 1 for part in parts)
+        labelled = any(len(part) > 1 for part in parts)
+        loose = [path for path, part in zip(self.paths, parts, strict=True) if len(part) == 1]
+        if labelled and loose:
+            raise DataError(
+                f"{loose[0]} stands beside sub-folders of pictures, which are the classes: move it into one"
+            )
         self.classes = tuple(sorted({part[0] for part in parts})) if labelled else ()
         self.labels = [self.classes.index(part[0]) if labelled else -1 for part in parts]
         self.mode, self.workers = MODES[channels], workers
@@ -70,7 +76,7 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
     def _size(self, size: int | tuple[int, ...] | None) -> tuple[int, int]:
         self.crop = size is not None
         if size is None:
-            with _open(self.paths[0]) as picture:
+            with _opened(self.paths[0]) as picture:
                 return picture.height, picture.width
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or not all(1 <= side <= 4096 for side in sides):
@@ -88,11 +94,8 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
             return error
 
     def _decode(self, path: Path) -> Tensor:
-        with _open(path) as picture:
-            try:
-                picture = picture.convert(self.mode)
-            except (OSError, ValueError, SyntaxError) as error:
-                raise DataError(f"{path} cannot be decoded: {error}") from None
+        with _opened(path) as opened:
+            picture = opened.convert(self.mode)
         if self.crop:
             picture = ImageOps.fit(picture, (self.width, self.height), Image.Resampling.LANCZOS)
         if picture.size != (self.width, self.height):
@@ -121,10 +124,22 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
         return Images(torch.cat(pixels), torch.cat(labels), self.classes)
 
 
-def _open(path: Path) -> Image.Image:
+def _is_picture(path: Path, root: Path) -> bool:
+    """Whether it looks like one; hidden files and folders are other programs' notes."""
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture, upright: cameras note how they were held."""
     try:
-        return Image.open(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with Image.open(path) as picture:
+            ImageOps.exif_transpose(picture, in_place=True)
+            yield picture
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise anything on damaged files
         raise DataError(f"{path} cannot be decoded: {error}") from None
 
 

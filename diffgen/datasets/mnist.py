@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import struct
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,6 +41,8 @@ def fashion_mnist(*, root: str, split: Split) -> Images:
 def load(folder: Path, mirrors: list[str], files: tuple[IdxFile, IdxFile], classes: tuple[str, ...]) -> Images:
     """Images and labels of one split from its two files."""
     pixels, labels = (read_idx(folder, mirrors, file) for file in files)
+    if pixels.ndim != 3 or labels.shape != pixels.shape[:1] or labels.max() >= len(classes):
+        raise DataError(f"{folder}: {files[0].name} and {files[1].name} do not belong together")
     return Images(pixels[:, None], labels.long(), classes)
 
 
@@ -60,10 +63,12 @@ def read_idx(folder: Path, mirrors: list[str], file: IdxFile) -> Tensor:
 
 def parse_idx(data: bytes, path: Path) -> Tensor:
     """idx: two zeros, type 8 (uint8), number of dimensions, each dimension as a big-endian int32, then the bytes."""
-    dims = [int(n) for n in np.frombuffer(data, ">i4", count=data[3], offset=4)] if data[:3] == b"\0\0\x08" else []
-    if not dims or len(data) != 4 + 4 * len(dims) + math.prod(dims):
+    dims = len(data) > 3 and data[:3] == b"\0\0\x08" and data[3]
+    start = 4 + 4 * dims
+    sides = struct.unpack(f">{dims}I", data[4:start]) if dims and len(data) > start else ()
+    if not sides or len(data) != start + math.prod(sides):
         raise DataError(f"{path} is not a whole idx file of bytes")
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * len(dims)).reshape(dims).copy())
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(sides).copy())
 
 
 CLOTHES = (

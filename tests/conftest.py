@@ -1,0 +1,142 @@
+"""What the tests share: composed configs, commands run in this process, and one tiny trained run."""
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from diffgen.cli import app
+
+torch.set_num_threads(1)  # tiny networks are faster on one thread
+
+ROOT = Path(__file__).parents[1]
+
+TINY = [
+    "dataset=digits",
+    "model.channels=8",
+    "model.channel_mult=[1]",
+    "model.attention_resolutions=[]",
+    "sampler.steps=4",
+    "preview.n=2",
+    "train.images=128",
+    "train.batch_size=16",
+    "train.log_every=16",
+    "train.checkpoint_every=64",
+    "train.preview_every=128",
+    "lr_schedule.warmup=32",
+]
+"""Eight steps of a network that trains in a tenth of a second."""
+
+
+def compose_config(name: str, overrides: list[str]) -> dict[str, Any]:
+    """A top-level config with overrides, resolved to plain data, as a command would hand it on."""
+    with hydra.initialize_config_dir(str(app.config_dir()), version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose(name, overrides), resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_objects_to_collect() -> None:
+    """A run collects garbage at its end; what was imported need not be looked at each time."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., dict[str, Any]]:
+    """`compose("train", "method=edm", ...)` -> plain config."""
+    return lambda name, *overrides: compose_config(name, list(overrides))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Overrides of a tiny run."""
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def fit() -> Callable[..., Path]:
+    """`fit(run_dir, "method=edm", ...)` trains a tiny run in this process and returns its directory."""
+    from diffgen.trainer import train
+
+    def run(run_dir: Path, *overrides: str) -> Path:
+        config = compose_config("train", [*TINY, *overrides])
+        config["run_dir"] = str(run_dir)
+        train(config, OmegaConf.to_yaml(OmegaConf.create(config)), "unused")
+        return run_dir
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(fit: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny class-conditional run. Read only."""
+    return fit(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_run: Path) -> Path:
+    """The newest `model.safetensors` of the tiny run. Read only."""
+    return max(tiny_run.glob("checkpoints/*/model.safetensors"))
+
+
+@dataclass
+class Answer:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Answer]:
+    """`command("train", "dataset=digits")` runs a command in this process from an empty folder."""
+    from diffgen.cli import sample, train
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(name: str, *arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", [f"diffgen-{name}", *arguments])
+        capsys.readouterr()
+        code = {"train": train, "sample": sample}[name].main()
+        said = capsys.readouterr()
+        return Answer(code, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`python("-m", "diffgen.cli.train", ...)` runs a fresh interpreter from an empty folder."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=200)
+
+    return run
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics file."""
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[[Path], list[dict[str, Any]]]:
+    """`metrics(run_dir)` -> rows of its log."""
+    return read_rows

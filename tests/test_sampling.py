@@ -1,0 +1,200 @@
+"""Image i of a sampling run depends on (seed, i) and its label alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffgen import checkpoint
+from diffgen.build import restore
+from diffgen.denoiser import Denoiser
+from diffgen.errors import UsageError
+from diffgen.generate import choose_labels, resolve_sampler
+from diffgen.guidance import Guidance, guided
+from diffgen.sampling import Sampling, columns, cycle_labels
+from diffgen.settings import sample_settings
+
+Compose = Callable[..., dict[str, Any]]
+SHAPE = (1, 8, 8)
+SAMPLERS = ["ddim", "ddim sampler.eta=1", "ancestral", "heun", "heun sampler.s_churn=20", "dpmpp_2m"]
+
+
+@pytest.fixture(scope="module")
+def denoiser(tiny_model: Path) -> Denoiser:
+    """The tiny run's denoiser, with weights large enough for its branches to matter."""
+    denoiser = restore(checkpoint.load(tiny_model))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in denoiser.model.parameters():  # type: ignore[attr-defined]
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return denoiser
+
+
+def make(denoiser: Denoiser, compose: Compose, sampler: str, *, seed: int = 3, guidance: float = 1.0) -> Sampling:
+    config = compose("sample", *f"sampler={sampler}".split(), "sampler.steps=6")["sampler"]
+    return Sampling.from_config(
+        denoiser, config, guidance=Guidance(scale=guidance), seed=seed, device=torch.device("cpu")
+    )
+
+
+def draw(sampling: Sampling, n: int, batch_size: int) -> Tensor:
+    labels = [i % 11 - 1 for i in range(n)]
+    parts = [range(n)[i : i + batch_size] for i in range(0, n, batch_size)]
+    return torch.cat([sampling.draw(SHAPE, list(part), [labels[i] for i in part]) for part in parts])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_batch_size_does_not_matter(denoiser: Denoiser, compose: Compose, sampler: str) -> None:
+    sampling = make(denoiser, compose, sampler, guidance=2.0)
+    whole = draw(sampling, 16, batch_size=64)
+    assert whole.shape == (16, *SHAPE)
+    assert whole.isfinite().all()
+    assert whole.std() > 0.05
+    for batch_size in (1, 7):
+        torch.testing.assert_close(draw(sampling, 16, batch_size), whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_seeds_give_other_images_and_indices_too(denoiser: Denoiser, compose: Compose, sampler: str) -> None:
+    sampling = make(denoiser, compose, sampler)
+    images = sampling.draw(SHAPE, [0, 1, 0], [4, 4, 4])
+    again = make(denoiser, compose, sampler).draw(SHAPE, [0, 1, 0], [4, 4, 4])
+    other = make(denoiser, compose, sampler, seed=4).draw(SHAPE, [0, 1, 0], [4, 4, 4])
+    assert torch.equal(images, again)
+    torch.testing.assert_close(images[0], images[2], rtol=1e-4, atol=1e-4)
+    assert (images[0] - images[1]).abs().max() > 0.05
+    assert (images - other).abs().amax((1, 2, 3)).min() > 0.05
+
+
+def test_stochastic_samplers_differ_from_deterministic_ones(denoiser: Denoiser, compose: Compose) -> None:
+    images = [make(denoiser, compose, f"ddim sampler.eta={eta}").draw(SHAPE, [0], [1]) for eta in (0.0, 0.5, 1.0)]
+    assert (images[0] - images[1]).abs().max() > 1e-3
+    assert (images[1] - images[2]).abs().max() > 1e-3
+
+
+# --- guidance and labels --------------------------------------------------------------------------------------------
+
+
+def test_guidance_one_is_no_guidance_bit_for_bit(denoiser: Denoiser) -> None:
+    x, t, label = torch.randn(3, *SHAPE), torch.tensor(0.4), torch.tensor([0, 5, -1])
+    result = guided(denoiser, label, Guidance(scale=1.0), clip=False)(x, t)
+    assert torch.equal(result, denoiser(x, t.expand(3), label))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0, -1.0])
+def test_guidance_is_a_line_through_both_predictions(denoiser: Denoiser, guidance: float) -> None:
+    x, t, label = torch.randn(3, *SHAPE).double(), torch.tensor(0.4), torch.tensor([0, 5, -1])
+    with_label, without = denoiser(x, t.expand(3), label), denoiser(x, t.expand(3), torch.full((3,), -1))
+    expected = (1 - guidance) * without + guidance * with_label
+    torch.testing.assert_close(
+        guided(denoiser, label, Guidance(scale=guidance), clip=False)(x, t), expected, rtol=1e-4, atol=1e-5
+    )
+    clipped = guided(denoiser, label, Guidance(scale=guidance), clip=True)(x, t)
+    torch.testing.assert_close(clipped, expected.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_changes_labelled_images_only(denoiser: Denoiser, compose: Compose) -> None:
+    off, on = (make(denoiser, compose, "heun", guidance=w).draw(SHAPE, [0, 1], [2, -1]) for w in (1.0, 4.0))
+    assert (off[0] - on[0]).abs().max() > 1e-2
+    torch.testing.assert_close(off[1], on[1], rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_off_costs_one_network_call_an_image(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    predict = denoiser.predict
+    monkeypatch.setattr(denoiser, "predict", lambda x, t, label: (batches.append(len(x)), predict(x, t, label))[1])
+    x, t = torch.randn(2, *SHAPE), torch.tensor(0.4)
+    guided(denoiser, torch.tensor([1, 2]), Guidance(scale=1.0), clip=False)(x, t)
+    guided(denoiser, torch.tensor([-1, -1]), Guidance(scale=5.0), clip=False)(x, t)
+    guided(denoiser, torch.tensor([1, 2]), Guidance(scale=5.0), clip=False)(x, t)
+    assert batches == [2, 2, 4]
+
+
+CLASSES = ["cat", "dog", "7"]
+
+
+def labels(compose: Compose, *overrides: str, num_classes: int = 3) -> list[int]:
+    config = compose("sample", "n=5", *overrides)
+    settings = sample_settings({key: value for key, value in config.items() if key != "sampler"})
+    return choose_labels(settings, num_classes, CLASSES[:num_classes])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("label=auto", [0, 1, 2, 0, 1]),
+        ("label=each", [0, 1, 2, 0, 1]),
+        ("label=none", [-1] * 5),
+        ("label=null", [-1] * 5),
+        ("label=2", [2] * 5),
+        ("label=dog", [1] * 5),
+        ("label='7'", [2] * 5),
+        ("label=[2,0]", [2, 0, 2, 0, 2]),
+        ("label=[cat,2]", [0, 2, 0, 2, 0]),
+    ],
+)
+def test_labels_are_chosen(compose: Compose, override: str, expected: list[int]) -> None:
+    assert labels(compose, override) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "num_classes", "sentence"),
+    [
+        ("label=3", 3, "label=3 is out of range: the model has classes 0 to 2"),
+        ("label=-1", 3, "label=-1 is out of range: the model has classes 0 to 2"),
+        ("label=[0,9]", 3, "label=9 is out of range"),
+        ("label=dgo", 3, "label='dgo' is unknown; choose one of [7, auto, cat, dog, each, none] (did you mean 'dog'?)"),
+        ("label=[]", 3, "label=[] is empty: give a class, a list of classes, each or none"),
+        ("label=1", 0, "label=1 asks for a class, but this model is unconditional: label=none"),
+        ("label=[1,2]", 0, "label=[1, 2] asks for a class, but this model is unconditional: label=none"),
+        ("label=each", 0, "label=each asks for a class, but this model is unconditional: label=none"),
+        ("label=1.5", 3, "label=1.5 must be a whole number or text or a list"),
+    ],
+)
+def test_impossible_labels_are_told(compose: Compose, override: str, num_classes: int, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        labels(compose, override, num_classes=num_classes)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_an_unconditional_model_needs_no_label(compose: Compose) -> None:
+    assert labels(compose, num_classes=0) == labels(compose, "label=none", num_classes=0) == [-1] * 5
+    assert cycle_labels(3, 0) == [-1] * 3
+
+
+def test_grids_have_a_column_for_each_class() -> None:
+    assert columns(50, 10) == 10
+    assert columns(7, 10) is None
+    assert columns(50, 0) is None
+    assert columns(500, 100) is None
+
+
+def test_the_sampler_is_the_checkpoint_s_own_with_changes(compose: Compose) -> None:
+    own = {"name": "heun", "steps": 18, "rho": 7.0, "s_churn": 0.0}
+    assert resolve_sampler(compose("sample")["sampler"], own) == own
+    assert resolve_sampler(compose("sample", "sampler.steps=5")["sampler"], own) == {**own, "steps": 5}
+    chosen = compose("sample", "sampler=ddim", "sampler.eta=0.5")["sampler"]
+    assert resolve_sampler(chosen, own) == chosen
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["sampler.steps=0"], "sampler.steps=0 must be in [1, 100000]"),
+        (["sampler.steps=2.5"], "sampler.steps=2.5 must be a whole number"),
+        (["sampler.rho=-1"], "sampler.rho=-1.0 and sigma_max=80.0 must be positive"),
+        (["sampler.spacing=cosin"], "sampler.spacing='cosin' is unknown; choose one of [auto, "),
+        (["sampler.eta=2"], "sampler.eta=2.0 must be in [0, 1]"),
+        (["sampler.clip=maybe"], "sampler.clip='maybe' must be true or false"),
+    ],
+)
+def test_bad_sampler_settings_are_told_before_sampling(
+    denoiser: Denoiser, compose: Compose, overrides: list[str], sentence: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_from = compose("sample", "sampler=ddim", *overrides)["sampler"]
+        Sampling.from_config(denoiser, make_from, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
+    assert str(caught.value).startswith(sentence)
