@@ -1,5 +1,6 @@
 """From plain data to objects: where all tables meet."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,10 @@ from diffgen.models import MODELS, DataShape
 from diffgen.optimizers import OPTIMIZERS
 from diffgen.parameterizations import PARAMETERIZATIONS
 from diffgen.registry import Table, bind, build, conform, parameters
-from diffgen.samplers import SAMPLERS
-from diffgen.schedules import SCHEDULES, time_grid
+from diffgen.samplers import SAMPLERS, time_grid
+from diffgen.schedules import SCHEDULES
 from diffgen.times import TIMES
-from diffgen.weightings import WEIGHTINGS
+from diffgen.weightings import WEIGHTINGS, Weighting
 
 Config = Mapping[str, Any]
 
@@ -61,6 +62,12 @@ def make_denoiser(config: Config, model: nn.Module) -> Denoiser:
         bind(PARAMETERIZATIONS, config["parameterization"]),
         **conform("denoiser", {"sigma_data": float, "scale_input": bool}, config["denoiser"]),
     )
+
+
+def make_weighting(config: Config) -> Weighting:
+    """The weighting of `config["weighting"]`: a function, or a module whose parameters are to be trained."""
+    row = bind(WEIGHTINGS, config["weighting"])
+    return build(WEIGHTINGS, config["weighting"]) if inspect.isclass(row.func) else row
 
 
 def restore(checkpoint: Checkpoint) -> Denoiser:

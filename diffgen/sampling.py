@@ -12,8 +12,7 @@ from diffgen.denoiser import Denoiser
 from diffgen.images import to_uint8
 from diffgen.randomness import image_noise
 from diffgen.registry import bind
-from diffgen.samplers import SAMPLERS
-from diffgen.schedules import time_grid
+from diffgen.samplers import SAMPLERS, time_grid
 
 
 @dataclass

@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from diffgen import checkpoint
-from diffgen.build import MODEL_SIDE, Config, make_dataset, make_denoiser, make_model
+from diffgen.build import MODEL_SIDE, Config, make_dataset, make_denoiser, make_model, make_weighting
 from diffgen.console import Reporter, clock, count
 from diffgen.datasets import ImageSource
 from diffgen.denoiser import NO_LABEL
@@ -37,7 +37,6 @@ from diffgen.run_directory import RunLog, choose_run
 from diffgen.sampling import Sampling, columns, cycle_labels
 from diffgen.settings import EmaSettings, LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.times import TIMES
-from diffgen.weightings import WEIGHTINGS
 
 PREVIEW_BATCH = 64
 
@@ -120,7 +119,7 @@ class Trainer:
         self.local_batch = self._split_batch()
         self.micro_batch = settings.micro_batch if isinstance(settings.micro_batch, int) else self.local_batch
         self.reporter = Reporter(speaks=self.main)
-        self.time, self.weighting = bind(TIMES, config["time"]), bind(WEIGHTINGS, config["weighting"])
+        self.time = bind(TIMES, config["time"])
 
         with accelerator.main_process_first():  # the others find the download done
             self.dataset: ImageSource = make_dataset(config)
@@ -159,9 +158,14 @@ class Trainer:
         compiles = self.settings.compile is True or (self.settings.compile == "auto" and self.device.type == "cuda")
         self.model = self.accelerator.prepare_model(torch.compile(self.network) if compiles else self.network)
         self.denoiser = make_denoiser(self.config, self.model)
+        self.weighting = make_weighting(self.config)
+        self.trained = nn.ModuleDict({"model": self.network})  # all that has parameters: what is optimized and saved
+        if isinstance(self.weighting, nn.Module):
+            self.trained["weighting"] = self.weighting.to(self.device)
+            self.weighting = self.accelerator.prepare_model(self.weighting)
 
     def _build_optimizer(self, config: Config) -> None:
-        optimizer = build(OPTIMIZERS, config["optimizer"], self.network.parameters())
+        optimizer = build(OPTIMIZERS, config["optimizer"], self.trained.parameters())
         self.base_lr: float = optimizer.param_groups[0]["lr"]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
@@ -197,8 +201,9 @@ class Trainer:
         ignored = ("run_dir", "train.resume", "plugins")
         self.changes = [f"{key}: {there.get(key)} -> {here.get(key)}" for key in differ if key not in ignored]
         self.averaged.load_state_dict(saved.weights)
-        self.network.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        for name, parameter in self.network.named_parameters():
+        fresh = self.trained.state_dict()  # a weighting that the run did not have before starts anew
+        self.trained.load_state_dict({name: tensors.get(name, fresh[name]) for name in fresh})
+        for name, parameter in self.trained.named_parameters():
             prefix = f"optimizer.{name}/"
             moments = {k.removeprefix(prefix): v.to(self.device) for k, v in tensors.items() if k.startswith(prefix)}
             self.optimizer.optimizer.state[parameter] = moments
@@ -212,8 +217,8 @@ class Trainer:
         """Write a checkpoint (main process), then rotate old ones."""
         self._check_finite(float(self.accelerator.reduce(self.loss_sum.clone(), "mean")))
         if self.main:
-            tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
-            for name, parameter in self.network.named_parameters():
+            tensors = self.trained.state_dict()
+            for name, parameter in self.trained.named_parameters():
                 for key, value in self.optimizer.optimizer.state[parameter].items():
                     tensors[f"optimizer.{name}/{key}"] = value
             tensors["loss_sum"] = self.loss_sum

@@ -27,7 +27,7 @@ def schedule(name: str, **changes: Any) -> Schedule:
     return part(SCHEDULES, name, **changes)
 
 
-ENDS_AT_ZERO_ALPHA = ("cosine", "rectified_flow")
+ENDS_AT_ZERO_ALPHA = ("cosine", "sigmoid", "rectified_flow")
 
 
 def finite(name: str, **changes: Any) -> Schedule:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import SCHEDULE_NAMES, finite, schedule
+from cases import ENDS_AT_ZERO_ALPHA, SCHEDULE_NAMES, finite, schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,15 +104,21 @@ def test_v_is_the_conversion_of_salimans_and_ho():
     assert torch.allclose(x0_hat.flatten(), s.alpha(t) * x.flatten() - s.sigma(t) * v.flatten(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("schedule_name", ["cosine", "rectified_flow"])
+@pytest.mark.parametrize("schedule_name", ENDS_AT_ZERO_ALPHA)
 def test_eps_is_refused_where_alpha_reaches_zero(schedule_name):
     with pytest.raises(UsageError, match="singular at t_max=1.*choose parameterization=v or flow"):
         denoiser(None, schedule(schedule_name), "eps")
     denoiser(None, schedule(schedule_name, t_max=0.999), "eps")
 
 
+def test_eps_is_refused_with_zero_terminal_snr():
+    with pytest.raises(UsageError, match="singular"):
+        denoiser(None, schedule("ddpm_linear", zero_terminal_snr=True), "eps")
+    denoiser(None, schedule("ddpm_linear", zero_terminal_snr=True), "v")
+
+
 @pytest.mark.parametrize("name", ["x0", "v", "flow", "edm"])
-@pytest.mark.parametrize("schedule_name", ["cosine", "rectified_flow"])
+@pytest.mark.parametrize("schedule_name", ENDS_AT_ZERO_ALPHA)
 def test_the_other_targets_reach_pure_noise(schedule_name, name):
     s = schedule(schedule_name)
     x = torch.ones(1, 1, 1, 1, dtype=F64)

@@ -9,12 +9,12 @@ from gmm import mixture, noises, start
 
 from diffgen.errors import UsageError
 from diffgen.registry import bind
-from diffgen.samplers import SAMPLERS
-from diffgen.schedules import posterior, time_grid
+from diffgen.samplers import SAMPLERS, time_grid
+from diffgen.schedules import posterior
 
 F64 = torch.float64
 DATA = mixture()
-GRID = ("steps", "spacing", "rho", "sigma_max", "clip")
+GRID = ("steps", "spacing", "rho", "sigma_max", "sigmas", "clip")
 
 
 def sampler(name, **changes):
@@ -24,7 +24,7 @@ def sampler(name, **changes):
 
 
 def grid(s, steps, spacing="logsnr", sigma_max=80.0):
-    return time_grid(s, steps=steps, spacing=spacing, rho=7.0, sigma_max=sigma_max)
+    return time_grid(s, steps=steps, spacing=spacing, rho=7.0, sigma_max=sigma_max, sigmas=None)
 
 
 def run(row, s, ts, x=None, n=32, noise=None):

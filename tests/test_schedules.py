@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from diffgen.errors import UsageError
-from diffgen.schedules import posterior, snr, time_grid, transition
+from diffgen.samplers import time_grid
+from diffgen.schedules import posterior, snr, transition
 
 F64 = torch.float64
 
@@ -21,7 +22,9 @@ def times(s, n=257):
 
 
 def grid(s, **changes):
-    return time_grid(s, **{"steps": 8, "spacing": "auto", "rho": 7.0, "sigma_max": 80.0} | changes)
+    return time_grid(
+        s, **{"steps": 8, "spacing": "auto", "rho": 7.0, "sigma_max": 80.0, "sigmas": None} | changes
+    )
 
 
 # --- the formulas of the papers ---------------------------------------------------------------------------------------
@@ -73,6 +76,46 @@ def test_ve_and_rectified_flow_are_their_paths():
     assert torch.equal(schedule("rectified_flow").sigma(t), t)
 
 
+def test_sigmoid_is_the_difference_of_sigmoids():
+    for start, end, tau in ((-3.0, 3.0, 1.0), (0.0, 3.0, 0.7)):
+        s, t = schedule("sigmoid", start=start, end=end, tau=tau), torch.linspace(0, 1, 101, dtype=F64)
+        value = torch.sigmoid((start + t * (end - start)) / tau)
+        alpha_bar = (value[-1] - value) / (value[-1] - value[0])
+        assert torch.allclose(s.alpha(t) ** 2, alpha_bar, rtol=1e-10, atol=1e-14)
+        assert torch.allclose(s.sigma(t) ** 2, 1 - alpha_bar, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("steps", [1000, 50])
+def test_zero_terminal_snr_is_algorithm_1_of_lin(steps):
+    plain = schedule("ddpm_linear", steps=steps, beta_end=0.015)
+    s = schedule("ddpm_linear", steps=steps, beta_end=0.015, zero_terminal_snr=True)
+    t = torch.arange(1, steps + 1, dtype=F64) / steps
+    root = plain.alpha(t)
+    wanted = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    assert torch.allclose(s.alpha(t), wanted, rtol=1e-12, atol=1e-15)
+    assert float(s.alpha(t[-1])) < 1e-17 and float(s.sigma(t[-1])) == 1
+
+
+@pytest.mark.parametrize("name", ["cosine", "rectified_flow"])
+def test_shift_multiplies_the_noise(name):
+    plain, shifted = schedule(name), schedule(name, shift=4.0)
+    t = times(plain)[:-1]
+    lowered = snr(plain, t).log() + 2 * math.log(1 / 4)  # Hoogeboom et al. 2023: log SNR + 2 ln(d_ref / d)
+    assert torch.allclose(snr(shifted, t).log(), lowered, rtol=1e-9, atol=1e-9)
+    assert float(shifted.alpha(torch.tensor(1.0))) == 0 and float(shifted.sigma(torch.tensor(1.0))) == 1
+
+
+def test_shifted_flow_is_the_clock_of_sd3_on_the_straight_path():
+    plain, shifted, t = (
+        schedule("rectified_flow"),
+        schedule("rectified_flow", shift=3.0),
+        times(schedule("rectified_flow")),
+    )
+    moved = 3 * t / (1 + 2 * t)  # Esser et al. 2024, eq. 23
+    assert torch.allclose(shifted.sigma(t), moved) and torch.allclose(shifted.alpha(t), 1 - moved)
+    assert torch.allclose(shifted.noise_cond(t), plain.noise_cond(moved))
+
+
 # --- properties of every schedule -------------------------------------------------------------------------------------
 
 
@@ -112,7 +155,7 @@ def test_single_precision_keeps_six_digits_near_data(name):
     assert torch.allclose(s.sigma(t.float()).double(), s.sigma(t.float().double()), rtol=5e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", ["ddpm_linear", "vp_linear", "cosine"])
+@pytest.mark.parametrize("name", ["ddpm_linear", "vp_linear", "cosine", "sigmoid"])
 def test_variance_is_preserved(name):
     s = schedule(name)
     assert torch.allclose(
@@ -121,7 +164,7 @@ def test_variance_is_preserved(name):
 
 
 def test_time_at_answers_infinity_with_the_end():
-    for name in ("vp_linear", "cosine", "rectified_flow", "ddpm_linear"):
+    for name in ("vp_linear", "cosine", "sigmoid", "rectified_flow", "ddpm_linear"):
         assert float(schedule(name).time_at(torch.tensor(math.inf, dtype=F64))) == pytest.approx(1.0)
 
 
@@ -252,6 +295,10 @@ def test_grids_refuse(changes, word):
         ("vp_linear", {"beta_min": 30.0}),
         ("cosine", {"s": 1.0}),
         ("ve", {"sigma_min": 100.0}),
+        ("cosine", {"shift": 0.0}),
+        ("sigmoid", {"tau": 0.0}),
+        ("sigmoid", {"start": 3.0}),
+        ("rectified_flow", {"shift": -1.0}),
         ("rectified_flow", {"t_max": 1.5}),
         ("rectified_flow", {"t_min": 0.0}),
     ],
