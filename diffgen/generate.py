@@ -65,7 +65,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
     seconds = time.monotonic() - started
     notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} guidance={settings.guidance:g} {dict(sampler)}"}
     write(out, pixels, labels, settings.kinds, columns(settings.n, data["num_classes"] if settings.label == "auto" else 0), notes)
-    reporter.say(f"{settings.n} images in {seconds:.1f} s ({count(settings.n / max(seconds, 1e-9))} img/s)")
+    reporter.say(f"{settings.n} images in {seconds:.1f} s ({count(settings.n / max(seconds, 1e-9))} img/s), NFE {sampling.nfe}")
     reporter.say(f"grid: {out / 'grid.png'}" + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else ""))
 
 

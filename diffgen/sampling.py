@@ -26,6 +26,8 @@ class Sampling:
     guidance: float
     seed: int
     device: torch.device
+    nfe: int = 0
+    """Network evaluations of each image in the latest `draw`; guidance evaluates twice at once and counts as one."""
 
     @classmethod
     def from_config(
@@ -45,7 +47,7 @@ class Sampling:
     def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int]) -> Tensor:
         """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
 
-        Image i depends on (seed, i) and its label alone. The state is float64 (float32 on MPS, which has no other):
+        Image i depends on (seed, i) and its label alone (with sampler=ode, to within its tolerance). The state is float64 (float32 on MPS, which has no other):
         steps are small differences of large numbers (Karras et al. 2022, app. D).
         """
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
@@ -55,7 +57,13 @@ class Sampling:
 
         schedule = self.denoiser.schedule
         label = torch.tensor(labels, device=self.device)
-        denoise = self.denoiser.guided(label, guidance=self.guidance, clip=self.clip)
+        guided = self.denoiser.guided(label, guidance=self.guidance, clip=self.clip)
+        self.nfe = 0
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            self.nfe += 1
+            return guided(x, t)
+
         x = float(schedule.sigma(self.ts[0])) * noise(0)
         return self.sampler(denoise, schedule, x, self.ts, lambda step: noise(step + 1)).float()
 

@@ -53,6 +53,9 @@ class Uncertainty(nn.Module):
     u starts at 0 and tends to the log of the mean error at each noise level, so that all levels count equally.
     """
 
+    frequency: Tensor
+    phase: Tensor
+
     def __init__(self, *, features: int) -> None:
         super().__init__()
         require(1 <= features <= 4096, f"features={features} must be in [1, 4096]")

@@ -1,11 +1,14 @@
 """Parts built from their YAML files, for tests that go over all of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
-from diffgen.registry import Table, build
+from diffgen.registry import Table, bind, build
+from diffgen.samplers import SAMPLERS, time_grid
 from diffgen.schedules import SCHEDULES, Schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -36,3 +39,17 @@ def finite(name: str, **changes: Any) -> Schedule:
 
 
 SCHEDULE_NAMES = sorted(path.stem for path in (CONFIGS / "schedule").glob("*.yaml"))
+
+
+GRID = ("steps", "spacing", "rho", "sigma_max", "sigmas", "clip")
+
+
+def sampler(name: str, **changes: Any) -> Callable[..., Tensor]:
+    """A sampler with the options of its YAML file, some replaced."""
+    own = {key: value for key, value in config("sampler", name).items() if key not in GRID}
+    return bind(SAMPLERS, {**own, **changes})
+
+
+def grid(s: Schedule, steps: int, spacing: str = "logsnr", sigma_max: float = 80.0) -> Tensor:
+    """A time grid."""
+    return time_grid(s, steps=steps, spacing=spacing, rho=7.0, sigma_max=sigma_max, sigmas=None)

@@ -106,7 +106,7 @@ def test_v_is_the_conversion_of_salimans_and_ho():
 
 @pytest.mark.parametrize("schedule_name", ENDS_AT_ZERO_ALPHA)
 def test_eps_is_refused_where_alpha_reaches_zero(schedule_name):
-    with pytest.raises(UsageError, match="singular at t_max=1.*choose parameterization=v or flow"):
+    with pytest.raises(UsageError, match=r"singular at t_max=1.*choose parameterization=v or flow"):
         denoiser(None, schedule(schedule_name), "eps")
     denoiser(None, schedule(schedule_name, t_max=0.999), "eps")
 

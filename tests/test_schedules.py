@@ -27,7 +27,7 @@ def grid(s, **changes):
     )
 
 
-# --- the formulas of the papers ---------------------------------------------------------------------------------------
+# --- the formulas of the papers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1000, 4000, 20])
@@ -116,7 +116,7 @@ def test_shifted_flow_is_the_clock_of_sd3_on_the_straight_path():
     assert torch.allclose(shifted.noise_cond(t), plain.noise_cond(moved))
 
 
-# --- properties of every schedule -------------------------------------------------------------------------------------
+# --- properties of every schedule ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SCHEDULE_NAMES)
@@ -168,7 +168,7 @@ def test_time_at_answers_infinity_with_the_end():
         assert float(schedule(name).time_at(torch.tensor(math.inf, dtype=F64))) == pytest.approx(1.0)
 
 
-# --- the Gaussian facts -----------------------------------------------------------------------------------------------
+# --- the Gaussian facts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SCHEDULE_NAMES)
@@ -218,7 +218,7 @@ def test_posterior_ignores_pure_noise():
     assert float(variance) == pytest.approx(0.49)
 
 
-# --- what training may draw -------------------------------------------------------------------------------------------
+# --- what training may draw ---------------------------------------------------------------------------------
 
 
 def test_snap_maps_uniform_times_to_uniform_entries():
@@ -235,7 +235,7 @@ def test_snap_leaves_continuous_times_alone(name):
     assert torch.equal(s.snap(times(s)), times(s))
 
 
-# --- time grids -------------------------------------------------------------------------------------------------------
+# --- time grids ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SCHEDULE_NAMES)
@@ -271,6 +271,22 @@ def test_uniform_grid_of_the_table_hits_its_entries():
 def test_quadratic_grid_is_uniform_in_the_root():
     ts = grid(schedule("vp_linear"), spacing="quadratic", steps=10)
     assert torch.allclose(ts.sqrt(), torch.linspace(1, 0, 11, dtype=F64))
+
+
+def test_an_explicit_list_is_taken_as_it_is():
+    gits = (80.0, 10.9836, 3.8811, 1.584, 0.5666, 0.1698, 0.002)
+    assert torch.allclose(grid(schedule("ve"), sigmas=gits), torch.tensor([*gits, 0], dtype=F64), rtol=1e-12)
+    flow = schedule("rectified_flow")
+    ts = grid(flow, sigmas=(math.inf, 3.0, 1.0))
+    assert ts.tolist() == pytest.approx([1, 0.75, 0.5, 0])
+
+
+@pytest.mark.parametrize(
+    "sigmas", [(), (1.0, 2.0), (3.0, 3.0), (1.0, 0.0), (90.0, 1.0), (1.0, 0.001), (math.nan,)]
+)
+def test_an_explicit_list_must_fall_within_the_trained_range(sigmas):
+    with pytest.raises(UsageError, match=r"sigmas=\[.*(must fall|must lie in \[0\.002, 80\])"):
+        grid(schedule("ve"), sigmas=sigmas)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_strata_visit_the_entries_of_a_table_equally():
 
 def test_widths_must_be_positive():
     s = schedule("ve")
-    with pytest.raises(UsageError, match="time.std"):
+    with pytest.raises(UsageError, match=r"time\.std"):
         density("logit_normal", std=0.0)(QUANTILES, s)
-    with pytest.raises(UsageError, match="time.P_std"):
+    with pytest.raises(UsageError, match=r"time\.P_std"):
         density("edm_lognormal", P_std=-1.0)(QUANTILES, s)

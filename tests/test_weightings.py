@@ -69,7 +69,7 @@ def test_soft_min_snr_is_finite_in_pure_noise():
     assert row(torch.zeros(1), torch.ones(1), torch.ones(1)).tolist() == [0.0]
 
 
-# --- the learned weight -----------------------------------------------------------------------------------------------
+# --- the learned weight -------------------------------------------------------------------------------------
 
 
 def uncertainty(seed=0):

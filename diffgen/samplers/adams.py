@@ -3,6 +3,7 @@
 In y = x/alpha and n = sigma/alpha the probability-flow ODE is dy = z_hat dn. A polynomial through the last z_hat is
 integrated over the step; the samplers differ in the variable that it is a polynomial of. The first steps know fewer
 points and have a lower order; a value from pure noise, where n is infinite, is used for one Euler step and forgotten.
+The step to data is Euler's: it may be many times longer in these variables than those before, too far to extrapolate.
 """
 
 import math
@@ -44,24 +45,19 @@ def ipndm(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: No
 
     Formally second order at most where steps are unequal, yet among the best at ten network calls.
     """
-    return multistep(
-        denoise,
-        schedule,
-        x,
-        ts,
-        order,
-        lambda past, _: adams_bashforth([-float(j) for j in range(len(past))]),
-    )
+
+    def weights(past: list[Level], then: Level) -> list[float]:
+        return adams_bashforth([-float(j) for j in range(len(past))])
+
+    return multistep(denoise, schedule, x, ts, order, weights)
 
 
 @SAMPLERS.register("deis")
 def deis(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, order: int) -> Tensor:
-    """DEIS with a polynomial of log(sigma/alpha) (Zhang & Chen 2023, eq. 15). The step to data is Euler's."""
+    """DEIS with a polynomial of log(sigma/alpha) (Zhang & Chen 2023, eq. 15)."""
 
     def weights(past: list[Level], then: Level) -> list[float]:
         h = then.lambda_ - past[0].lambda_
-        if h == math.inf:
-            return [1.0] + [0.0] * (len(past) - 1)
         nodes = [(at.lambda_ - past[0].lambda_) / h for at in past]
         return polynomial_weights(
             nodes, [math.factorial(k) * phi(k + 1, h) / phi(1, h) for k in range(len(past))]
@@ -85,7 +81,7 @@ def multistep(
         x0_hat = denoise(x, now.t)
         z = z_hat(x, x0_hat, now)
         x = euler_step(x, x0_hat, now, then)
-        if now.alpha == 0:
+        if now.alpha == 0 or then.sigma == 0:
             continue
         past = [(now, z), *past][:order]
         shares = weights([at for at, _ in past], then)

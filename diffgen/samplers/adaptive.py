@@ -1,6 +1,7 @@
 """The probability-flow ODE with steps of the size that a tolerance asks for, in both directions."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def flow(
     """
     from scipy.integrate import solve_ivp
 
-    def slope(angle: float, y: Tensor) -> Tensor:
+    def slope(angle: float, y: Any) -> Any:
         cos, sin = math.cos(angle), math.sin(angle)
         t = schedule.time_at(torch.full_like(start.t, sin / cos)).clamp(schedule.t_min, schedule.t_max)
         at = level(schedule, t)

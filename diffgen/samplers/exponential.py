@@ -44,7 +44,10 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(
     denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float
 ) -> Tensor:
-    """The same with a parabola through three points (Crowson 2023, k-diffusion's sample_dpmpp_3m_sde)."""
+    """The same with a parabola through three points, third order at eta = 0 (the name is k-diffusion's).
+
+    k-diffusion and the code of DPM-Solver++ give the curvature half of its weight, which is second order.
+    """
     return multistep(denoise, schedule, x, ts, noise, order=3, rule=exact, eta=eta)
 
 

@@ -38,9 +38,11 @@ def time_grid(
         return _listed(schedule, sigmas)
     kinds = ("uniform", "quadratic", "karras", "logsnr")
     spacing = schedule.spacing if spacing == "auto" else spacing
-    require(1 <= steps <= 100_000, f"steps={steps} must be in [1, 100000]")
-    require(rho > 0 and sigma_max > 0, f"rho={rho} and sigma_max={sigma_max} must be positive")
-    require(spacing in kinds, f"spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]")
+    require(1 <= steps <= 100_000, f"sampler.steps={steps} must be in [1, 100000]")
+    require(rho > 0 and sigma_max > 0, f"sampler.rho={rho} and sigma_max={sigma_max} must be positive")
+    require(
+        spacing in kinds, f"sampler.spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]"
+    )
     if spacing in ("uniform", "quadratic"):
         ts = _clock_nodes(schedule, steps, power=2 if spacing == "quadratic" else 1)
     else:
@@ -53,11 +55,13 @@ def time_grid(
 def _listed(schedule: Schedule, sigmas: tuple[float, ...]) -> Tensor:
     nsr = torch.tensor(sigmas, dtype=torch.float64)
     falls = len(nsr) > 0 and bool((nsr.diff() < 0).all()) and bool(nsr[-1] > 0)
-    require(falls, f"sigmas={list(sigmas)} must fall and stay above 0; the step to 0 is added")
+    require(falls, f"sampler.sigmas={list(sigmas)} must fall and stay above 0; the step to 0 is added")
     ts = schedule.time_at(nsr)
     low, high = schedule.t_min, schedule.t_max
     inside = bool(ts[-1] > low * (1 - 1e-6)) and bool(ts[0] < high * (1 + 1e-6))
-    require(inside, f"sigmas={list(sigmas)} must lie in {_range(schedule)}, where the network was trained")
+    require(
+        inside, f"sampler.sigmas={list(sigmas)} must lie in {_range(schedule)}, where the network was trained"
+    )
     return torch.cat([ts.clamp(low, high), torch.zeros_like(ts[:1])])
 
 

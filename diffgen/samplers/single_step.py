@@ -1,6 +1,7 @@
 """Samplers that keep nothing from one step to the next."""
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -34,7 +35,7 @@ def ddim(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noi
     """DDIM (Song et al. 2021, eq. 12), first order; eta = 0 is the ODE, eta = 1 the DDPM posterior."""
     require(0 <= eta <= 1, f"sampler.eta={eta} must be in [0, 1]")
     for i, now, then in steps(schedule, ts):
-        x = posterior_step(x, denoise(x, now.t), now, then, eta=eta, scale=eta, noise=lambda i=i: noise(i))
+        x = posterior_step(x, denoise(x, now.t), now, then, eta=eta, scale=eta, noise=partial(noise, i))
     return x
 
 
@@ -66,7 +67,7 @@ def ancestral(
     """
     for i, now, then in steps(schedule, ts):
         scale = 1.0 if variance == "small" or then.sigma == 0 else now.sigma / then.sigma
-        x = posterior_step(x, denoise(x, now.t), now, then, eta=1.0, scale=scale, noise=lambda i=i: noise(i))
+        x = posterior_step(x, denoise(x, now.t), now, then, eta=1.0, scale=scale, noise=partial(noise, i))
     return x
 
 
@@ -120,7 +121,7 @@ def dpm2(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noi
     """DPM-Solver-2, second order, two network calls a step (Lu et al. 2022a, algorithm 1).
 
     The z_hat found half-way in log(sigma/alpha) carries the whole step. A step from pure noise has no half-way, and one to
-    data none that is finite: these are Euler's.
+    data none that is finite: these are Euler's, so NFE = 2 steps - 1, or one less from pure noise.
     """
     for _, now, then in steps(schedule, ts):
         x0_hat = denoise(x, now.t)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ def level(schedule: Schedule, t: Tensor) -> Level:
 def steps(schedule: Schedule, ts: Tensor) -> Iterator[tuple[int, Level, Level]]:
     """Each step of the grid: its number, where it starts and where it ends."""
     levels = [level(schedule, t) for t in ts.double()]
-    return ((i, now, then) for i, (now, then) in enumerate(zip(levels[:-1], levels[1:], strict=True)))
+    return ((i, now, then) for i, (now, then) in enumerate(pairwise(levels)))
 
 
 def z_hat(x: Tensor, x0_hat: Tensor, at: Level) -> Tensor:
