@@ -64,9 +64,21 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
         return
     seconds = time.monotonic() - started
     notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} guidance={settings.guidance:g} {dict(sampler)}"}
-    write(out, pixels, labels, settings.kinds, columns(settings.n, data["num_classes"] if settings.label == "auto" else 0), notes)
-    reporter.say(f"{settings.n} images in {seconds:.1f} s ({count(settings.n / max(seconds, 1e-9))} img/s), NFE {sampling.nfe}")
-    reporter.say(f"grid: {out / 'grid.png'}" + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else ""))
+    write(
+        out,
+        pixels,
+        labels,
+        settings.kinds,
+        columns(settings.n, data["num_classes"] if settings.label == "auto" else 0),
+        notes,
+    )
+    reporter.say(
+        f"{settings.n} images in {seconds:.1f} s ({count(settings.n / max(seconds, 1e-9))} img/s), NFE {sampling.nfe}"
+    )
+    reporter.say(
+        f"grid: {out / 'grid.png'}"
+        + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else "")
+    )
 
 
 def choose_labels(settings: SampleSettings, num_classes: int, classes: list[str]) -> list[int]:
@@ -126,7 +138,12 @@ def _prepare(out: Path, settings: SampleSettings, main: bool) -> None:
 
 
 def _draw_all(
-    sampling: Sampling, shape: tuple[int, ...], labels: list[int], settings: SampleSettings, accelerator: Any, reporter: Reporter
+    sampling: Sampling,
+    shape: tuple[int, ...],
+    labels: list[int],
+    settings: SampleSettings,
+    accelerator: Any,
+    reporter: Reporter,
 ) -> Tensor:
     """All images, uint8 [n, C, H, W], on the main process (elsewhere the same or a part)."""
     n, world, rank = settings.n, accelerator.num_processes, accelerator.process_index
@@ -147,7 +164,12 @@ def _draw_all(
 
 
 def write(
-    out: Path, pixels: Tensor, labels: list[int], kinds: tuple[str, ...], grid_columns: int | None, notes: Mapping[str, str]
+    out: Path,
+    pixels: Tensor,
+    labels: list[int],
+    kinds: tuple[str, ...],
+    grid_columns: int | None,
+    notes: Mapping[str, str],
 ) -> None:
     """Write grid.png, and images/*.png and samples.npz where asked for.
 

@@ -39,9 +39,7 @@ class Sampling:
             UsageError: The sampler's config is wrong.
         """
         own, grid, clip = sampler_settings(sampler)
-        return cls(
-            denoiser, bind(SAMPLERS, own), time_grid(denoiser.schedule, **grid), clip, guidance, seed, device
-        )
+        return cls(denoiser, bind(SAMPLERS, own), time_grid(denoiser.schedule, **grid), clip, guidance, seed, device)
 
     @torch.inference_mode()
     def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int]) -> Tensor:

@@ -360,9 +360,7 @@ class RectifiedFlow(Continuous):
 
 def check_interval(t_min: float, t_max: float, end: float) -> None:
     """Require 0 < t_min < t_max <= end."""
-    require(
-        0 < t_min < t_max <= end, f"t_min={t_min} and t_max={t_max} must satisfy 0 < t_min < t_max <= {end:g}"
-    )
+    require(0 < t_min < t_max <= end, f"t_min={t_min} and t_max={t_max} must satisfy 0 < t_min < t_max <= {end:g}")
 
 
 def check_shift(shift: float) -> None:

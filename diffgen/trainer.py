@@ -108,7 +108,12 @@ class Trainer:
     """One run: its parts, its counters, and the loop."""
 
     def __init__(
-        self, config: dict[str, Any], config_yaml: str, default_run_dir: str, settings: TrainSettings, accelerator: Accelerator
+        self,
+        config: dict[str, Any],
+        config_yaml: str,
+        default_run_dir: str,
+        settings: TrainSettings,
+        accelerator: Accelerator,
     ) -> None:
         """Build every part; nothing is written before all of them fit together."""
         self.settings, self.accelerator = settings, accelerator
@@ -368,7 +373,9 @@ class Trainer:
         if self.main:
             self.log.append(row)
         used = memory(self.device)
-        self.line.update(min(self._progress(), 1), f"{count(self.images)} img  loss {loss:.4f}  {count(pace)} img/s  {used}")
+        self.line.update(
+            min(self._progress(), 1), f"{count(self.images)} img  loss {loss:.4f}  {count(pace)} img/s  {used}"
+        )
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -402,7 +409,9 @@ class Trainer:
             "data": f"{len(self.dataset):,} images {shape.channels}x{shape.height}x{shape.width}, "
             + (f"{shape.num_classes} classes" if shape.num_classes else "no labels"),
             "model": f"{self.config['model']['name']}, {count(total)} parameters, {gflop(self.config):.3g} GFLOP per image",
-            "method": " + ".join(self.config[part]["name"] for part in ("schedule", "parameterization", "weighting", "time"))
+            "method": " + ".join(
+                self.config[part]["name"] for part in ("schedule", "parameterization", "weighting", "time")
+            )
             + f", sampled by {self.config['sampler']['name']} in {self.config['sampler']['steps']} steps",
             "device": f"{self.device} x {world}, precision {self.accelerator.mixed_precision}",
             "batch": f"{settings.batch_size}" + (f" = {world} x {self.local_batch}" if world > 1 else ""),

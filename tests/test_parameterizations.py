@@ -90,8 +90,7 @@ def test_edm_target_and_input_have_unit_variance(schedule_name):
 def test_published_targets():
     alpha, sigma = torch.tensor([0.8]), torch.tensor([0.6])
     pairs = {
-        name: [float(c) for c in PARAMETERIZATIONS[name](alpha, sigma, 0.5)]
-        for name in ("eps", "x0", "v", "flow")
+        name: [float(c) for c in PARAMETERIZATIONS[name](alpha, sigma, 0.5)] for name in ("eps", "x0", "v", "flow")
     }
     assert pairs == {"eps": [0, 1], "x0": [1, 0], "v": pytest.approx([-0.6, 0.8]), "flow": [-1, 1]}
 

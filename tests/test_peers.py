@@ -145,9 +145,7 @@ def test_dpmpp_2m_sde():
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 def test_unipc(order, variant):
-    peer = diffusers.UniPCMultistepScheduler(
-        solver_order=order, solver_type=variant, final_sigmas_type="sigma_min"
-    )
+    peer = diffusers.UniPCMultistepScheduler(solver_order=order, solver_type=variant, final_sigmas_type="sigma_min")
     assert against(peer, sampler("unipc", order=order, variant=variant), end=1 / 1000) < 1e-5
 
 
@@ -360,9 +358,7 @@ def test_k_diffusion_3m(eta, k_diffusion, monkeypatch):
     options = {"noise_sampler": lambda sigma, sigma_next: noises(like)(next(draws))} if eta else {}
     with monkeypatch.context() as patched:
         patched.setattr(exponential, "exact", halved)
-        assert (
-            beside(k_diffusion, "dpmpp_3m_sde", sampler("dpmpp_3m_sde", eta=eta), eta=eta, **options) < 1e-10
-        )
+        assert beside(k_diffusion, "dpmpp_3m_sde", sampler("dpmpp_3m_sde", eta=eta), eta=eta, **options) < 1e-10
 
 
 def test_k_diffusion_3m_is_second_order_and_ours_third(k_diffusion):

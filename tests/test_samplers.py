@@ -64,9 +64,7 @@ def solution(schedule_name):
 def test_the_error_falls_with_the_order_of_the_method(name, options, order, schedule_name):
     s, errors = finite(schedule_name), []
     for steps in (40, 80):
-        ts = grid(
-            s, steps + 1, sigma_max=1e3
-        )  # the part above t_min in exactly 40 and 80 equal steps of log SNR
+        ts = grid(s, steps + 1, sigma_max=1e3)  # the part above t_min in exactly 40 and 80 equal steps of log SNR
         errors.append(float((run(sampler(name, **options), s, ts) - solution(schedule_name)).norm()))
     measured = math.log2(errors[0] / errors[1])
     assert order - 0.45 < measured < order + 0.5, f"{measured:.2f}, errors {errors}"
@@ -207,9 +205,7 @@ def test_adams_weights_integrate_the_interpolating_polynomial(order, monkeypatch
 @pytest.mark.parametrize("k", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("z", [-30.0, -1.01, -0.99, -1e-3, 0.0, 1e-6, 0.99, 1.01, 8.0])
 def test_phi_is_its_integral(k, z):
-    wanted = (
-        math.exp(z) if k == 0 else quad(lambda s: s ** (k - 1) * math.exp((1 - s) * z), 0, 1, epsabs=1e-13)[0]
-    )
+    wanted = math.exp(z) if k == 0 else quad(lambda s: s ** (k - 1) * math.exp((1 - s) * z), 0, 1, epsabs=1e-13)[0]
     assert phi(k, z) * math.factorial(max(k - 1, 0)) == pytest.approx(wanted, rel=1e-9)
 
 
@@ -248,9 +244,7 @@ def test_large_variance_is_beta():
         by_hand = c_x * by_hand + c_0 * DATA.denoise(s)(by_hand, ts[i])
         if i < 19:  # their algorithm 2: z = 0 in the last step
             by_hand = by_hand + beta[19 - i].sqrt() * noise(i)
-    assert torch.allclose(
-        run(sampler("ancestral", variance="large"), s, ts, x, noise=noise), by_hand, rtol=1e-8
-    )
+    assert torch.allclose(run(sampler("ancestral", variance="large"), s, ts, x, noise=noise), by_hand, rtol=1e-8)
 
 
 @pytest.mark.parametrize("churn", [0.0, 30.0])

@@ -22,9 +22,7 @@ def times(s, n=257):
 
 
 def grid(s, **changes):
-    return time_grid(
-        s, **{"steps": 8, "spacing": "auto", "rho": 7.0, "sigma_max": 80.0, "sigmas": None} | changes
-    )
+    return time_grid(s, **{"steps": 8, "spacing": "auto", "rho": 7.0, "sigma_max": 80.0, "sigmas": None} | changes)
 
 
 # --- the formulas of the papers -----------------------------------------------------------------------------
@@ -50,9 +48,7 @@ def test_vp_linear_is_the_integral_of_beta():
     for t in (1e-4, 0.1, 0.5, 1.0):
         integral, _ = quad(lambda u: 0.1 + u * (20 - 0.1), 0, t)
         assert float(s.alpha(torch.tensor(t, dtype=F64))) == pytest.approx(math.exp(-integral / 2), rel=1e-12)
-        assert float(s.sigma(torch.tensor(t, dtype=F64))) == pytest.approx(
-            math.sqrt(-math.expm1(-integral)), rel=1e-12
-        )
+        assert float(s.sigma(torch.tensor(t, dtype=F64))) == pytest.approx(math.sqrt(-math.expm1(-integral)), rel=1e-12)
 
 
 def test_the_table_and_the_continuous_process_are_two_schedules():
@@ -158,9 +154,7 @@ def test_single_precision_keeps_six_digits_near_data(name):
 @pytest.mark.parametrize("name", ["ddpm_linear", "vp_linear", "cosine", "sigmoid"])
 def test_variance_is_preserved(name):
     s = schedule(name)
-    assert torch.allclose(
-        s.alpha(times(s)) ** 2 + s.sigma(times(s)) ** 2, torch.ones(257, dtype=F64), rtol=1e-12
-    )
+    assert torch.allclose(s.alpha(times(s)) ** 2 + s.sigma(times(s)) ** 2, torch.ones(257, dtype=F64), rtol=1e-12)
 
 
 def test_time_at_answers_infinity_with_the_end():
@@ -281,9 +275,7 @@ def test_an_explicit_list_is_taken_as_it_is():
     assert ts.tolist() == pytest.approx([1, 0.75, 0.5, 0])
 
 
-@pytest.mark.parametrize(
-    "sigmas", [(), (1.0, 2.0), (3.0, 3.0), (1.0, 0.0), (90.0, 1.0), (1.0, 0.001), (math.nan,)]
-)
+@pytest.mark.parametrize("sigmas", [(), (1.0, 2.0), (3.0, 3.0), (1.0, 0.0), (90.0, 1.0), (1.0, 0.001), (math.nan,)])
 def test_an_explicit_list_must_fall_within_the_trained_range(sigmas):
     with pytest.raises(UsageError, match=r"sigmas=\[.*(must fall|must lie in \[0\.002, 80\])"):
         grid(schedule("ve"), sigmas=sigmas)

@@ -62,14 +62,11 @@ def test_strata_estimate_a_mean_far_better_than_independent_draws():
 
     def spread(stratified):
         means = [
-            time(uniforms(n, generator("cpu", seed, "test"), stratified=stratified), s).mean()
-            for seed in range(200)
+            time(uniforms(n, generator("cpu", seed, "test"), stratified=stratified), s).mean() for seed in range(200)
         ]
         return float(torch.stack(means).std())
 
-    assert spread(False) == pytest.approx(
-        0.2083 / math.sqrt(n), rel=0.2
-    )  # std of the logit-normal density is 0.2083
+    assert spread(False) == pytest.approx(0.2083 / math.sqrt(n), rel=0.2)  # std of the logit-normal density is 0.2083
     assert spread(True) < spread(False) / 10
 
 

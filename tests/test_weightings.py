@@ -189,8 +189,6 @@ def test_flow_with_unit_weight_is_the_velocity_loss():
     t = torch.tensor([0.1, 0.5, 0.9], dtype=F64)
     rng = torch.Generator().manual_seed(0)
     x0, z, velocity = torch.randn(3, 3, 1, 4, 4, dtype=F64, generator=rng)
-    d = Denoiser(
-        lambda *_: velocity, s, bind(PARAMETERIZATIONS, {"name": "flow"}), sigma_data=0.5, scale_input=False
-    )
+    d = Denoiser(lambda *_: velocity, s, bind(PARAMETERIZATIONS, {"name": "flow"}), sigma_data=0.5, scale_input=False)
     loss = denoising_loss(d, WEIGHTINGS["unit"], x0, torch.full((3,), -1), t, z)
     assert torch.allclose(loss, (velocity - (z - x0)).square().mean((1, 2, 3)), rtol=1e-10)

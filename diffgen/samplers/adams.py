@@ -59,9 +59,7 @@ def deis(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noi
     def weights(past: list[Level], then: Level) -> list[float]:
         h = then.lambda_ - past[0].lambda_
         nodes = [(at.lambda_ - past[0].lambda_) / h for at in past]
-        return polynomial_weights(
-            nodes, [math.factorial(k) * phi(k + 1, h) / phi(1, h) for k in range(len(past))]
-        )
+        return polynomial_weights(nodes, [math.factorial(k) * phi(k + 1, h) / phi(1, h) for k in range(len(past))])
 
     return multistep(denoise, schedule, x, ts, order, weights)
 
@@ -71,9 +69,7 @@ def adams_bashforth(nodes: list[float]) -> list[float]:
     return polynomial_weights(nodes, [1 / (k + 1) for k in range(len(nodes))])
 
 
-def multistep(
-    denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, order: int, weights: Weights
-) -> Tensor:
+def multistep(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, order: int, weights: Weights) -> Tensor:
     """Euler's step, and the part of the polynomial that is not constant; `weights` sum to 1, the newest first."""
     require(1 <= order <= 4, f"sampler.order={order} must be in [1, 4]")
     past: list[tuple[Level, Tensor]] = []  # newest first

@@ -29,11 +29,7 @@ def ode(
         f"sampler.rtol={rtol} and sampler.atol={atol} must be positive (rtol >= 1e-13)",
     )
     for _, now, then in steps(schedule, ts):
-        x = (
-            denoise(x, now.t)
-            if then.sigma == 0
-            else flow(denoise, schedule, x, now, then, rtol=rtol, atol=atol)
-        )
+        x = denoise(x, now.t) if then.sigma == 0 else flow(denoise, schedule, x, now, then, rtol=rtol, atol=atol)
     return x
 
 

@@ -33,17 +33,13 @@ def dpmpp_2m(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise:
 
 
 @SAMPLERS.register("dpmpp_2m_sde")
-def dpmpp_2m_sde(
-    denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float
-) -> Tensor:
+def dpmpp_2m_sde(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float) -> Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b, app. B); eta = 1 is the reverse SDE, eta = 0 is dpmpp_2m."""
     return multistep(denoise, schedule, x, ts, noise, order=2, rule=halfway, eta=eta)
 
 
 @SAMPLERS.register("dpmpp_3m_sde")
-def dpmpp_3m_sde(
-    denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float
-) -> Tensor:
+def dpmpp_3m_sde(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float) -> Tensor:
     """The same with a parabola through three points, third order at eta = 0 (the name is k-diffusion's).
 
     k-diffusion and the code of DPM-Solver++ give the curvature half of its weight, which is second order.
@@ -141,9 +137,7 @@ def exponential_step(
 
 def exact(nodes: list[float], h: float) -> list[float]:
     """Integrate the polynomial through all points exactly against the exponential."""
-    return polynomial_weights(
-        nodes, [h * math.factorial(k) * phi(k + 1, -h) for k in range(1, len(nodes) + 1)]
-    )
+    return polynomial_weights(nodes, [h * math.factorial(k) * phi(k + 1, -h) for k in range(1, len(nodes) + 1)])
 
 
 def halfway(nodes: list[float], h: float) -> list[float]:

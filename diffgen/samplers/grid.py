@@ -40,9 +40,7 @@ def time_grid(
     spacing = schedule.spacing if spacing == "auto" else spacing
     require(1 <= steps <= 100_000, f"sampler.steps={steps} must be in [1, 100000]")
     require(rho > 0 and sigma_max > 0, f"sampler.rho={rho} and sigma_max={sigma_max} must be positive")
-    require(
-        spacing in kinds, f"sampler.spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]"
-    )
+    require(spacing in kinds, f"sampler.spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]")
     if spacing in ("uniform", "quadratic"):
         ts = _clock_nodes(schedule, steps, power=2 if spacing == "quadratic" else 1)
     else:
@@ -59,9 +57,7 @@ def _listed(schedule: Schedule, sigmas: tuple[float, ...]) -> Tensor:
     ts = schedule.time_at(nsr)
     low, high = schedule.t_min, schedule.t_max
     inside = bool(ts[-1] > low * (1 - 1e-6)) and bool(ts[0] < high * (1 + 1e-6))
-    require(
-        inside, f"sampler.sigmas={list(sigmas)} must lie in {_range(schedule)}, where the network was trained"
-    )
+    require(inside, f"sampler.sigmas={list(sigmas)} must lie in {_range(schedule)}, where the network was trained")
     return torch.cat([ts.clamp(low, high), torch.zeros_like(ts[:1])])
 
 

@@ -40,9 +40,7 @@ def ddim(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noi
 
 
 @SAMPLERS.register("euler_ancestral")
-def euler_ancestral(
-    denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float
-) -> Tensor:
+def euler_ancestral(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float) -> Tensor:
     """k-diffusion's name for DDIM with noise.
 
     Its sigma_up^2 = eta^2 sigma_s^2 (sigma_t^2 - sigma_s^2) / sigma_t^2 is eta^2 times the posterior variance at alpha = 1.
@@ -91,9 +89,7 @@ def heun(
     """
     for i, now, then in steps(schedule, ts):
         if s_churn > 0 and now.alpha > 0 and s_min <= now.nsr <= (s_max or math.inf):
-            x, now = churn(
-                schedule, x, now, min(s_churn / (len(ts) - 1), math.sqrt(2) - 1), s_noise * noise(i)
-            )
+            x, now = churn(schedule, x, now, min(s_churn / (len(ts) - 1), math.sqrt(2) - 1), s_noise * noise(i))
         x0_hat = denoise(x, now.t)
         z = z_hat(x, x0_hat, now)
         guess = euler_step(x, x0_hat, now, then)
@@ -101,11 +97,7 @@ def heun(
             return guess
         x0_then = denoise(guess, then.t)
         z_then = z_hat(guess, x0_then, then)
-        x = (
-            x
-            + (then.alpha - now.alpha) * (x0_hat + x0_then) / 2
-            + (then.sigma - now.sigma) * (z + z_then) / 2
-        )
+        x = x + (then.alpha - now.alpha) * (x0_hat + x0_then) / 2 + (then.sigma - now.sigma) * (z + z_then) / 2
     return x
 
 
