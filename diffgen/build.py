@@ -1,5 +1,6 @@
 """From plain data to objects: where all tables meet."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,10 +15,10 @@ from diffgen.models import MODELS, DataShape
 from diffgen.optimizers import OPTIMIZERS
 from diffgen.parameterizations import PARAMETERIZATIONS
 from diffgen.registry import Table, bind, build, conform, parameters
-from diffgen.samplers import SAMPLERS
-from diffgen.schedules import SCHEDULES, Schedule, time_grid
+from diffgen.samplers import SAMPLERS, time_grid
+from diffgen.schedules import SCHEDULES, Schedule
 from diffgen.times import TIMES
-from diffgen.weightings import WEIGHTINGS
+from diffgen.weightings import WEIGHTINGS, Weighting
 
 Config = Mapping[str, Any]
 
@@ -61,6 +62,12 @@ def make_denoiser(config: Config, model: nn.Module) -> Denoiser:
     )
 
 
+def make_weighting(config: Config) -> Weighting:
+    """The weighting of `config["weighting"]`: a function, or a module whose parameters are to be trained."""
+    row = bind(WEIGHTINGS, config["weighting"])
+    return build(WEIGHTINGS, config["weighting"]) if inspect.isclass(row.func) else row
+
+
 def restore(checkpoint: Checkpoint) -> Denoiser:
     """The denoiser of a checkpoint, in evaluation mode on the CPU.
 
@@ -97,10 +104,7 @@ def make_sampler(config: Config, schedule: Schedule) -> tuple[Callable[..., Tens
     """
     own, grid, clip = sampler_settings(config)
     sampler = bind(SAMPLERS, own)
-    try:
-        ts = time_grid(schedule, **grid)
-    except UsageError as error:
-        raise UsageError(f"sampler.{error}") from None
+    ts = time_grid(schedule, **grid)
     zero = torch.zeros(1, dtype=torch.float64)
     sampler(lambda x, t: x, schedule, zero, ts[[0, -1]], lambda step: zero)
     return sampler, ts, clip

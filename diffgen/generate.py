@@ -74,7 +74,8 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
         columns(settings.n, data["num_classes"] if settings.label == "auto" else 0),
         notes,
     )
-    reporter.say(f"{settings.n} images in {seconds:.1f} s ({count(settings.n / max(seconds, 1e-9))} img/s)")
+    pace = count(settings.n / max(seconds, 1e-9))
+    reporter.say(f"{settings.n} images in {seconds:.1f} s ({pace} img/s), NFE {sampling.nfe}")
     reporter.say(
         f"grid: {out / 'grid.png'}"
         + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else "")

@@ -1,12 +1,9 @@
 """The training loss: the only place where noise meets data."""
 
-from collections.abc import Callable
-
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffgen.denoiser import Denoiser, like
-
-Weighting = Callable[[Tensor, Tensor, Tensor], Tensor]
+from diffgen.weightings import Weighting
 
 
 def denoising_loss(
@@ -22,7 +19,8 @@ def denoising_loss(
 
     Args:
         denoiser: The network in its frame.
-        weighting: (alpha, sigma, c_out) -> weight, [B] each.
+        weighting: (alpha, sigma, c_out) -> weight, [B] each. A module's weight w is learned, so it pays -log w: this is
+            the likelihood of an error with variance 1/w, and the best w is 1 / (mean error) (Kendall et al. 2018).
         x0: Images in [-1, 1], [B, C, H, W].
         label: int64 [B], `NO_LABEL` where none.
         t: Times [B].
@@ -36,4 +34,5 @@ def denoising_loss(
     x = like(alpha, x0) * x0 + like(sigma, x0) * z
     target = like(a, x0) * x0 + like(b, x0) * z
     error = (denoiser.predict(x, t, label, augment) - target).square().flatten(1).mean(1)  # [B]
-    return weighting(alpha, sigma, denoiser.c_out(t)) * error
+    weight = weighting(alpha, sigma, denoiser.c_out(t))
+    return weight * error - weight.log() if isinstance(weighting, nn.Module) else weight * error

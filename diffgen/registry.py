@@ -45,7 +45,7 @@ def parameters(row: Callable[..., Any]) -> dict[str, Any]:
     return {k: hints.get(k, Any) for k, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
-def bind(table: Table, config: object) -> Callable[..., Any]:
+def bind(table: Table, config: object) -> partial[Any]:
     """Look up `config["name"]` and fix its keyword arguments, after checking them against the signature.
 
     Args:

@@ -25,6 +25,8 @@ class Sampling:
     guidance: Guidance
     seed: int
     device: torch.device
+    nfe: int = 0
+    """Network evaluations of each image in the latest `draw`; guidance evaluates twice at once and counts as one."""
 
     @classmethod
     def from_config(
@@ -48,7 +50,7 @@ class Sampling:
     def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int]) -> Tensor:
         """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
 
-        Image i depends on (seed, i) and its label alone. The state is float64 (float32 on MPS, which has no other):
+        Image i depends on (seed, i) and its label alone (with sampler=ode, to within its tolerance). The state is float64 (float32 on MPS, which has no other):
         steps are small differences of large numbers (Karras et al. 2022, app. D).
         """
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
@@ -58,7 +60,13 @@ class Sampling:
 
         schedule = self.denoiser.schedule
         label = torch.tensor(labels, device=self.device)
-        denoise = guided(self.denoiser, label, self.guidance, clip=self.clip)
+        predict = guided(self.denoiser, label, self.guidance, clip=self.clip)
+        self.nfe = 0
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            self.nfe += 1
+            return predict(x, t)
+
         x = float(schedule.sigma(self.ts[0])) * noise(0)
         return self.sampler(denoise, schedule, x, self.ts, lambda step: noise(step + 1)).float()
 

@@ -71,18 +71,24 @@ class DDPMLinear:
     """The tabulated linear betas of DDPM (Ho et al. 2020, sec. 4), t = i / steps for entry i = 1 .. steps.
 
     Between entries log alpha^2 is interpolated linearly, that is, beta is constant there. For a table of another
-    length the ends are scaled by 1000 / steps, as in improved DDPM (Nichol & Dhariwal 2021).
+    length the ends are scaled by 1000 / steps, as in improved DDPM (Nichol & Dhariwal 2021). `zero_terminal_snr` shifts and
+    scales alpha so that the last entry is pure noise and the first stays (Lin et al. 2024, algorithm 1).
     """
 
     steps: int
     beta_start: float
     beta_end: float
+    zero_terminal_snr: bool
     log_alpha_bar: Tensor = field(init=False, repr=False, compare=False)  # [steps + 1], entry 0 is data
     spacing = "uniform"
     t_max = 1.0
 
     def __post_init__(self) -> None:
         require(1 <= self.steps <= 1_000_000, f"steps={self.steps} must be in [1, 1000000]")
+        require(
+            self.steps > 1 or not self.zero_terminal_snr,
+            "steps=1 leaves zero_terminal_snr=true no entry to keep",
+        )
         scale = 1000 / self.steps
         require(
             0 < self.beta_start <= self.beta_end < 1 / scale,
@@ -91,7 +97,10 @@ class DDPMLinear:
         # not the meta device that a caller may have set: these are numbers, not weights
         ends = (scale * self.beta_start, scale * self.beta_end)
         beta = torch.linspace(*ends, self.steps, dtype=torch.float64, device="cpu")
-        table = torch.cat([torch.zeros_like(beta[:1]), torch.log1p(-beta).cumsum(0)])
+        log_alpha_bar = torch.log1p(-beta).cumsum(0)
+        if self.zero_terminal_snr:
+            log_alpha_bar = _end_in_noise(log_alpha_bar)
+        table = torch.cat([torch.zeros_like(beta[:1]), log_alpha_bar])
         object.__setattr__(self, "log_alpha_bar", table)
 
     @property
@@ -129,6 +138,16 @@ class DDPMLinear:
         """Cut [t_min, t_max] into `steps` equal parts, one for each entry: uniform t gives uniform entries."""
         share = (t - self.t_min) / max(1 - self.t_min, torch.finfo(t.dtype).tiny)
         return ((share * self.steps).floor().clamp(0, self.steps - 1) + 1) / self.steps
+
+
+def _end_in_noise(log_alpha_bar: Tensor) -> Tensor:
+    """Lin et al. 2024, algorithm 1: sqrt(alpha_bar) shifted to end at 0 and scaled to keep its first entry.
+
+    The last entry is exp(-80), which is nothing beside sigma = 1 in float64, but has a logarithm to interpolate.
+    """
+    root = torch.exp(log_alpha_bar / 2)
+    rescaled = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return 2 * torch.log(rescaled).clamp(min=-40)
 
 
 @SCHEDULES.register("vp_linear")
@@ -173,33 +192,90 @@ class Cosine(Continuous):
 
     With A = pi/2/(1 + s) and B = (1 - t) A this is sin(B)/sin(A), exactly 0 at t = 1. There eps-prediction is
     singular: it needs t_max < 1. The discrete table of the paper clips beta at 0.999, which ends near t_max = 0.999.
+    `shift` multiplies sigma/alpha: side / reference side keeps what noise hides in larger images (log SNR is lowered by
+    2 ln shift; Hoogeboom et al. 2023, sec. 3.1).
     """
 
     s: float
+    shift: float
     t_min: float
     t_max: float
 
     def __post_init__(self) -> None:
         require(0 < self.s < 1, f"s={self.s} must be in (0, 1)")
+        check_shift(self.shift)
         check_interval(self.t_min, self.t_max, 1.0)
 
     @property
     def _angle(self) -> float:
         return math.pi / 2 / (1 + self.s)
 
+    def _legs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma up to a common factor; sin^2 A - sin^2 B = sin(A + B) sin(A - B)."""
+        product = torch.sin((2 - t) * self._angle) * torch.sin(t * self._angle)
+        return torch.sin((1 - t) * self._angle), self.shift * torch.sqrt(product.clamp(min=0))
+
     def alpha(self, t: Tensor) -> Tensor:
-        """sin(B) / sin(A)."""
-        return torch.sin((1 - t) * self._angle) / math.sin(self._angle)
+        """sin(B) / sin(A) at shift 1."""
+        signal, noise = self._legs(t)
+        return signal / torch.hypot(signal, noise)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sqrt(1 - alpha^2), by sin^2 A - sin^2 B = sin(A + B) sin(A - B)."""
-        product = torch.sin((2 - t) * self._angle) * torch.sin(t * self._angle)
-        return torch.sqrt(product.clamp(min=0)) / math.sin(self._angle)
+        """sqrt(1 - alpha^2)."""
+        signal, noise = self._legs(t)
+        return noise / torch.hypot(signal, noise)
 
     def time_at(self, nsr: Tensor) -> Tensor:
-        """sin B = sin A / sqrt(1 + nsr^2)."""
-        sine = math.sin(self._angle) / torch.sqrt(1 + nsr**2)
+        """sin B = sin A / sqrt(1 + nsr^2), after the shift is undone."""
+        sine = math.sin(self._angle) / torch.sqrt(1 + (nsr / self.shift) ** 2)
         return (1 - torch.asin(sine) / self._angle).clamp(min=0)
+
+
+@SCHEDULES.register("sigmoid")
+@dataclass(frozen=True, kw_only=True)
+class Sigmoid(Continuous):
+    """alpha^2 falls as a sigmoid of -t, normalised to 1 and 0 at the ends (Jabri et al. 2023; Chen 2023).
+
+    With u(t) = (start + t (end - start)) / tau and w = u(1) - u(0), their difference quotient of sigmoids is, by
+    sigmoid(a) - sigmoid(b) = sinh((a - b)/2) / (2 cosh(a/2) cosh(b/2)), the two products below. alpha(1) is exactly 0.
+    """
+
+    start: float
+    end: float
+    tau: float
+    t_min: float
+    t_max: float
+
+    def __post_init__(self) -> None:
+        require(self.tau > 0, f"tau={self.tau} must be positive")
+        width = (self.end - self.start) / self.tau
+        require(
+            0 < width < 100,
+            f"start={self.start} and end={self.end} must satisfy 0 < (end - start) / tau < 100",
+        )
+        check_interval(self.t_min, self.t_max, 1.0)
+
+    def _legs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha^2 and sigma^2 up to a common factor."""
+        half = (self.end - self.start) / self.tau / 2
+        signal = torch.sinh((1 - t) * half) * math.cosh(self.start / self.tau / 2)
+        return signal, torch.sinh(t * half) * math.cosh(self.end / self.tau / 2)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """sqrt of (sigmoid(u(1)) - sigmoid(u(t))) / (sigmoid(u(1)) - sigmoid(u(0)))."""
+        signal, noise = self._legs(t)
+        return torch.sqrt(signal / (signal + noise))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sqrt(1 - alpha^2)."""
+        signal, noise = self._legs(t)
+        return torch.sqrt(noise / (signal + noise))
+
+    def time_at(self, nsr: Tensor) -> Tensor:
+        """Solve sinh(t w/2) = r sinh((1 - t) w/2) for t, with r = nsr^2 cosh(u(0)/2) / cosh(u(1)/2)."""
+        half = (self.end - self.start) / self.tau / 2
+        r = nsr**2 * (math.cosh(self.start / self.tau / 2) / math.cosh(self.end / self.tau / 2))
+        return torch.atanh(math.sinh(half) / (1 / r + math.cosh(half))) / half
 
 
 @SCHEDULES.register("ve")
@@ -251,30 +327,45 @@ class VE:
 @SCHEDULES.register("rectified_flow")
 @dataclass(frozen=True, kw_only=True)
 class RectifiedFlow(Continuous):
-    """The straight path x_t = (1 - t) x0 + t z (Liu et al. 2023; Lipman et al. 2023 with the clock reversed)."""
+    """The straight path x_t = (1 - t) x0 + t z (Liu et al. 2023; Lipman et al. 2023 with the clock reversed).
 
+    `shift` multiplies sigma/alpha: it runs through the same path by another clock, later in the noise (Esser et al. 2024,
+    eq. 23, where it is the square root of the ratio of pixels). The network sees sigma, not the clock.
+    """
+
+    shift: float
     t_min: float
     t_max: float
 
     def __post_init__(self) -> None:
+        check_shift(self.shift)
         check_interval(self.t_min, self.t_max, 1.0)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """1 - t."""
-        return 1 - t
+        """1 - t at shift 1."""
+        return (1 - t) / (1 + (self.shift - 1) * t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The time itself."""
-        return t
+        """The time itself at shift 1."""
+        return self.shift * t / (1 + (self.shift - 1) * t)
 
     def time_at(self, nsr: Tensor) -> Tensor:
-        """t = nsr / (1 + nsr)."""
-        return torch.where(nsr.isinf(), 1.0, nsr / (1 + nsr))
+        """t = nsr / (shift + nsr)."""
+        return torch.where(nsr.isinf(), 1.0, nsr / (self.shift + nsr))
+
+    def noise_cond(self, t: Tensor) -> Tensor:
+        """1000 sigma."""
+        return 1000 * self.sigma(t)
 
 
 def check_interval(t_min: float, t_max: float, end: float) -> None:
     """Require 0 < t_min < t_max <= end."""
     require(0 < t_min < t_max <= end, f"t_min={t_min} and t_max={t_max} must satisfy 0 < t_min < t_max <= {end:g}")
+
+
+def check_shift(shift: float) -> None:
+    """Require 0 < shift <= 1000."""
+    require(0 < shift <= 1000, f"shift={shift} must be in (0, 1000]")
 
 
 def snr(schedule: Schedule, t: Tensor) -> Tensor:
@@ -302,50 +393,3 @@ def posterior(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor,
     shrink = (schedule.sigma(s) / schedule.sigma(t)) ** 2
     c_x = gain * shrink
     return c_x, schedule.alpha(s) - c_x * schedule.alpha(t), shrink * forward
-
-
-def time_grid(schedule: Schedule, *, steps: int, spacing: str, rho: float, sigma_max: float) -> Tensor:
-    """The times at which a sampler stops, from t_max down to 0 (data).
-
-    Args:
-        schedule: Whose clock to use.
-        steps: Number of steps, >= 1.
-        spacing: `uniform` in t; `quadratic`, uniform in sqrt(t) (Song et al. 2021, DDIM); `karras`, uniform in
-            (sigma/alpha)^(1/rho) from t_max to t_min, then 0 (Karras et al. 2022, eq. 5); `logsnr`, uniform in
-            log(sigma/alpha), then 0; `auto`, the one that suits the schedule's clock.
-        rho: Exponent of `karras`.
-        sigma_max: Largest sigma/alpha that `karras` and `logsnr` place nodes at; the first node is t_max anyhow.
-
-    Returns:
-        Falling times [steps + 1] in float64; the last is exactly 0.
-    """
-    kinds = ("uniform", "quadratic", "karras", "logsnr")
-    spacing = schedule.spacing if spacing == "auto" else spacing
-    require(1 <= steps <= 100_000, f"steps={steps} must be in [1, 100000]")
-    require(rho > 0 and sigma_max > 0, f"rho={rho} and sigma_max={sigma_max} must be positive")
-    require(spacing in kinds, f"spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]")
-    if spacing in ("uniform", "quadratic"):
-        ts = _clock_nodes(schedule, steps, power=2 if spacing == "quadratic" else 1)
-    else:
-        ts = schedule.time_at(_nsr_nodes(schedule, steps, spacing, rho, sigma_max))
-    ts = ts.clamp(min=schedule.t_min)
-    ts[0] = schedule.t_max  # also where sigma/alpha is infinite there
-    return torch.cat([ts, torch.zeros_like(ts[:1])])
-
-
-def _clock_nodes(schedule: Schedule, steps: int, power: int) -> Tensor:
-    """Uniform in t^(1/power) from t_max to 0, exclusive; to t_min where the last node would fall below it."""
-    high, low = schedule.t_max ** (1 / power), schedule.t_min ** (1 / power)
-    nodes = torch.linspace(high, 0, steps + 1, dtype=torch.float64)[:-1]
-    if nodes[-1] < low * (1 - 1e-9):
-        nodes = torch.linspace(high, low, steps, dtype=torch.float64)
-    return nodes**power
-
-
-def _nsr_nodes(schedule: Schedule, steps: int, spacing: str, rho: float, sigma_max: float) -> Tensor:
-    ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
-    high, low = (schedule.sigma(ends) / schedule.alpha(ends)).clamp(max=sigma_max)
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    if spacing == "logsnr":
-        return torch.exp(torch.lerp(high.log(), low.log(), ramp))
-    return torch.lerp(high ** (1 / rho), low ** (1 / rho), ramp) ** rho

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from diffgen import augment, checkpoint, header, training_state
-from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model
+from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, make_weighting
 from diffgen.console import Reporter, count
 from diffgen.datasets import ImageSource
 from diffgen.denoiser import NO_LABEL
@@ -37,7 +37,6 @@ from diffgen.run_directory import RunLog, choose_run
 from diffgen.sampling import Sampling, columns, cycle_labels
 from diffgen.settings import EmaSettings, LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.times import TIMES
-from diffgen.weightings import WEIGHTINGS
 
 PREVIEW_BATCH = 64
 
@@ -128,7 +127,7 @@ class Trainer:
         self.local_batch = self._split_batch()
         self.micro_batch = settings.micro_batch if isinstance(settings.micro_batch, int) else self.local_batch
         self.reporter = Reporter(speaks=self.main)
-        self.time, self.weighting = bind(TIMES, config["time"]), bind(WEIGHTINGS, config["weighting"])
+        self.time = bind(TIMES, config["time"])
 
         with accelerator.main_process_first():  # the others find the download done
             self.dataset: ImageSource = make_dataset(config)
@@ -170,15 +169,20 @@ class Trainer:
         compiles = self.settings.compile is True or (self.settings.compile == "auto" and self.device.type == "cuda")
         self.model = self.accelerator.prepare_model(torch.compile(self.network) if compiles else self.network)
         self.denoiser = make_denoiser(self.config, self.model)
+        self.weighting = make_weighting(self.config)
+        self.trained = nn.ModuleDict({"model": self.network})  # all that has parameters: what is optimized and saved
+        if isinstance(self.weighting, nn.Module):
+            self.trained["weighting"] = self.weighting.to(self.device)
+            self.weighting = self.accelerator.prepare_model(self.weighting)
 
     def _build_optimizer(self) -> None:
-        optimizer = build(OPTIMIZERS, self.config["optimizer"], self.network.parameters())
+        optimizer = build(OPTIMIZERS, self.config["optimizer"], self.trained.parameters())
         self.base_lr: float = optimizer.param_groups[0]["lr"]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
     def _rehearse(self) -> None:
         """Call what checks its numbers when it runs, so that a bad one is told before anything is written."""
-        t = self.time(torch.full((1,), 0.5, dtype=torch.float64), self.denoiser.schedule)
+        t = self.time(torch.full((1,), 0.5, device=self.device), self.denoiser.schedule)
         alpha, sigma, _, _ = self.denoiser.coefficients(t)
         self.weighting(alpha, sigma, self.denoiser.c_out(t))
 
@@ -209,7 +213,7 @@ class Trainer:
         checkpoint.check_fit(self.averaged, saved.weights, folder)
         self.averaged.load_state_dict(saved.weights)
         try:
-            training_state.apply(tensors, self.network, self.optimizer.optimizer, self.device, folder)
+            training_state.apply(tensors, self.trained, self.optimizer.optimizer, self.device, folder)
             if counters["scaler"] and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(counters["scaler"])
             self.loss_sum = tensors["loss_sum"].to(self.device)
@@ -224,7 +228,7 @@ class Trainer:
         if not all(weight.isfinite().all() for weight in self.averaged.state_dict().values()):
             self._check_finite(math.nan)  # of the last step only the gradient was not finite
         if self.main:
-            tensors = training_state.gather(self.network, self.optimizer.optimizer)
+            tensors = training_state.gather(self.trained, self.optimizer.optimizer)
             tensors["loss_sum"] = self.loss_sum
             counters = {
                 "step": self.step,
@@ -300,7 +304,7 @@ class Trainer:
         lr = self.base_lr * self.lr_schedule.factor(self.images, self._progress())
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.grad_clip or math.inf)
+        norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), self.settings.grad_clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step, self.loss_count = self.step + 1, self.loss_count + 1

@@ -15,30 +15,32 @@ FREE_TO_CHANGE = ("run_dir", "train.resume", "plugins")
 """Keys that say where a run is kept; a difference is not worth telling."""
 
 
-def gather(network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """Weights and optimizer moments under flat names: `model.<weight>` and `optimizer.<weight>/<moment>`."""
-    tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
+def gather(trained: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Weights and optimizer moments under flat names: `model.<weight>` and `optimizer.model.<weight>/<moment>`."""
+    tensors: Tensors = dict(trained.state_dict())
+    for name, parameter in trained.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{name}/{key}"] = value
     return tensors
 
 
 def apply(
-    tensors: Tensors, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, folder: Path
+    tensors: Tensors, trained: nn.ModuleDict, optimizer: torch.optim.Optimizer, device: torch.device, folder: Path
 ) -> None:
-    """Put back what `gather` took.
+    """Put back what `gather` took; a learned weighting that the run did not have before starts anew.
 
     Raises:
         CheckpointError: The weights do not fit the network.
         KeyError: The moments of a weight are missing.
     """
-    weights = _below(tensors, "model.")
-    check_fit(network, weights, folder)
-    network.load_state_dict(weights)
-    for name, parameter in network.named_parameters():
+    for part, module in trained.items():
+        weights = _below(tensors, f"{part}.")
+        if part == "model" or weights:
+            check_fit(module, weights, folder)
+            module.load_state_dict(weights)
+    for name, parameter in trained.named_parameters():
         moments = _below(tensors, f"optimizer.{name}/")
-        if not moments:
+        if not moments and name.startswith("model."):
             raise KeyError(f"optimizer.{name}")
         optimizer.state[parameter] = {key: value.to(device) for key, value in moments.items()}
 

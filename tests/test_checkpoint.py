@@ -333,7 +333,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "schedule out of range": (put("schedule", "t_max", value=7.0), "must satisfy 0 < t_min < t_max"),
     "singular": (put("parameterization", "name", value="eps"), "parameterization is singular"),
     "table of a trillion betas": (
-        put("schedule", value={"name": "ddpm_linear", "steps": 10**12, "beta_start": 1e-18, "beta_end": 1e-17}), "schedule.steps",
+        put("schedule", value={"name": "ddpm_linear", "steps": 10**12, "zero_terminal_snr": False, "beta_start": 1e-18, "beta_end": 1e-17}), "schedule.steps",
     ),
     "a sampler of a trillion steps": (put("sampler", "steps", value=10**12), "sampler.steps"),
     "a sampler with a key too many": (put("sampler", "foo", value=1), "sampler.foo is not a setting here"),

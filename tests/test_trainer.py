@@ -392,7 +392,7 @@ def test_a_damaged_newest_checkpoint_is_named(fit: Fit, tmp_path: Path, tiny_run
         fit(run, "train.images=256")
 
 
-@pytest.mark.parametrize("lacks", ["optimizer.stem.weight", "model.stem.weight", "loss_sum"])
+@pytest.mark.parametrize("lacks", ["optimizer.model.stem.weight", "model.stem.weight", "loss_sum"])
 def test_a_state_that_lacks_something_is_refused(fit: Fit, tmp_path: Path, lacks: str) -> None:
     run = fit(tmp_path / "run", "train.images=64")
     folder = run / "checkpoints" / "00000064"

@@ -1,0 +1,79 @@
+"""The probability-flow ODE with steps of the size that a tolerance asks for, in both directions."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffgen.errors import require
+from diffgen.samplers.steps import SAMPLERS, Denoise, Level, Noise, level, steps
+from diffgen.schedules import Schedule
+
+
+@SAMPLERS.register("ode")
+def ode(
+    denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, rtol: float, atol: float
+) -> Tensor:
+    """Dormand and Prince's method of order 5 (4), `RK45` of SciPy, between the nodes of the grid.
+
+    Two nodes, t_max and t_min, are enough. The last step, to data, is x0_hat. Step sizes are chosen for the batch as a
+    whole, so an image depends on the others by as much as the tolerance lets it.
+
+    Args:
+        rtol: Relative tolerance of a step.
+        atol: Absolute tolerance, where x/std(x) is about 1.
+    """
+    require(
+        rtol >= 1e-13 and atol > 0,
+        f"sampler.rtol={rtol} and sampler.atol={atol} must be positive (rtol >= 1e-13)",
+    )
+    for _, now, then in steps(schedule, ts):
+        x = denoise(x, now.t) if then.sigma == 0 else flow(denoise, schedule, x, now, then, rtol=rtol, atol=atol)
+    return x
+
+
+def encode(denoise: Denoise, schedule: Schedule, x0: Tensor, *, rtol: float, atol: float) -> Tensor:
+    """The other way: the x_T at t_max from which `ode` finds x0 again (Song et al. 2021, sec. 4.3).
+
+    Args:
+        denoise: (x [B, ...], t []) -> x0_hat.
+        schedule: Its clock.
+        x0: Data; it enters at t_min, where the noise is imperceptible.
+        rtol: As for `ode`.
+        atol: As for `ode`.
+
+    Returns:
+        x_T shaped like x0, distributed as sigma(t_max) z if the denoiser is right.
+    """
+    ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
+    low, high = (level(schedule, t) for t in ends)
+    return flow(denoise, schedule, low.alpha * x0, low, high, rtol=rtol, atol=atol)
+
+
+def flow(
+    denoise: Denoise, schedule: Schedule, x: Tensor, start: Level, end: Level, *, rtol: float, atol: float
+) -> Tensor:
+    """Carry x along the ODE from one level to another.
+
+    In the angle a = atan2(sigma, alpha) and y = x / |(alpha, sigma)| it is dy/da = cos(a) z_hat - sin(a) x0_hat: finite from
+    data to pure noise, for every schedule.
+    """
+    from scipy.integrate import solve_ivp
+
+    def slope(angle: float, y: Any) -> Any:
+        cos, sin = math.cos(angle), math.sin(angle)
+        t = schedule.time_at(torch.full_like(start.t, sin / cos)).clamp(schedule.t_min, schedule.t_max)
+        at = level(schedule, t)
+        state = torch.as_tensor(y).to(x).reshape(x.shape)
+        x0_hat = denoise(math.hypot(at.alpha, at.sigma) * state, t)
+        return (cos * (state - cos * x0_hat) / sin - sin * x0_hat).double().cpu().reshape(-1).numpy()
+
+    angles = [math.atan2(at.sigma, at.alpha) for at in (start, end)]
+    y = (x / math.hypot(start.alpha, start.sigma)).double().cpu().reshape(-1).numpy()
+    solution = solve_ivp(slope, angles, y, method="RK45", rtol=rtol, atol=atol, t_eval=angles[1:])
+    require(
+        solution.success,
+        f"sampler=ode stopped: {solution.message}; give sampler.rtol and sampler.atol more room",
+    )
+    return torch.as_tensor(solution.y[:, -1]).to(x).reshape(x.shape) * math.hypot(end.alpha, end.sigma)

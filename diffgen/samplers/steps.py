@@ -1,0 +1,97 @@
+"""What samplers share: the table, levels of noise, and the steps that have a name of their own."""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffgen.registry import Table
+from diffgen.schedules import Schedule
+
+SAMPLERS = Table("sampler")
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[int], Tensor]
+
+PURE_NOISE = 1e8
+"""sigma/alpha from which a level holds no signal: x/alpha would keep no digits of it."""
+
+
+class Level(NamedTuple):
+    """A point of the grid: its time (a scalar tensor) and its alpha and sigma (Python floats, from float64)."""
+
+    t: Tensor
+    alpha: float
+    sigma: float
+
+    @property
+    def nsr(self) -> float:
+        """sigma/alpha; infinite in pure noise."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+    @property
+    def lambda_(self) -> float:
+        """log(alpha/sigma), half the log SNR; -inf in pure noise, inf at data."""
+        return -math.log(self.nsr) if self.nsr else math.inf
+
+
+def level(schedule: Schedule, t: Tensor) -> Level:
+    """alpha and sigma at a scalar time."""
+    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+    return Level(t, alpha if sigma < PURE_NOISE * alpha else 0.0, sigma)
+
+
+def steps(schedule: Schedule, ts: Tensor) -> Iterator[tuple[int, Level, Level]]:
+    """Each step of the grid: its number, where it starts and where it ends."""
+    levels = [level(schedule, t) for t in ts.double()]
+    return ((i, now, then) for i, (now, then) in enumerate(pairwise(levels)))
+
+
+def z_hat(x: Tensor, x0_hat: Tensor, at: Level) -> Tensor:
+    """The noise that x and x0_hat imply."""
+    return (x - at.alpha * x0_hat) / at.sigma
+
+
+def euler_step(x: Tensor, x0_hat: Tensor, now: Level, then: Level) -> Tensor:
+    """alpha_s x0_hat + sigma_s z_hat, first order."""
+    return then.alpha * x0_hat + then.sigma * z_hat(x, x0_hat, now)
+
+
+def posterior_step(
+    x: Tensor,
+    x0_hat: Tensor,
+    now: Level,
+    then: Level,
+    *,
+    eta: float,
+    scale: float,
+    noise: Callable[[], Tensor],
+) -> Tensor:
+    """alpha_s x0_hat + sqrt(sigma_s^2 - eta^2 v) z_hat + scale sqrt(v) noise, with the posterior variance v.
+
+    v = (sigma_s/sigma_t)^2 (sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2); it is finite at alpha_t = 0 and 0 at data.
+    """
+    forward = now.sigma**2 - (now.alpha / then.alpha * then.sigma) ** 2
+    v = max((then.sigma / now.sigma) ** 2 * forward, 0.0)
+    x = then.alpha * x0_hat + math.sqrt(max(then.sigma**2 - eta**2 * v, 0.0)) * z_hat(x, x0_hat, now)
+    return x + scale * math.sqrt(v) * noise() if scale * v > 0 else x
+
+
+def polynomial_weights(nodes: list[float], moments: list[float]) -> list[float]:
+    """The weights w with sum_j w_j nodes_j^k = moments_k for k < len(nodes): exact for polynomials of that degree."""
+    powers = torch.vander(torch.tensor(nodes, dtype=torch.float64, device="cpu"), increasing=True).T
+    right = torch.tensor(moments, dtype=torch.float64, device="cpu")
+    return [float(w) for w in torch.linalg.solve(powers, right)]
+
+
+def phi(k: int, z: float) -> float:
+    """phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!)/z with phi_0 = exp, that is, sum_j z^j/(j + k)!.
+
+    k! phi_{k+1}(z) is the integral of s^k exp((1 - s) z) over [0, 1]: what exponential integrators need of a monomial.
+    """
+    if abs(z) < 1:  # where the recursion cancels
+        return sum(z**j / math.factorial(j + k) for j in range(20))
+    return (phi(k - 1, z) - 1 / math.factorial(k - 1)) / z if k else math.exp(z)

@@ -1,0 +1,55 @@
+"""Parts built from their YAML files, for tests that go over all of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from diffgen.registry import Table, bind, build
+from diffgen.samplers import SAMPLERS, time_grid
+from diffgen.schedules import SCHEDULES, Schedule
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def config(group: str, name: str) -> dict[str, Any]:
+    """One YAML file as plain data."""
+    values = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
+    return {k: float(v) if isinstance(v, str) and v[0].isdigit() else v for k, v in values.items()}
+
+
+def part(table: Table, name: str, **changes: Any) -> Any:
+    """The object of one YAML file, with some keys replaced."""
+    return build(table, {**config(table.group, name), **changes})
+
+
+def schedule(name: str, **changes: Any) -> Schedule:
+    """A schedule by the name of its YAML file."""
+    return part(SCHEDULES, name, **changes)
+
+
+ENDS_AT_ZERO_ALPHA = ("cosine", "sigmoid", "rectified_flow")
+
+
+def finite(name: str, **changes: Any) -> Schedule:
+    """The same, cut where sigma/alpha is still finite."""
+    return schedule(name, **({"t_max": 0.98} if name in ENDS_AT_ZERO_ALPHA else {}), **changes)
+
+
+SCHEDULE_NAMES = sorted(path.stem for path in (CONFIGS / "schedule").glob("*.yaml"))
+
+
+GRID = ("steps", "spacing", "rho", "sigma_max", "sigmas", "clip")
+
+
+def sampler(name: str, **changes: Any) -> Callable[..., Tensor]:
+    """A sampler with the options of its YAML file, some replaced."""
+    own = {key: value for key, value in config("sampler", name).items() if key not in GRID}
+    return bind(SAMPLERS, {**own, **changes})
+
+
+def grid(s: Schedule, steps: int, spacing: str = "logsnr", sigma_max: float = 80.0) -> Tensor:
+    """A time grid."""
+    return time_grid(s, steps=steps, spacing=spacing, rho=7.0, sigma_max=sigma_max, sigmas=None)
