@@ -15,6 +15,8 @@ from diffgen.registry import bind
 from diffgen.samplers import SAMPLERS
 from diffgen.schedules import time_grid
 
+Watch = Callable[[Tensor, Tensor], None]
+
 
 @dataclass
 class Sampling:
@@ -43,8 +45,12 @@ class Sampling:
         )
 
     @torch.inference_mode()
-    def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int]) -> Tensor:
+    def draw(
+        self, shape: tuple[int, ...], indices: list[int], labels: list[int], watch: Watch | None = None
+    ) -> Tensor:
         """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
+
+        `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
 
         Image i depends on (seed, i) and its label alone. The state is float64 (float32 on MPS, which has no other):
         steps are small differences of large numbers (Karras et al. 2022, app. D).
@@ -56,17 +62,29 @@ class Sampling:
 
         schedule = self.denoiser.schedule
         label = torch.tensor(labels, device=self.device)
-        denoise = self.denoiser.guided(label, guidance=self.guidance, clip=self.clip)
+        guided = self.denoiser.guided(label, guidance=self.guidance, clip=self.clip)
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            if watch:
+                watch(x, t)
+            return guided(x, t)
+
         x = float(schedule.sigma(self.ts[0])) * noise(0)
         return self.sampler(denoise, schedule, x, self.ts, lambda step: noise(step + 1)).float()
+
+    def batches(
+        self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
+    ) -> Iterator[Tensor]:
+        """The same in batches, on the CPU."""
+        for start in range(0, len(indices), batch_size):
+            part = slice(start, start + batch_size)
+            yield self.draw(shape, indices[part], labels[part]).cpu()
 
     def pixels(
         self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
     ) -> Iterator[Tensor]:
-        """The same in batches, as uint8 on the CPU."""
-        for start in range(0, len(indices), batch_size):
-            part = slice(start, start + batch_size)
-            yield to_uint8(self.draw(shape, indices[part], labels[part])).cpu()
+        """The batches as uint8."""
+        return map(to_uint8, self.batches(shape, indices, labels, batch_size))
 
 
 def cycle_labels(n: int, num_classes: int) -> list[int]:

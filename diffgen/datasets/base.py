@@ -55,10 +55,15 @@ class Images:
 
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
         """See `ImageSource`."""
-        pixels, labels = self.pixels.to(device), self.labels.to(device)
-        for chosen in entries:
-            chosen = chosen.to(device, non_blocking=True)
-            yield pixels[chosen], labels[chosen]
+        return gather(self.pixels, self.labels, entries, device)
+
+
+def gather(values: Tensor, labels: Tensor, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
+    """Batches of tensors that are moved to the device once."""
+    values, labels = values.to(device), labels.to(device)
+    for chosen in entries:
+        chosen = chosen.to(device, non_blocking=True)
+        yield values[chosen], labels[chosen]
 
 
 def md5(path: Path) -> str:

@@ -17,9 +17,11 @@ class DataShape:
         height: H in pixels.
         width: W in pixels.
         num_classes: Number of labels; 0 where the data has none.
+        pixels: Whether the values are 8-bit pixels, scaled to [-1, 1]; else they are real numbers without bounds.
     """
 
     channels: int
     height: int
     width: int
     num_classes: int
+    pixels: bool = True
