@@ -399,7 +399,8 @@ class Trainer:
         if settings.minutes:
             limits.append(f"{clock(60 * settings.minutes)} of wall time")
         rows = {
-            "data": f"{len(self.dataset):,} images {shape.channels}x{shape.height}x{shape.width}, "
+            "data": f"{len(self.dataset):,} {'images' if shape.pixels else 'vectors'} "
+            f"{shape.channels}x{shape.height}x{shape.width}, "
             + (f"{shape.num_classes} classes" if shape.num_classes else "no labels"),
             "model": f"{self.config['model']['name']}, {count(total)} parameters, {gflop(self.config):.3g} GFLOP per image",
             "method": " + ".join(self.config[part]["name"] for part in ("schedule", "parameterization", "weighting", "time"))

@@ -1,4 +1,4 @@
-"""The data set table and its two kinds: pixels in memory, and pixels that are decoded when asked for."""
+"""The data set table, and pixels in memory. Pixels decoded when asked for are in `folder`, vectors in `vectors`."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from diffgen.registry import Table
 DATASETS = Table("dataset")
 """Rows are called as row(**settings) and give an `ImageSource`."""
 
-Batch = tuple[Tensor, Tensor]  # uint8 [B, C, H, W], int64 [B]
+Batch = tuple[Tensor, Tensor]  # uint8 [B, C, H, W] (vectors: float32 [B, D, 1, 1]), int64 [B]
 
 
 class ImageSource(Protocol):
