@@ -3,39 +3,37 @@ import sys
 
 import pytest
 import torch
+from rows import row, schedule
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from diffgen.cli import train as train_command
 from diffgen.datasets.mixture import mixture
-from diffgen.datasets.vectors import report_times
 from diffgen.denoiser import Denoiser
 from diffgen.errors import UsageError
 from diffgen.parameterizations import PARAMETERIZATIONS
 from diffgen.sampling import Sampling
-from diffgen.schedules import VE, RectifiedFlow
 
-FLOW = RectifiedFlow(t_min=1e-3, t_max=1.0)
-ANCESTRAL = {"name": "ancestral", "variance": "small"}
-GRID = {"steps": 100, "spacing": "auto", "rho": 7.0, "sigma_max": 80.0, "clip": False}
+FLOW = schedule("rectified_flow")
 
 
 def data(n=64, dim=10, components=4, std=0.5, seed=0):
     return mixture(n=n, dim=dim, components=components, std=std, seed=seed)
 
 
-def exact_sampling(vectors, schedule=FLOW):
+def exact_sampling(vectors):
     """Sampling with the exact posterior mean in place of a network."""
 
     def network(x, noise_cond, label):
         t = noise_cond.double()[0] / 1000
-        estimate = vectors.posterior_mean(x.flatten(1), schedule.alpha(t), schedule.sigma(t))
+        estimate = vectors.posterior_mean(x.flatten(1), FLOW.alpha(t), FLOW.sigma(t))
         return estimate.reshape(x.shape).float()
 
-    denoiser = Denoiser(network, schedule, PARAMETERIZATIONS["x0"], sigma_data=1.0, scale_input=False)
-    return Sampling.from_config(denoiser, {**ANCESTRAL, **GRID}, guidance=1.0, seed=0, device=torch.device("cpu"))
+    denoiser = Denoiser(network, FLOW, PARAMETERIZATIONS["x0"], sigma_data=1.0, scale_input=False)
+    ancestral = row("sampler", "ancestral", steps=100, clip=False)
+    return Sampling.from_config(denoiser, ancestral, guidance=1.0, seed=0, device=torch.device("cpu"))
 
 
-# --- the data and the exact answer --------------------------------------------------------------------------------------
+# --- the data and the exact answer ----------------------------------------------------------------
 
 
 def test_vectors_have_the_moments_of_the_mixture():
@@ -43,8 +41,12 @@ def test_vectors_have_the_moments_of_the_mixture():
     centred = vectors.means - vectors.means.mean(0)
     covariance = 0.25 * torch.eye(10, dtype=torch.float64) + centred.T @ centred / 4
     values = vectors.values.double()
-    torch.testing.assert_close(values.mean(0), vectors.means.mean(0), atol=5 * (covariance.max() / n).sqrt().item(), rtol=0)
-    torch.testing.assert_close(torch.cov(values.T), covariance, atol=5 * covariance.max().item() / n**0.5, rtol=0)
+    torch.testing.assert_close(
+        values.mean(0), vectors.means.mean(0), atol=5 * (covariance.max() / n).sqrt().item(), rtol=0
+    )
+    torch.testing.assert_close(
+        torch.cov(values.T), covariance, atol=5 * covariance.max().item() / n**0.5, rtol=0
+    )
     assert torch.equal(vectors.values, data(n=100_000).values)
     assert not torch.equal(vectors.means, data(seed=1).means)
 
@@ -53,7 +55,9 @@ def test_posterior_mean_of_one_gaussian_is_the_regression_line():
     vectors = data(components=1, std=0.7)
     x, alpha, sigma = torch.randn(5, 10, dtype=torch.float64), torch.tensor(0.6), torch.tensor(0.8)
     gain = 0.6 * 0.49 / (0.36 * 0.49 + 0.64)
-    torch.testing.assert_close(vectors.posterior_mean(x, alpha, sigma), vectors.means + gain * (x - 0.6 * vectors.means))
+    torch.testing.assert_close(
+        vectors.posterior_mean(x, alpha, sigma), vectors.means + gain * (x - 0.6 * vectors.means)
+    )
 
 
 @pytest.mark.parametrize("t", [0.02, 0.3, 0.6, 0.95])
@@ -82,7 +86,7 @@ def test_bad_settings_are_refused(bad):
         mixture(**{"n": 8, "dim": 10, "components": 4, "std": 0.5, "seed": 0, **bad})
 
 
-# --- the report -----------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def test_exact_network_has_the_exact_error():
@@ -118,15 +122,12 @@ def test_report_with_the_exact_network(tmp_path):
     assert (tmp_path / "7.txt").read_text() == text + "\n"
     assert len(re.findall(r" 1\.000$", text, re.MULTILINE)) == 5
     assert (tmp_path / "7-reconstruction.png").exists() and (tmp_path / "7.png").exists()
-    assert float(re.search(r"([\d.]+) times", text)[1]) < 1.3  # ancestral sampling with the exact denoiser gives data
+    assert (
+        float(re.search(r"([\d.]+) times", text)[1]) < 1.3
+    )  # ancestral sampling with the exact denoiser gives data
 
 
-def test_report_times_follow_any_clock():
-    assert report_times(FLOW).tolist() == pytest.approx([0.9, 0.7, 0.5, 0.3, 0.1])
-    assert report_times(VE(sigma_min=0.002, sigma_max=80.0)).tolist() == pytest.approx([9, 7 / 3, 1, 3 / 7, 1 / 9])
-
-
-# --- the run --------------------------------------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
 
 
 def run(monkeypatch, capsys, *overrides):
@@ -134,7 +135,10 @@ def run(monkeypatch, capsys, *overrides):
     assert train_command.main() == 0
     out = capsys.readouterr().out
     losses = {float(e): float(loss) for e, loss in re.findall(r"epoch ([\d.]+) .*?loss ([\d.]+)", out)}
-    rows = [tuple(map(float, row)) for row in re.findall(r"^ +(0\.\d+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", out, re.MULTILINE)]
+    rows = [
+        tuple(map(float, row))
+        for row in re.findall(r"^ +(0\.\d+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", out, re.MULTILINE)
+    ]
     return losses, rows, out
 
 
@@ -144,10 +148,14 @@ def test_tutorial_in_short(monkeypatch, capsys, tmp_path):
     losses, rows, out = run(monkeypatch, capsys, *short)
     assert list(losses) == list(range(1, 9))
     assert losses[8] < 0.75 * losses[1]
-    assert "rectified_flow + x0 + unit + uniform, sampled by ancestral" in out and "8,192 vectors 10x1x1" in out
+    assert (
+        "rectified_flow + x0 + unit + uniform, sampled by ancestral" in out and "8,192 vectors 10x1x1" in out
+    )
     assert [row[0] for row in rows] == [0.1, 0.3, 0.5, 0.7, 0.9]
     for _, network, exact, mean, ratio in rows:
-        assert 1 <= ratio < 1.7 and network < 1.05 * mean and network / exact == pytest.approx(ratio, rel=0.01)
+        assert (
+            1 <= ratio < 1.7 and network < 1.05 * mean and network / exact == pytest.approx(ratio, rel=0.01)
+        )
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def draw(kind: Kind, n: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
     return xy.float(), torch.full((n,), -1) if labels is None else torch.from_numpy(labels).long()
 
 
-# --- the sets, without noise ------------------------------------------------------------------------------------------
+# --- the sets, without noise ----------------------------------------------------------------------
 
 
 def moons(n: int, seed: int) -> Labelled:
@@ -119,7 +119,7 @@ assert set(SETS) == set(get_args(Kind))
 CLASSES = {"moons": ("upper", "lower"), "circles": ("outer", "inner"), "gaussian_mixture": tuple("01234567")}
 
 
-# --- what the model does ----------------------------------------------------------------------------------------------
+# --- what the model does --------------------------------------------------------------------------
 
 
 def ode_field(sampling: Sampling, x0: Tensor, side: int = 21) -> tuple[list[float], Tensor, Tensor, Tensor]:
