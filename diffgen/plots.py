@@ -18,7 +18,7 @@ def png(figure: Figure) -> bytes:
 
 
 def loss_curve(images: list[int], losses: list[float]) -> bytes:
-    """Training loss against images seen: each logged value, and their running mean over a tenth of the run."""
+    """Training loss against images seen: each logged value, and the running mean over a tenth of the run."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.plot(images, losses, color="tab:blue", alpha=0.3, linewidth=1, label="logged")
@@ -45,14 +45,15 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], x_label: st
 
 
 def scatter(panels: Mapping[str, tuple[Tensor, Tensor]]) -> bytes:
-    """Sets of vectors side by side on the same axes, coloured by label; of longer vectors the first two values.
+    """Sets of vectors side by side on equal axes, coloured by label; of longer vectors the first two values.
 
     Args:
         panels: By title, vectors [n, D] and labels int64 [n], -1 for none.
     """
     figure, row = _panels(len(panels))
     for axes, (title, (vectors, labels)) in zip(row, panels.items(), strict=True):
-        axes.scatter(vectors[:, 0], vectors[:, min(1, vectors.shape[1] - 1)], s=3, c=labels, cmap="tab10", vmin=-1, vmax=8)
+        x, y = vectors[:, 0], vectors[:, min(1, vectors.shape[1] - 1)]
+        axes.scatter(x, y, s=3, c=labels, cmap="tab10", vmin=-1, vmax=8)
         axes.set_title(title)
     return png(figure)
 
@@ -70,18 +71,21 @@ def vector_field(times: Sequence[float], clouds: Tensor, places: Tensor, directi
     for axes, t, cloud, place, direction in zip(row, times, clouds, places, directions, strict=True):
         strength = direction.norm(dim=1)
         arrows = direction / strength.clamp(min=1e-12)[:, None]
-        axes.scatter(*cloud.T, s=3, color="lightgrey")
+        axes.scatter(cloud[:, 0], cloud[:, 1], s=3, color="lightgrey")
         axes.quiver(*place.T, *arrows.T, strength, angles="xy", scale=25, width=0.004, cmap="plasma")
-        axes.set(title=f"t = {t:.3g}", xlim=(place[:, 0].min(), place[:, 0].max()), ylim=(place[:, 1].min(), place[:, 1].max()))
+        (left, bottom), (right, top) = place.amin(0), place.amax(0)
+        axes.set(title=f"t = {t:.3g}", xlim=(left, right), ylim=(bottom, top))
     return png(figure)
 
 
 def trajectories(states: Tensor) -> bytes:
     """Paths [steps + 1, n, 2] from noise (grey) to data (blue)."""
     figure, (axes,) = _panels(1)
-    axes.add_collection(LineCollection(list(states.transpose(0, 1).numpy()), colors="grey", linewidths=0.4, alpha=0.5))
-    axes.scatter(*states[0].T, s=6, color="grey", label="noise")
-    axes.scatter(*states[-1].T, s=6, color="tab:blue", label="data")
+    axes.add_collection(
+        LineCollection(list(states.transpose(0, 1).numpy()), colors="grey", linewidths=0.4, alpha=0.5)
+    )
+    axes.scatter(states[0, :, 0], states[0, :, 1], s=6, color="grey", label="noise")
+    axes.scatter(states[-1, :, 0], states[-1, :, 1], s=6, color="tab:blue", label="data")
     axes.legend(loc="upper right")
     return png(figure)
 

@@ -1,6 +1,7 @@
 """The numbered formulas of docs/theory.md, each against something computed another way."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_5_the_line_between_neighbours_is_not_the_chain():
 
 @pytest.mark.parametrize("name", CLOCKS)
 def test_6_posterior_is_gaussian_conditioning(name):
-    """Condition the joint Gaussian of (x_s, x_t) given x0 by the Schur complement, entries from the marginals."""
+    """Condition the joint Gaussian of (x_s, x_t) given x0, with covariances from marginals and gain."""
     clock = schedule(name)
     s, t = times(clock, 0.3, 0.7)
     gain, _ = transition(clock, s, t)
@@ -175,10 +176,10 @@ def test_10_reverse_transition_adds_the_uncertainty_of_x0():
 
 
 def ancestral_variance(steps):
-    """Variance of what ancestral sampling of Gaussian data makes, without Monte Carlo: each step is a line plus noise."""
+    """Variance of what ancestral sampling makes of Gaussian data; each step is a line plus noise."""
     ts = torch.linspace(1, 0, steps + 1, dtype=F64)
     total = torch.tensor(1.0, dtype=F64)
-    for t, s in zip(ts[:-1], ts[1:], strict=True):
+    for t, s in pairwise(ts):
         c_x, c_0, v = posterior(FLOW, s, t)
         slope = (1 - t) * STD**2 / ((1 - t) ** 2 * STD**2 + t**2)
         total = (c_x + c_0 * slope) ** 2 * total + v
@@ -202,7 +203,6 @@ def test_11_ancestral_is_the_posterior_with_x0_hat(name):
     noise = noise_of(0, x)
     c_x, c_0, v = posterior(clock, s, t)
     expected = c_x * x + c_0 * gauss_denoise(clock)(x, t) + v.sqrt() * noise(0)
-    # a further step to data would follow; the grid of two nodes is one step, the last one being noisy as s > 0
     torch.testing.assert_close(sampler("ddim", eta=1.0)(gauss_denoise(clock), clock, x, ts, noise), expected)
     torch.testing.assert_close(sampler("ancestral")(gauss_denoise(clock), clock, x, ts, noise), expected)
 
@@ -331,7 +331,7 @@ def test_17_heun_converges_to_the_exact_flow_of_a_gaussian(name):
 
 
 def test_18_all_clocks_walk_one_path():
-    """At equal sigma/alpha, x / alpha is the same state: the exact denoiser agrees, and so does each ODE step."""
+    """At equal sigma/alpha, x / alpha is the same state: each Euler step agrees."""
     nsr = torch.tensor([2.0, 0.5], dtype=F64)
     y = torch.linspace(-3, 3, 7, dtype=F64)
     ends = []
@@ -349,7 +349,7 @@ def test_18_all_clocks_walk_one_path():
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 3.0])
 def test_19_guidance_is_the_score_of_a_tilted_density(w):
-    """alpha D - x over sigma^2 is the gradient of log p(x) + w (log p(x | c) - log p(x)) for two Gaussians."""
+    """(alpha D - x)/sigma^2 is the gradient of log p(x) + w (log p(x | c) - log p(x)), two Gaussians."""
     alpha, sigma = at(0.6, 0.9)
     x = torch.linspace(-2, 2, 9, dtype=F64).requires_grad_()
     variance = alpha**2 * STD**2 + sigma**2
@@ -374,7 +374,7 @@ def test_19_guidance_is_the_score_of_a_tilted_density(w):
 
 
 def errors_after_training(draw_time, steps=1500):
-    """Network over exact error at t = 0.1, 0.5, 0.9 after training with times draw_time(share of the run, n)."""
+    """Network over exact error at t = 0.1, 0.5, 0.9, trained with times draw_time(share of the run, n)."""
     data = mixture(n=4096, dim=2, components=3, std=0.3, seed=0)
     torch.manual_seed(0)
     net = MLP(data.shape, width=32, blocks=2)

@@ -4,4 +4,15 @@ from diffgen.datasets import cifar, digits, folder, mixture, mnist, points
 from diffgen.datasets.base import DATASETS, Images, ImageSource
 from diffgen.datasets.vectors import Vectors
 
-__all__ = ["DATASETS", "ImageSource", "Images", "Vectors", "cifar", "digits", "folder", "mixture", "mnist", "points"]
+__all__ = [
+    "DATASETS",
+    "ImageSource",
+    "Images",
+    "Vectors",
+    "cifar",
+    "digits",
+    "folder",
+    "mixture",
+    "mnist",
+    "points",
+]

@@ -30,8 +30,9 @@ class Mixture(Vectors):
     def posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x_t = x] for x_t = alpha x0 + sigma z: what no network can do better than.
 
-        Component k makes x_t ~ N(alpha m_k, v I) with v = alpha^2 std^2 + sigma^2, and given k the pair (x0, x_t) is
-        jointly Gaussian; so the answer is the components' regression lines weighted by their probabilities given x.
+        Component k makes x_t ~ N(alpha m_k, v I) with v = alpha^2 std^2 + sigma^2, and given k the pair
+        (x0, x_t) is jointly Gaussian; so the answer is the components' regression lines, weighted by their
+        probabilities given x.
 
         Args:
             x: [n, D].
@@ -48,11 +49,14 @@ class Mixture(Vectors):
         return (probability[:, :, None] * lines).sum(1)
 
     def report(self, sampling: Sampling, labels: list[int], path: Path) -> str:
-        """See `Vectors.report`; also compares the network's reconstructions with the exact posterior mean's."""
+        """See `Vectors.report`; also compares the network with the exact posterior mean."""
         from diffgen.plots import lines
 
         rows = self.reconstruction(sampling)
-        table = [f"{t:8.3f} {network:9.4f} {exact:17.4f} {mean:13.4f} {network / exact:17.3f}" for t, network, exact, mean in rows]
+        table = [
+            f"{t:8.3f} {network:9.4f} {exact:17.4f} {mean:13.4f} {network / exact:17.3f}"
+            for t, network, exact, mean in rows
+        ]
         ts, network, exact, mean = zip(*rows, strict=True)
         curves = {"network": network, "exact posterior mean": exact, "guess of the mean": mean}
         errors = lines(ts, curves, "t", "mean squared error of x0_hat")
@@ -68,7 +72,7 @@ class Mixture(Vectors):
         return "\n".join(text)
 
     def reconstruction(self, sampling: Sampling) -> list[tuple[float, float, float, float]]:
-        """For each of several t: t and the mean squared errors of the network, the posterior mean and the plain mean."""
+        """t and the mean squared errors of network, posterior mean and plain mean, for each of several t."""
         x0, z = self.pairs(FRESH)
         rows = []
         for t in report_times(sampling.denoiser.schedule).flip(0):
@@ -81,7 +85,9 @@ class Mixture(Vectors):
         x0 = self.fresh(n, 0).double()
         return x0, torch.randn(x0.shape, generator=generator("cpu", 0, "reconstruction"), dtype=x0.dtype)
 
-    def estimates(self, sampling: Sampling, x0: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def estimates(
+        self, sampling: Sampling, x0: Tensor, z: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, the network's x0_hat and the exact posterior mean, float64 [n, D] each."""
         schedule = sampling.denoiser.schedule
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -94,7 +100,10 @@ class Mixture(Vectors):
         t = report_times(sampling.denoiser.schedule)[2]
         x, x0_hat, exact = self.estimates(sampling, x0, z, t)
         rows = {"x0": x0, "x_t": x, "x0_hat": x0_hat, "E[x0|x_t]": exact}
-        text = [f"{name:>10} " + " ".join(f"{value:6.2f}" for value in row[0].tolist()) for name, row in rows.items()]
+        text = [
+            f"{name:>10} " + " ".join(f"{value:6.2f}" for value in row[0].tolist())
+            for name, row in rows.items()
+        ]
         return [f"one of them at t = {float(t):g}", *text]
 
 
@@ -122,4 +131,6 @@ def mixture(*, n: int, dim: int, components: int, std: float, seed: int) -> Mixt
         return (means[chosen] + std * torch.randn(count, dim, dtype=torch.float64, generator=rng)).float()
 
     vectors = draw(n, "vectors", 0)
-    return Mixture(vectors, torch.full((n,), -1), (), lambda count, number: draw(count, "fresh", number), means, std)
+    return Mixture(
+        vectors, torch.full((n,), -1), (), lambda count, number: draw(count, "fresh", number), means, std
+    )

@@ -1,4 +1,4 @@
-"""Point sets of the plane, the usual first examples: small enough to see everything that a diffusion model does."""
+"""Point sets of the plane: small enough to see everything that a diffusion model does."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +125,7 @@ CLASSES = {"moons": ("upper", "lower"), "circles": ("outer", "inner"), "gaussian
 def ode_field(sampling: Sampling, x0: Tensor, side: int = 21) -> tuple[list[float], Tensor, Tensor, Tensor]:
     """Where the probability-flow ODE moves unlabelled points at several times, on a grid of places.
 
-    The direction is that of a short step towards data, x0_hat d(alpha) + z_hat d(sigma), so no derivative is needed.
+    The direction is that of a short step towards data, x0_hat d(alpha) + z_hat d(sigma), without derivatives.
 
     Args:
         sampling: The model.
@@ -133,7 +133,7 @@ def ode_field(sampling: Sampling, x0: Tensor, side: int = 21) -> tuple[list[floa
         side: Places along each axis.
 
     Returns:
-        T times from noise to data; the data as they are then, [T, n, 2]; places [T, side^2, 2]; directions shaped like them.
+        T times from noise to data; the data at these, [T, n, 2]; places [T, side^2, 2]; directions there.
     """
     schedule = sampling.denoiser.schedule
     ts = report_times(schedule)
@@ -156,10 +156,13 @@ def ode_field(sampling: Sampling, x0: Tensor, side: int = 21) -> tuple[list[floa
 def sampler_paths(sampling: Sampling, labels: list[int]) -> Tensor:
     """The states that the sampler passes through, from noise to data: [steps + 1, len(labels), 2].
 
-    Where a sampler calls the denoiser several times at one t (Heun's trial and its correction), the last call counts.
+    Of several calls at one t (Heun's trial, and the step that corrects it), the last one counts.
     """
     states: dict[float, Tensor] = {}
     end = sampling.draw(
-        (2, 1, 1), list(range(len(labels))), labels, lambda x, t: states.update({float(t): x.flatten(1).float().cpu()})
+        (2, 1, 1),
+        list(range(len(labels))),
+        labels,
+        lambda x, t: states.update({float(t): x.flatten(1).float().cpu()}),
     )
     return torch.stack([*states.values(), end.flatten(1).cpu()])

@@ -1,6 +1,6 @@
 """Data that are vectors of real numbers: points of the plane, and a Gaussian mixture whose answers are known.
 
-A vector of D values passes for an image of D channels and one pixel, [D, 1, 1], so that everything else is shared.
+A vector of D values passes for an image of D channels and one pixel, [D, 1, 1]; so everything else is shared.
 Both data sets know their own distribution, so they can draw fresh data and say how far samples are from it.
 """
 
@@ -80,7 +80,10 @@ class Vectors:
         indices = list(range(len(labels)))
         samples = sampling.draw((self.shape.channels, 1, 1), indices, labels).flatten(1).cpu()
         count = min(len(self), len(samples))
-        panels = {"data": (self.values[:count], self.labels[:count]), "samples": (samples, torch.tensor(labels))}
+        panels = {
+            "data": (self.values[:count], self.labels[:count]),
+            "samples": (samples, torch.tensor(labels)),
+        }
         write_atomically(path, scatter(panels))
         distance, floor = distance_to_data(samples, self.fresh)
         return (
@@ -104,7 +107,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 
 def distance_to_data(samples: Tensor, fresh: Callable[[int, int], Tensor]) -> tuple[float, float]:
-    """Energy distance of samples to data, and its floor: that of data to data, which is not 0 for finite sets.
+    """Energy distance of samples to data, and its floor: that of data to data, not 0 for finite sets.
 
     Args:
         samples: [n, D].
@@ -116,7 +119,9 @@ def distance_to_data(samples: Tensor, fresh: Callable[[int, int], Tensor]) -> tu
     n = len(samples)
     sets = [fresh(n, number) for number in range(2 * REPEATS)]
     to_samples = torch.tensor([energy_distance(samples, data) for data in sets[:REPEATS]])
-    to_data = torch.tensor([energy_distance(a, b) for a, b in zip(sets[:REPEATS], sets[REPEATS:], strict=True)])
+    to_data = torch.tensor(
+        [energy_distance(a, b) for a, b in zip(sets[:REPEATS], sets[REPEATS:], strict=True)]
+    )
     return float(to_samples.square().mean().sqrt()), float(to_data.square().mean().sqrt())
 
 

@@ -16,7 +16,8 @@ class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.layer0, self.embed, self.layer1 = linear(width, width), linear(width, width), linear(width, width)
+        self.layer0, self.layer1 = linear(width, width), linear(width, width)
+        self.embed = linear(width, width)
         init_xavier(self.layer1, NEAR_ZERO)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ class Block(nn.Module):
 
 @MODELS.register("mlp")
 class MLP(nn.Module):
-    """Residual MLP over all values of an example at once, with the U-Net's embedding of noise level and label."""
+    """Residual MLP over all values of an example, with the U-Net's embedding of noise level and label."""
 
     def __init__(self, shape: DataShape, *, width: int, blocks: int) -> None:
         """Build the network.
