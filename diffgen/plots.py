@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,8 +37,10 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], x_label: st
     """Named curves over one axis, y from 0."""
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for name, y in curves.items():
-        axes.plot(x, y, marker="o", markersize=3, label=name)
+    for (name, y), style in zip(
+        curves.items(), cycle(["-", "--", ":"]), strict=False
+    ):  # equal curves stay visible
+        axes.plot(x, y, style, marker="o", markersize=3, label=name)
     axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -293,4 +293,11 @@ def test_paths_use_the_last_state_at_each_time():
             watch(torch.full((1, 2, 1, 1), value), torch.tensor(t))
         return torch.zeros(1, 2, 1, 1)
 
-    assert sampler_paths(SimpleNamespace(draw=draw), [-1])[:, 0, 0].tolist() == [5, 2, 0]
+    sampling = SimpleNamespace(draw=draw, denoiser=SimpleNamespace(schedule=FLOW))
+    assert sampler_paths(sampling, [-1])[:, 0, 0].tolist() == [5, 2, 0]
+
+
+def test_trajectories_from_large_noise_are_in_its_units():
+    states = sampler_paths(to_a_point(schedule("ve")), [-1] * 500)
+    assert states[0].std() == pytest.approx(1, rel=0.1) and states.abs().max() < 5
+    torch.testing.assert_close(states[-1], torch.tensor([[0.3, -0.2]]).expand(500, 2), atol=1e-5, rtol=0)

@@ -156,13 +156,14 @@ def ode_field(sampling: Sampling, x0: Tensor, side: int = 21) -> tuple[list[floa
 def sampler_paths(sampling: Sampling, labels: list[int]) -> Tensor:
     """The states that the sampler passes through, from noise to data: [steps + 1, len(labels), 2].
 
-    Of several calls at one t (Heun's trial, and the step that corrects it), the last one counts.
+    Of several calls at one t (Heun's trial, and the step that corrects it), the last one counts. Where sigma > 1, as
+    in EDM, states are in units of sigma, or the data would be a dot in the middle.
     """
     states: dict[float, Tensor] = {}
-    end = sampling.draw(
-        (2, 1, 1),
-        list(range(len(labels))),
-        labels,
-        lambda x, t: states.update({float(t): x.flatten(1).float().cpu()}),
-    )
+
+    def watch(x: Tensor, t: Tensor) -> None:
+        unit = max(float(sampling.denoiser.schedule.sigma(t)), 1.0)
+        states[float(t)] = x.flatten(1).float().cpu() / unit
+
+    end = sampling.draw((2, 1, 1), list(range(len(labels))), labels, watch)
     return torch.stack([*states.values(), end.flatten(1).cpu()])
