@@ -156,7 +156,7 @@ def ode_field(sampling: Sampling, x0: Tensor, side: int = 21) -> tuple[list[floa
 def sampler_paths(sampling: Sampling, labels: list[int]) -> Tensor:
     """The states that the sampler passes through, from noise to data: [steps + 1, len(labels), 2].
 
-    Of several calls at one t (Heun's trial, and the step that corrects it), the last one counts. Where sigma > 1,
+    Of several calls at one t (Heun's trial, and the step that corrects it), the last counts. Where sigma > 1,
     as in EDM, states are in units of sigma, or the data would be a dot in the middle.
     """
     states: dict[float, Tensor] = {}
