@@ -41,7 +41,8 @@ def make_dataset(config: Config) -> ImageSource:
 
 def make_model(config: Config) -> nn.Module:
     """The network of `config["model"]` for the data shape of `config["data"]`."""
-    data = conform("data", {**DataShape.__annotations__, "classes": tuple[str, ...]}, config["data"])
+    keys = {**DataShape.__annotations__, "classes": tuple[str, ...]}
+    data = conform("data", keys, config["data"])
     classes = data.pop("classes")
     shape = DataShape(**data)
     sides = (shape.channels, shape.height, shape.width)

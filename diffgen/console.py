@@ -74,13 +74,15 @@ class ProgressLine:
         if self.bar:
             self.bar.update(self.task, completed=done, eta=self.eta())
 
-    def update(self, done: float, figures: str) -> None:
-        """Move on and show figures such as `loss 0.123  850 img/s`."""
+    def update(self, done: float, figures: str, *, keep: bool = False) -> None:
+        """Move on and show figures such as `loss 0.123  850 img/s`; `keep` makes them a line of their own."""
         self.done = done
         now = time.monotonic()
         if self.bar:
             self.bar.update(self.task, completed=done, figures=figures, eta=self.eta())
-        elif now - self.spoken >= PLAIN_EVERY or done >= self.total:
+        if keep:
+            self.console.print(Text(figures))
+        elif not self.bar and (now - self.spoken >= PLAIN_EVERY or done >= self.total):
             self.spoken = now
             self.console.print(Text(f"{done / self.total:4.0%}  {figures}  ETA {self.eta()}"))
 

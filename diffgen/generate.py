@@ -2,13 +2,14 @@
 
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from PIL import Image
 from torch import Tensor
 
 from diffgen import checkpoint
@@ -44,6 +45,12 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
     data = saved.config["data"]
     labels = choose_labels(settings, data["num_classes"], data["classes"])
     sampler = resolve_sampler(sampler, saved.config["sampler"])
+    require(
+        data["pixels"] or "png" not in settings.kinds,
+        "save=png is for pictures, and this model makes vectors: save=npz",
+    )
+    if not data["pixels"]:
+        sampler["clip"] = False  # vectors have no range to clip to
     denoiser.model.to(accelerator.device)  # type: ignore[attr-defined]
     guidance = make_guidance(settings, saved, accelerator.device)
     sampling = Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=accelerator.device)
@@ -61,14 +68,16 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
         },
     )
     started = time.monotonic()
-    pixels = _draw_all(sampling, shape, labels, settings, accelerator, reporter)
+    drawn = _draw_all(
+        sampling.pixels if data["pixels"] else sampling.batches, shape, labels, settings, accelerator, reporter
+    )
     if not accelerator.is_main_process:
         return
     seconds = time.monotonic() - started
     notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} guidance={guidance.scale:g} {dict(sampler)}"}
     write(
         out,
-        pixels,
+        drawn,
         labels,
         settings.kinds,
         columns(settings.n, data["num_classes"] if settings.label == "auto" else 0),
@@ -156,34 +165,34 @@ def _prepare(out: Path, settings: SampleSettings, main: bool) -> None:
 
 
 def _draw_all(
-    sampling: Sampling,
+    batches: Callable[..., Iterator[Tensor]],
     shape: tuple[int, ...],
     labels: list[int],
     settings: SampleSettings,
     accelerator: Any,
     reporter: Reporter,
 ) -> Tensor:
-    """All images, uint8 [n, C, H, W], on the main process (elsewhere the same or a part)."""
+    """All images (uint8) or vectors (float), [n, C, H, W], on the main process (elsewhere the same or a part)."""
     n, world, rank = settings.n, accelerator.num_processes, accelerator.process_index
     share = -(-n // world)
     mine = [min(i, n - 1) for i in range(rank * share, (rank + 1) * share)]  # the last share is padded
-    automatic = 256 if sampling.device.type == "cuda" else 64
+    automatic = 256 if accelerator.device.type == "cuda" else 64
     batch = settings.batch_size if isinstance(settings.batch_size, int) else automatic
     parts, started = [], time.monotonic()
     with reporter.progress(share, 0) as line:
-        for part in sampling.pixels(shape, mine, [labels[i] for i in mine], batch):
+        for part in batches(shape, mine, [labels[i] for i in mine], batch):
             parts.append(part)
             done = sum(map(len, parts))
             line.update(done, f"{done * world} img  {count(done * world / (time.monotonic() - started))} img/s")
-    pixels = torch.cat(parts)
+    drawn = torch.cat(parts)
     if world > 1:
-        pixels = accelerator.gather(pixels.to(sampling.device)).cpu()
-    return pixels[:n]
+        drawn = accelerator.gather(drawn.to(accelerator.device)).cpu()
+    return drawn[:n]
 
 
 def write(
     out: Path,
-    pixels: Tensor,
+    drawn: Tensor,
     labels: list[int],
     kinds: tuple[str, ...],
     grid_columns: int | None,
@@ -192,14 +201,25 @@ def write(
     """Write grid.png, and images/*.png and samples.npz where asked for.
 
     `samples.npz` follows the public ADM evaluator: arr_0 uint8 [N, H, W, C], arr_1 int64 labels (-1 for none).
+    Vectors (float [N, D, 1, 1]) are plotted in grid.png; their arr_0 is float32 [N, D].
     """
-    save_png(grid(pixels[:GRID_LIMIT], columns=grid_columns), out / "grid.png", notes)
+    vectors = drawn.is_floating_point()
+    sheet = scatter_sheet(drawn, labels) if vectors else grid(drawn[:GRID_LIMIT], columns=grid_columns)
+    save_png(sheet, out / "grid.png", notes)
     if "png" in kinds:
-        for i, image in enumerate(pixels):
+        for i, image in enumerate(drawn):
             path = out / "images" / f"{i:06d}.png"
             with explained(path):
                 picture(image).save(path)
     if "npz" in kinds:
         buffer = io.BytesIO()
-        np.savez(buffer, pixels.permute(0, 2, 3, 1).numpy(), np.asarray(labels, np.int64))
+        array = drawn.flatten(1) if vectors else drawn.permute(0, 2, 3, 1)
+        np.savez(buffer, array.numpy(), np.asarray(labels, np.int64))
         write_atomically(out / "samples.npz", buffer.getvalue())
+
+
+def scatter_sheet(vectors: Tensor, labels: list[int]) -> Image.Image:
+    """Vectors [N, D, 1, 1] as a scatter plot of their first two values."""
+    from diffgen.plots import scatter
+
+    return Image.open(io.BytesIO(scatter({"samples": (vectors.flatten(1), torch.tensor(labels))})))

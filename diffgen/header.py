@@ -14,7 +14,8 @@ def data(config: Config, images: int) -> str:
     """Number, size and classes of the training images."""
     shape = config["data"]
     labels = f"{shape['num_classes']} classes" if shape["num_classes"] else "no labels"
-    return f"{images:,} images {shape['channels']}x{shape['height']}x{shape['width']}, {labels}"
+    kind = "images" if shape["pixels"] else "vectors"
+    return f"{images:,} {kind} {shape['channels']}x{shape['height']}x{shape['width']}, {labels}"
 
 
 def model(config: Config, network: torch.nn.Module) -> str:

@@ -18,8 +18,8 @@ PAPER = 255
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]: value / 127.5 - 1."""
-    return pixels.float() / 127.5 - 1
+    """uint8 -> float32 in [-1, 1]: value / 127.5 - 1. Vectors, which are float already, pass."""
+    return pixels if pixels.is_floating_point() else pixels.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from diffgen.guidance import Guidance, guided
 from diffgen.images import to_uint8
 from diffgen.randomness import image_noise
 
+Watch = Callable[[Tensor, Tensor], None]
+
 
 @dataclass
 class Sampling:
@@ -47,11 +49,12 @@ class Sampling:
         return cls(denoiser, function, ts, clip, guidance, seed, device)
 
     @torch.inference_mode()
-    def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int]) -> Tensor:
+    def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int], watch: Watch | None = None) -> Tensor:
         """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
 
-        Image i depends on (seed, i) and its label alone (with sampler=ode, to within its tolerance). The state is float64 (float32 on MPS, which has no other):
-        steps are small differences of large numbers (Karras et al. 2022, app. D).
+        Image i depends on (seed, i) and its label alone (with sampler=ode, to within its tolerance). The state is
+        float64 (float32 on MPS, which has no other): steps are small differences of large numbers (Karras et al. 2022,
+        app. D). `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
         """
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
 
@@ -65,18 +68,26 @@ class Sampling:
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             self.nfe += 1
+            if watch:
+                watch(x, t)
             return predict(x, t)
 
         x = float(schedule.sigma(self.ts[0])) * noise(0)
         return self.sampler(denoise, schedule, x, self.ts, lambda step: noise(step + 1)).float()
 
+    def batches(
+        self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
+    ) -> Iterator[Tensor]:
+        """The same in batches, on the CPU."""
+        for start in range(0, len(indices), batch_size):
+            part = slice(start, start + batch_size)
+            yield self.draw(shape, indices[part], labels[part]).cpu()
+
     def pixels(
         self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
     ) -> Iterator[Tensor]:
-        """The same in batches, as uint8 on the CPU."""
-        for start in range(0, len(indices), batch_size):
-            part = slice(start, start + batch_size)
-            yield to_uint8(self.draw(shape, indices[part], labels[part])).cpu()
+        """The batches as uint8."""
+        return map(to_uint8, self.batches(shape, indices, labels, batch_size))
 
 
 def cycle_labels(n: int, num_classes: int) -> list[int]:

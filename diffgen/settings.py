@@ -32,6 +32,7 @@ class TrainSettings:
     checkpoint_every: int
     preview_every: int
     log_every: int
+    print_log: bool
     keep_checkpoints: int
     threads: int | None
 

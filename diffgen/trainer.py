@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from diffgen import augment, checkpoint, header, training_state
 from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, make_weighting
 from diffgen.console import Reporter, count
-from diffgen.datasets import ImageSource
+from diffgen.datasets import ImageSource, Vectors
 from diffgen.denoiser import NO_LABEL
 from diffgen.ema import EMA
 from diffgen.errors import CheckpointError, DiffgenError, NonFiniteError, require
@@ -133,6 +133,7 @@ class Trainer:
             self.dataset: ImageSource = make_dataset(config)
         shape = self.dataset.shape
         classes = list(self.dataset.classes) if config["conditional"] else []
+        require(shape.pixels or not settings.augment, "train.augment is for pictures: vectors cannot be turned")
         told = augment.LABELS if settings.augment else 0
         data = {**vars(shape), "num_classes": len(classes), "augment_labels": told, "classes": classes}
         self.config = {**config, "data": data}
@@ -380,10 +381,10 @@ class Trainer:
         }
         if self.main:
             self.log.append(row)
-        self.line.update(
-            min(self._progress(), 1),
-            f"{count(self.images)} img  loss {loss:.4f}  {count(pace)} img/s  {header.memory(self.device)}",
-        )
+        epochs = f"epoch {self.images / len(self.dataset):g}  " if self.settings.print_log else ""
+        figures = f"{epochs}{count(self.images)} img  loss {loss:.4f}  {count(pace)} img/s  "
+        figures += header.memory(self.device)
+        self.line.update(min(self._progress(), 1), figures, keep=self.settings.print_log)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -393,15 +394,18 @@ class Trainer:
             )
 
     def _preview(self) -> None:
-        """Write the grid of the fixed seeds and the loss curve (main process)."""
+        """Write the grid of the fixed seeds, or the data set's own report, and the loss curve (main process)."""
         if self.main:
             shape, n = self.dataset.shape, self.preview_settings.n
             size = (shape.channels, shape.height, shape.width)
             num_classes = self.config["data"]["num_classes"]
             labels = cycle_labels(n, num_classes)
-            pixels = torch.cat(list(self.sampling.pixels(size, list(range(n)), labels, PREVIEW_BATCH)))
-            self.preview_path = self.run_dir / "samples" / f"{self.images:08d}.png"
-            save_png(grid(pixels, columns=columns(n, num_classes)), self.preview_path)
+            path = self.run_dir / "samples" / f"{self.images:08d}.png"
+            if isinstance(self.dataset, Vectors):
+                self.reporter.say(self.dataset.report(self.sampling, labels, path))
+            else:
+                pixels = torch.cat(list(self.sampling.pixels(size, list(range(n)), labels, PREVIEW_BATCH)))
+                save_png(grid(pixels, columns=columns(n, num_classes)), path)
             self.log.plot()
         self.accelerator.wait_for_everyone()
 

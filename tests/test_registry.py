@@ -221,6 +221,7 @@ def test_every_choice_composes_to_a_complete_run(compose: Compose, overrides: li
         "height": 32,
         "width": 32,
         "num_classes": 2,
+        "pixels": True,
         "augment_labels": 0,
         "classes": ["a", "b"],
     }

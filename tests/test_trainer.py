@@ -89,7 +89,7 @@ def test_a_checkpoint_says_what_it_is(tiny_model: Path) -> None:
     loaded = checkpoint.load(tiny_model)
     assert loaded.images == 128
     assert loaded.config["data"] == {
-        "channels": 1, "height": 8, "width": 8, "num_classes": 10, "augment_labels": 0, "classes": list("0123456789"),
+        "channels": 1, "height": 8, "width": 8, "num_classes": 10, "pixels": True, "augment_labels": 0, "classes": list("0123456789"),
     }  # fmt: skip
     assert loaded.config["trained"] == {"dataset": "digits", "method": "flow"}
     assert loaded.config["sampler"]["steps"] == 4

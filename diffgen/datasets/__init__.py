@@ -1,6 +1,18 @@
-"""Data sets as uint8 tensors. Importing this package fills the table."""
+"""Data sets as tensors: uint8 pictures and float vectors. Importing this package fills the table."""
 
-from diffgen.datasets import cifar, digits, folder, mnist
+from diffgen.datasets import cifar, digits, folder, mixture, mnist, points
 from diffgen.datasets.base import DATASETS, Images, ImageSource
+from diffgen.datasets.vectors import Vectors
 
-__all__ = ["DATASETS", "ImageSource", "Images", "cifar", "digits", "folder", "mnist"]
+__all__ = [
+    "DATASETS",
+    "ImageSource",
+    "Images",
+    "Vectors",
+    "cifar",
+    "digits",
+    "folder",
+    "mixture",
+    "mnist",
+    "points",
+]

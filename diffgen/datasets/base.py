@@ -1,4 +1,4 @@
-"""The data set table and its two kinds: pixels in memory, and pixels that are decoded when asked for."""
+"""The data set table, and pixels in memory. Pixels decoded when asked for are in `folder`, vectors in `vectors`."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from diffgen.registry import Table
 DATASETS = Table("dataset")
 """Rows are called as row(**settings) and give an `ImageSource`."""
 
-Batch = tuple[Tensor, Tensor]  # uint8 [B, C, H, W], int64 [B]
+Batch = tuple[Tensor, Tensor]  # uint8 [B, C, H, W] (vectors: float32 [B, D, 1, 1]), int64 [B]
 
 
 class ImageSource(Protocol):
@@ -57,10 +57,15 @@ class Images:
 
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
         """See `ImageSource`."""
-        pixels, labels = self.pixels.to(device), self.labels.to(device)
-        for chosen in entries:
-            chosen = chosen.to(device, non_blocking=True)
-            yield pixels[chosen], labels[chosen]
+        return gather(self.pixels, self.labels, entries, device)
+
+
+def gather(values: Tensor, labels: Tensor, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
+    """Batches of tensors that are moved to the device once."""
+    values, labels = values.to(device), labels.to(device)
+    for chosen in entries:
+        chosen = chosen.to(device, non_blocking=True)
+        yield values[chosen], labels[chosen]
 
 
 def md5(path: Path) -> str:

@@ -17,6 +17,7 @@ class DataShape:
         height: H in pixels.
         width: W in pixels.
         num_classes: Number of labels; 0 where the data has none.
+        pixels: Whether the values are 8-bit pixels, scaled to [-1, 1]; else they are real numbers without bounds.
         augment_labels: Numbers that describe each training image's augmentation; 0 where there is none.
     """
 
@@ -24,4 +25,5 @@ class DataShape:
     height: int
     width: int
     num_classes: int
+    pixels: bool = True
     augment_labels: int = 0

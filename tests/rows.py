@@ -1,0 +1,21 @@
+"""Parts as their YAML files have them, with changes."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffgen.registry import build
+from diffgen.schedules import SCHEDULES, Schedule
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def row(group: str, name: str, **changes: Any) -> dict[str, Any]:
+    """`configs/<group>/<name>.yaml` as plain data."""
+    return {**yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text()), **changes}
+
+
+def schedule(name: str, **changes: Any) -> Schedule:
+    """A noise schedule."""
+    return build(SCHEDULES, row("schedule", name, **changes))
