@@ -110,4 +110,3 @@ def count(n: float) -> str:
 def complain(sentence: str) -> None:
     """An error, on standard error."""
     Console(stderr=True, soft_wrap=True).print(Text("error: ", style="bold red") + Text(sentence))
-

@@ -69,9 +69,19 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
         return
     seconds = time.monotonic() - started
     notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} guidance={settings.guidance:g} {dict(sampler)}"}
-    write(out, drawn, labels, settings.kinds, columns(settings.n, data["num_classes"] if settings.label == "auto" else 0), notes)
+    write(
+        out,
+        drawn,
+        labels,
+        settings.kinds,
+        columns(settings.n, data["num_classes"] if settings.label == "auto" else 0),
+        notes,
+    )
     reporter.say(f"{settings.n} images in {seconds:.1f} s ({count(settings.n / max(seconds, 1e-9))} img/s)")
-    reporter.say(f"grid: {out / 'grid.png'}" + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else ""))
+    reporter.say(
+        f"grid: {out / 'grid.png'}"
+        + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else "")
+    )
 
 
 def choose_labels(settings: SampleSettings, num_classes: int, classes: list[str]) -> list[int]:
@@ -157,7 +167,12 @@ def _draw_all(
 
 
 def write(
-    out: Path, drawn: Tensor, labels: list[int], kinds: tuple[str, ...], grid_columns: int | None, notes: Mapping[str, str]
+    out: Path,
+    drawn: Tensor,
+    labels: list[int],
+    kinds: tuple[str, ...],
+    grid_columns: int | None,
+    notes: Mapping[str, str],
 ) -> None:
     """Write grid.png, and images/*.png and samples.npz where asked for.
 

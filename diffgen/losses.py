@@ -9,9 +9,7 @@ from diffgen.denoiser import Denoiser, like
 Weighting = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def denoising_loss(
-    denoiser: Denoiser, weighting: Weighting, x0: Tensor, label: Tensor, t: Tensor, z: Tensor
-) -> Tensor:
+def denoising_loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, label: Tensor, t: Tensor, z: Tensor) -> Tensor:
     """Weighted squared error of the network's output F against a x0 + b z, averaged over channels and pixels.
 
     Args:

@@ -19,9 +19,7 @@ def _check(lr: float, betas: tuple[float, ...], eps: float, weight_decay: float)
 
 
 @OPTIMIZERS.register("adam")
-def adam(
-    parameters: Iterable[Tensor], *, lr: float, betas: tuple[float, ...], eps: float
-) -> torch.optim.Optimizer:
+def adam(parameters: Iterable[Tensor], *, lr: float, betas: tuple[float, ...], eps: float) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015)."""
     _check(lr, betas, eps, 0)
     return torch.optim.Adam(parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)

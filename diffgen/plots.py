@@ -37,9 +37,7 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], x_label: st
     """Named curves over one axis, y from 0."""
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for (name, y), style in zip(
-        curves.items(), cycle(["-", "--", ":"]), strict=False
-    ):  # equal curves stay visible
+    for (name, y), style in zip(curves.items(), cycle(["-", "--", ":"]), strict=False):  # equal curves stay visible
         axes.plot(x, y, style, marker="o", markersize=3, label=name)
     axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, None))
     axes.grid(alpha=0.3)
@@ -84,9 +82,7 @@ def vector_field(times: Sequence[float], clouds: Tensor, places: Tensor, directi
 def trajectories(states: Tensor) -> bytes:
     """Paths [steps + 1, n, 2] from noise (grey) to data (blue)."""
     figure, (axes,) = _panels(1)
-    axes.add_collection(
-        LineCollection(list(states.transpose(0, 1).numpy()), colors="grey", linewidths=0.4, alpha=0.5)
-    )
+    axes.add_collection(LineCollection(list(states.transpose(0, 1).numpy()), colors="grey", linewidths=0.4, alpha=0.5))
     axes.scatter(states[0, :, 0], states[0, :, 1], s=6, color="grey", label="noise")
     axes.scatter(states[-1, :, 0], states[-1, :, 1], s=6, color="tab:blue", label="data")
     axes.legend(loc="upper right")

@@ -1,6 +1,6 @@
 """The folder of a run: which one, and its log, config and loss curve.
 
-    config.yaml   metrics.jsonl   loss.png   samples/<images>.png   checkpoints/<images>/   checkpoints/latest
+config.yaml   metrics.jsonl   loss.png   samples/<images>.png   checkpoints/<images>/   checkpoints/latest
 """
 
 import json
@@ -32,7 +32,9 @@ def choose_run(run_dir: str | None, resume: str, default: str) -> tuple[Path, Pa
         return _make(_unused(Path(default))), None
     newest = checkpoint.find_newest(Path(run_dir))
     if newest and resume == "none":
-        raise UsageError(f"run_dir={run_dir!r} holds a run and train.resume=none: choose another run_dir, or resume=auto")
+        raise UsageError(
+            f"run_dir={run_dir!r} holds a run and train.resume=none: choose another run_dir, or resume=auto"
+        )
     return _make(Path(run_dir)), newest
 
 

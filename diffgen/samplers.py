@@ -50,9 +50,7 @@ def z_hat(x: Tensor, x0_hat: Tensor, at: Level) -> Tensor:
 
 
 @SAMPLERS.register("ddim")
-def ddim(
-    denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float
-) -> Tensor:
+def ddim(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12), first order; eta = 0 is the ODE, eta = 1 the DDPM posterior."""
     require(0 <= eta <= 1, f"sampler.eta={eta} must be in [0, 1]")
     for i, now, then in steps(schedule, ts):

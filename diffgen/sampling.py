@@ -40,14 +40,10 @@ class Sampling:
             UsageError: The sampler's config is wrong.
         """
         own, grid, clip = sampler_settings(sampler)
-        return cls(
-            denoiser, bind(SAMPLERS, own), time_grid(denoiser.schedule, **grid), clip, guidance, seed, device
-        )
+        return cls(denoiser, bind(SAMPLERS, own), time_grid(denoiser.schedule, **grid), clip, guidance, seed, device)
 
     @torch.inference_mode()
-    def draw(
-        self, shape: tuple[int, ...], indices: list[int], labels: list[int], watch: Watch | None = None
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int], watch: Watch | None = None) -> Tensor:
         """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
 
         `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.

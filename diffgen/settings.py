@@ -44,8 +44,12 @@ class TrainSettings:
         require(self.minutes is None or self.minutes > 0, f"train.minutes={self.minutes} must be positive")
         for name in ("batch_size", "checkpoint_every", "preview_every", "log_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
-        require(self.micro_batch == "auto" or self.micro_batch >= 1, f"train.micro_batch={self.micro_batch} must be >= 1")
-        require(self.grad_clip is None or self.grad_clip > 0, f"train.grad_clip={self.grad_clip} must be positive or null")
+        require(
+            self.micro_batch == "auto" or self.micro_batch >= 1, f"train.micro_batch={self.micro_batch} must be >= 1"
+        )
+        require(
+            self.grad_clip is None or self.grad_clip > 0, f"train.grad_clip={self.grad_clip} must be positive or null"
+        )
         require(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
         require(0 <= self.seed < 2**63, f"train.seed={self.seed} must be in [0, 2^63)")
         require(self.threads is None or self.threads >= 1, f"train.threads={self.threads} must be at least 1 or null")

@@ -109,7 +109,12 @@ class Trainer:
     """One run: its parts, its counters, and the loop."""
 
     def __init__(
-        self, config: dict[str, Any], config_yaml: str, default_run_dir: str, settings: TrainSettings, accelerator: Accelerator
+        self,
+        config: dict[str, Any],
+        config_yaml: str,
+        default_run_dir: str,
+        settings: TrainSettings,
+        accelerator: Accelerator,
     ) -> None:
         """Build every part; nothing is written before all of them fit together."""
         self.settings, self.accelerator = settings, accelerator
@@ -197,7 +202,9 @@ class Trainer:
         ignored = ("run_dir", "train.resume", "plugins")
         self.changes = [f"{key}: {there.get(key)} -> {here.get(key)}" for key in differ if key not in ignored]
         self.averaged.load_state_dict(saved.weights)
-        self.network.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        self.network.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
         for name, parameter in self.network.named_parameters():
             prefix = f"optimizer.{name}/"
             moments = {k.removeprefix(prefix): v.to(self.device) for k, v in tensors.items() if k.startswith(prefix)}
@@ -403,7 +410,9 @@ class Trainer:
             f"{shape.channels}x{shape.height}x{shape.width}, "
             + (f"{shape.num_classes} classes" if shape.num_classes else "no labels"),
             "model": f"{self.config['model']['name']}, {count(total)} parameters, {gflop(self.config):.3g} GFLOP per image",
-            "method": " + ".join(self.config[part]["name"] for part in ("schedule", "parameterization", "weighting", "time"))
+            "method": " + ".join(
+                self.config[part]["name"] for part in ("schedule", "parameterization", "weighting", "time")
+            )
             + f", sampled by {self.config['sampler']['name']} in {self.config['sampler']['steps']} steps",
             "device": f"{self.device} x {world}, precision {self.accelerator.mixed_precision}",
             "batch": f"{settings.batch_size}" + (f" = {world} x {self.local_batch}" if world > 1 else ""),

@@ -51,9 +51,7 @@ def test_circles_have_two_radii():
 def test_swiss_roll_is_a_spiral():
     xy, labels, _ = clean("swiss_roll")
     turn = np.linalg.norm(xy, axis=1) * 4.5 * np.pi  # its radius is its angle
-    np.testing.assert_allclose(
-        np.stack([np.cos(turn), np.sin(turn)], 1) * turn[:, None] / (4.5 * np.pi), xy, atol=1e-5
-    )
+    np.testing.assert_allclose(np.stack([np.cos(turn), np.sin(turn)], 1) * turn[:, None] / (4.5 * np.pi), xy, atol=1e-5)
     assert turn.min() >= 1.5 * np.pi - 1e-4 and (labels == -1).all()
 
 
@@ -91,8 +89,7 @@ def test_sets_lie_in_the_square_and_are_a_function_of_the_seed(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_is_gaussian_of_the_given_size(kind):
     added = (
-        points(kind=kind, n=20_000, noise=0.1, seed=3).values
-        - points(kind=kind, n=20_000, noise=0.0, seed=3).values
+        points(kind=kind, n=20_000, noise=0.1, seed=3).values - points(kind=kind, n=20_000, noise=0.0, seed=3).values
     )
     np.testing.assert_allclose(added.mean(0), 0, atol=4 * 0.1 / np.sqrt(20_000))
     np.testing.assert_allclose(np.cov(added.T.numpy()), 0.01 * np.eye(2), atol=4 * 0.01 * np.sqrt(2 / 20_000))
@@ -112,9 +109,7 @@ def test_batches_are_floats_that_pass_through():
     entries = torch.tensor([7, 0, 99])
     ((values, labels),) = data.batches(iter([entries]), torch.device("cpu"))
     assert values.shape == (3, 2, 1, 1) and values.dtype == torch.float32
-    assert torch.equal(to_float(values).flatten(1), data.values[entries]) and torch.equal(
-        labels, data.labels[entries]
-    )
+    assert torch.equal(to_float(values).flatten(1), data.values[entries]) and torch.equal(labels, data.labels[entries])
     assert not data.shape.pixels and data.shape.num_classes == 2
 
 
@@ -186,18 +181,14 @@ def test_reports_look_at_the_same_noise_levels_on_every_clock(name):
     clock = schedule(name)
     t = report_times(clock)
     nsr = clock.sigma(t) / clock.alpha(t)
-    torch.testing.assert_close(
-        nsr, torch.tensor([9, 7 / 3, 1, 3 / 7, 1 / 9], dtype=torch.float64), rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(nsr, torch.tensor([9, 7 / 3, 1, 3 / 7, 1 / 9], dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 def test_trajectories_to_a_point_are_straight():
     states = sampler_paths(to_a_point(FLOW), [-1] * 5)
     assert states.shape == (11, 5, 2)  # every step once, though Heun calls twice
     share = torch.linspace(1, 0, 11)[:, None, None]
-    torch.testing.assert_close(
-        states, share * states[0] + (1 - share) * torch.tensor([0.3, -0.2]), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(states, share * states[0] + (1 - share) * torch.tensor([0.3, -0.2]), atol=1e-6, rtol=0)
 
 
 # --- the commands ---------------------------------------------------------------------------------
@@ -214,9 +205,7 @@ def train(monkeypatch, folder, *overrides):
 
 
 def drawn(monkeypatch, run, out, n, *overrides):
-    command(
-        monkeypatch, sample_command, f"ckpt={run}", f"n={n}", f"out={out}", "save=[npz]", "seed=1", *overrides
-    )
+    command(monkeypatch, sample_command, f"ckpt={run}", f"n={n}", f"out={out}", "save=[npz]", "seed=1", *overrides)
     with np.load(out / "samples.npz") as file:
         return torch.from_numpy(file["arr_0"]), torch.from_numpy(file["arr_1"])
 
@@ -228,9 +217,7 @@ def test_train_and_sample_moons(monkeypatch, tmp_path, capsys):
     train(monkeypatch, run, f"train.images={images}", f"preview.n={n}")
     told = re.search(r"data ([\d.]+), of data to data ([\d.]+): ([\d.]+) times", capsys.readouterr().out)
     assert told and float(told[3]) == pytest.approx(float(told[1]) / float(told[2]), abs=0.01)
-    assert {p.name for p in (run / "samples").iterdir()} == {
-        f"{images:08}{s}.png" for s in ("", "-field", "-paths")
-    }
+    assert {p.name for p in (run / "samples").iterdir()} == {f"{images:08}{s}.png" for s in ("", "-field", "-paths")}
     assert (run / "loss.png").stat().st_size > 5000
 
     samples, labels = drawn(monkeypatch, run, tmp_path / "out", n)
@@ -245,9 +232,7 @@ def test_train_and_sample_moons(monkeypatch, tmp_path, capsys):
 
 def test_samplers_that_clip_pixels_do_not_clip_vectors(monkeypatch, tmp_path):
     run = tmp_path / "run"
-    command(
-        monkeypatch, train_command, "dataset=mixture", f"run_dir={run}", "train.images=20480", "preview.n=8"
-    )
+    command(monkeypatch, train_command, "dataset=mixture", f"run_dir={run}", "train.images=20480", "preview.n=8")
     samples, labels = drawn(monkeypatch, run, tmp_path / "out", 200, "sampler=ddim", "sampler.steps=10")
     assert samples.shape == (200, 10) and (labels == -1).all()
     assert samples.abs().max() > 1.2

@@ -45,9 +45,7 @@ def gauss_denoise(clock):
 
 
 def noise_of(seed, like):
-    return lambda i: torch.randn(
-        like.shape, generator=torch.Generator().manual_seed(1000 * seed + i), dtype=F64
-    )
+    return lambda i: torch.randn(like.shape, generator=torch.Generator().manual_seed(1000 * seed + i), dtype=F64)
 
 
 def sampler(name, **options):
@@ -84,9 +82,7 @@ def test_4_transition_of_the_tutorials_path():
 def test_4_5_marginals_and_transitions_compose(name):
     clock = schedule(name)
     r, s, t = times(clock, 0.2, 0.5, 0.8)
-    (gain_rs, var_rs), (gain_st, var_st), (gain_rt, var_rt) = (
-        transition(clock, *p) for p in ((r, s), (s, t), (r, t))
-    )
+    (gain_rs, var_rs), (gain_st, var_st), (gain_rt, var_rt) = (transition(clock, *p) for p in ((r, s), (s, t), (r, t)))
     torch.testing.assert_close(gain_st * clock.alpha(s), clock.alpha(t))
     torch.testing.assert_close(gain_st**2 * clock.sigma(s) ** 2 + var_st, clock.sigma(t) ** 2)
     torch.testing.assert_close(gain_st * gain_rs, gain_rt)
@@ -142,9 +138,7 @@ def test_7_8_least_squares_finds_the_posterior_mean_and_stops_at_the_conditional
     floor = (STD * t) ** 2 / ((1 - t) ** 2 * STD**2 + t**2)
     assert float((slope * x + offset - x0).square().mean()) == pytest.approx(floor, rel=0.01)
     worse = gauss_mean(x, 1 - t, t) + 0.1
-    assert float((worse - x0).square().mean()) == pytest.approx(
-        floor + 0.1**2, rel=0.01
-    )  # the two terms of (8)
+    assert float((worse - x0).square().mean()) == pytest.approx(floor + 0.1**2, rel=0.01)  # the two terms of (8)
 
 
 def test_9_tweedie():
@@ -189,9 +183,7 @@ def ancestral_variance(steps):
 def test_10_replacing_x0_by_its_mean_costs_variance_of_first_order():
     short = [STD**2 - ancestral_variance(steps) for steps in (50, 100, 200)]
     assert short[0] > 0
-    assert short[0] / short[1] == pytest.approx(2, rel=0.15) and short[1] / short[2] == pytest.approx(
-        2, rel=0.1
-    )
+    assert short[0] / short[1] == pytest.approx(2, rel=0.15) and short[1] / short[2] == pytest.approx(2, rel=0.1)
 
 
 @pytest.mark.parametrize("name", CLOCKS)
@@ -307,9 +299,7 @@ def test_16_flow_and_edm_write_the_same_step():
     t, s = 0.7, 0.3
     velocity = (x - x0_hat) / t  # z_hat - x0_hat on the straight path
     torch.testing.assert_close(x + (s - t) * velocity, (1 - s) * x0_hat + s * (x - (1 - t) * x0_hat) / t)
-    torch.testing.assert_close(
-        x + (s - t) * (x - x0_hat) / t, x0_hat + s * (x - x0_hat) / t
-    )  # alpha = 1, t = sigma
+    torch.testing.assert_close(x + (s - t) * (x - x0_hat) / t, x0_hat + s * (x - x0_hat) / t)  # alpha = 1, t = sigma
 
 
 @pytest.mark.parametrize("name", CLOCKS)
@@ -321,9 +311,7 @@ def test_17_heun_converges_to_the_exact_flow_of_a_gaussian(name):
     exact = clock.alpha(s) * MEAN + spread[0] / spread[1] * (x - clock.alpha(t) * MEAN)
     errors = []
     for steps in (40, 80):
-        nsr = torch.linspace(
-            *((clock.sigma(u) / clock.alpha(u)).log() for u in (t, s)), steps + 1, dtype=F64
-        ).exp()
+        nsr = torch.linspace(*((clock.sigma(u) / clock.alpha(u)).log() for u in (t, s)), steps + 1, dtype=F64).exp()
         ts = clock.time_at(nsr)
         errors.append(float((sampler("heun")(gauss_denoise(clock), clock, x, ts, None) - exact).abs().max()))
     assert errors[1] < 1e-3 * float(exact.abs().max())
@@ -393,9 +381,7 @@ def errors_after_training(draw_time, steps=1500):
     for t in at(0.1, 0.5, 0.9):
         x = (1 - t) * x0 + t * z
         with torch.no_grad():
-            x0_hat = denoiser(
-                x.float()[:, :, None, None], t.float().expand(4096), torch.full((4096,), -1)
-            ).flatten(1)
+            x0_hat = denoiser(x.float()[:, :, None, None], t.float().expand(4096), torch.full((4096,), -1)).flatten(1)
         exact = data.posterior_mean(x, 1 - t, t)
         ratios.append(float((x0_hat - x0).square().mean() / (exact - x0).square().mean()))
     return ratios

@@ -44,9 +44,7 @@ def test_vectors_have_the_moments_of_the_mixture():
     torch.testing.assert_close(
         values.mean(0), vectors.means.mean(0), atol=5 * (covariance.max() / n).sqrt().item(), rtol=0
     )
-    torch.testing.assert_close(
-        torch.cov(values.T), covariance, atol=5 * covariance.max().item() / n**0.5, rtol=0
-    )
+    torch.testing.assert_close(torch.cov(values.T), covariance, atol=5 * covariance.max().item() / n**0.5, rtol=0)
     assert torch.equal(vectors.values, data(n=100_000).values)
     assert not torch.equal(vectors.means, data(seed=1).means)
 
@@ -122,9 +120,7 @@ def test_report_with_the_exact_network(tmp_path):
     assert (tmp_path / "7.txt").read_text() == text + "\n"
     assert len(re.findall(r" 1\.000$", text, re.MULTILINE)) == 5
     assert (tmp_path / "7-reconstruction.png").exists() and (tmp_path / "7.png").exists()
-    assert (
-        float(re.search(r"([\d.]+) times", text)[1]) < 1.3
-    )  # ancestral sampling with the exact denoiser gives data
+    assert float(re.search(r"([\d.]+) times", text)[1]) < 1.3  # ancestral sampling with the exact denoiser gives data
 
 
 # --- the run --------------------------------------------------------------------------------------
@@ -148,14 +144,10 @@ def test_tutorial_in_short(monkeypatch, capsys, tmp_path):
     losses, rows, out = run(monkeypatch, capsys, *short)
     assert list(losses) == list(range(1, 9))
     assert losses[8] < 0.75 * losses[1]
-    assert (
-        "rectified_flow + x0 + unit + uniform, sampled by ancestral" in out and "8,192 vectors 10x1x1" in out
-    )
+    assert "rectified_flow + x0 + unit + uniform, sampled by ancestral" in out and "8,192 vectors 10x1x1" in out
     assert [row[0] for row in rows] == [0.1, 0.3, 0.5, 0.7, 0.9]
     for _, network, exact, mean, ratio in rows:
-        assert (
-            1 <= ratio < 1.7 and network < 1.05 * mean and network / exact == pytest.approx(ratio, rel=0.01)
-        )
+        assert 1 <= ratio < 1.7 and network < 1.05 * mean and network / exact == pytest.approx(ratio, rel=0.01)
 
 
 @pytest.mark.slow

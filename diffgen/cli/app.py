@@ -158,7 +158,11 @@ def explain(name: str, error: Exception) -> str:
         return f"{match[1]} is given with a +; write {match[1]}=... to choose another one"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]} has no value: give {match[1]}=..."
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "documentation" not in line and "http" not in line]
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and "documentation" not in line and "http" not in line
+    ]
     return " ".join(lines[:2]) or type(error).__name__
 
 

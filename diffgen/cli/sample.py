@@ -15,7 +15,9 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
     """Check the settings, then sample."""
     settings = sample_settings({key: value for key, value in config.items() if key != "sampler"})
     if config["ckpt"] is None:
-        raise UsageError("ckpt is missing: diffgen-sample ckpt=PATH, a .safetensors file, checkpoint folder or run directory")
+        raise UsageError(
+            "ckpt is missing: diffgen-sample ckpt=PATH, a .safetensors file, checkpoint folder or run directory"
+        )
     default_out = Path("outputs") / "samples" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if app.is_sweep():
         default_out = app.sweep_folder()
@@ -42,7 +44,7 @@ sampler (any checkpoint goes with any sampler):
   {samplers}
 
 settings:
-{indent(app.settings_text('sample'))}
+{indent(app.settings_text("sample"))}
 
 exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 75 disk, 130 stopped."""
 

@@ -25,7 +25,9 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
 
 def help_text() -> str:
     """What `--help` prints."""
-    choices = "\n".join(f"  {group:<18}{', '.join(names)}" for group, names in app.groups().items() if group != "recipe")
+    choices = "\n".join(
+        f"  {group:<18}{', '.join(names)}" for group, names in app.groups().items() if group != "recipe"
+    )
     return f"""diffgen-train: train a diffusion or flow-matching model.
 
 usage: diffgen-train [GROUP=CHOICE ...] [KEY=VALUE ...] [-m] [--cfg job]
@@ -44,7 +46,7 @@ groups (GROUP=CHOICE; a data set brings its recipe, a method sets schedule to sa
 {choices}
 
 settings (KEY=VALUE; each group's own keys are in --cfg job):
-{indent(app.settings_text('train'))}
+{indent(app.settings_text("train"))}
 
 --cfg job prints the whole config; -m sweeps over comma-separated values; -sc install=bash gives tab completion.
 exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 5 diverged, 75 disk, 130 and 143 stopped by a signal."""

@@ -85,9 +85,7 @@ class Mixture(Vectors):
         x0 = self.fresh(n, 0).double()
         return x0, torch.randn(x0.shape, generator=generator("cpu", 0, "reconstruction"), dtype=x0.dtype)
 
-    def estimates(
-        self, sampling: Sampling, x0: Tensor, z: Tensor, t: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def estimates(self, sampling: Sampling, x0: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, the network's x0_hat and the exact posterior mean, float64 [n, D] each."""
         schedule = sampling.denoiser.schedule
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -100,10 +98,7 @@ class Mixture(Vectors):
         t = report_times(sampling.denoiser.schedule)[2]
         x, x0_hat, exact = self.estimates(sampling, x0, z, t)
         rows = {"x0": x0, "x_t": x, "x0_hat": x0_hat, "E[x0|x_t]": exact}
-        text = [
-            f"{name:>10} " + " ".join(f"{value:6.2f}" for value in row[0].tolist())
-            for name, row in rows.items()
-        ]
+        text = [f"{name:>10} " + " ".join(f"{value:6.2f}" for value in row[0].tolist()) for name, row in rows.items()]
         return [f"one of them at t = {float(t):g}", *text]
 
 
@@ -131,6 +126,4 @@ def mixture(*, n: int, dim: int, components: int, std: float, seed: int) -> Mixt
         return (means[chosen] + std * torch.randn(count, dim, dtype=torch.float64, generator=rng)).float()
 
     vectors = draw(n, "vectors", 0)
-    return Mixture(
-        vectors, torch.full((n,), -1), (), lambda count, number: draw(count, "fresh", number), means, std
-    )
+    return Mixture(vectors, torch.full((n,), -1), (), lambda count, number: draw(count, "fresh", number), means, std)

@@ -119,9 +119,7 @@ def distance_to_data(samples: Tensor, fresh: Callable[[int, int], Tensor]) -> tu
     n = len(samples)
     sets = [fresh(n, number) for number in range(2 * REPEATS)]
     to_samples = torch.tensor([energy_distance(samples, data) for data in sets[:REPEATS]])
-    to_data = torch.tensor(
-        [energy_distance(a, b) for a, b in zip(sets[:REPEATS], sets[REPEATS:], strict=True)]
-    )
+    to_data = torch.tensor([energy_distance(a, b) for a, b in zip(sets[:REPEATS], sets[REPEATS:], strict=True)])
     return float(to_samples.square().mean().sqrt()), float(to_data.square().mean().sqrt())
 
 

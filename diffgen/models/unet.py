@@ -229,9 +229,7 @@ class UNet(nn.Module):
         for level, mult in reversed(list(enumerate(channel_mult))):
             for i in range(blocks + 1):
                 attends = size in attend and (decoder_attention == "all" or i == blocks)
-                self.decoder.append(
-                    ResBlock(c + skips.pop(), mult * channels, width, heads=heads * attends, **block)
-                )
+                self.decoder.append(ResBlock(c + skips.pop(), mult * channels, width, heads=heads * attends, **block))
                 c = mult * channels
             if level > 0:
                 self.decoder.append(
@@ -251,7 +249,9 @@ class UNet(nn.Module):
         dropout: float,
         patch: int,
     ) -> None:
-        require(4 <= channels <= 4096 and channels % 4 == 0, f"channels={channels} must be a multiple of 4 in [4, 4096]")
+        require(
+            4 <= channels <= 4096 and channels % 4 == 0, f"channels={channels} must be a multiple of 4 in [4, 4096]"
+        )
         require(
             1 <= len(channel_mult) <= 8 and all(1 <= m <= 64 for m in channel_mult),
             f"channel_mult={list(channel_mult)} must be 1 to 8 whole numbers in [1, 64]",
