@@ -11,7 +11,7 @@ from torch import Tensor
 from diffgen.errors import require
 from diffgen.schedules import Schedule
 
-Model = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Model = Callable[..., Tensor]
 Parameterization = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 NO_LABEL = -1
@@ -33,7 +33,8 @@ class Denoiser:
         """Join the parts and refuse those that do not fit.
 
         Args:
-            model: (x [B, C, H, W], noise_cond [B], label int64 [B], augment [B, 9] or None) -> F [B, C, H, W].
+            model: (x [B, C, H, W], noise_cond [B], label int64 [B], augment [B, 9] where images
+                are augmented) -> F [B, C, H, W].
             schedule: alpha and sigma.
             parameterization: (alpha, sigma, sigma_data) -> (a, b).
             sigma_data: Standard deviation of the data, in the units of x0 in [-1, 1].
@@ -82,7 +83,10 @@ class Denoiser:
         c_in = torch.ones_like(t)
         if self.scale_input:
             c_in = torch.rsqrt((self.schedule.alpha(t) * self.sigma_data) ** 2 + self.schedule.sigma(t) ** 2)
-        return self.model((like(c_in, x) * x).float(), self.schedule.noise_cond(t).float(), label, augment).to(x.dtype)
+        inputs = [(like(c_in, x) * x).float(), self.schedule.noise_cond(t).float(), label]
+        if augment is not None:
+            inputs.append(augment)
+        return self.model(*inputs).to(x.dtype)
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """x0_hat = (b x - sigma F) / (b alpha - a sigma), in the dtype of x; arguments as for `predict`."""

@@ -64,7 +64,7 @@ def test_edm_is_the_preconditioning_of_karras():
     x, F = torch.randn(2, 5, 1, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
     seen = []
 
-    def model(x_in, noise_cond, label, augment):
+    def model(x_in, noise_cond, label):
         seen.append((x_in, noise_cond))
         return F
 
@@ -138,7 +138,7 @@ def test_sigma_data_is_bounded(sigma_data):
 
 
 def test_guidance_of_one_is_no_guidance_bit_for_bit():
-    def model(x, noise_cond, label, augment):
+    def model(x, noise_cond, label):
         return x * (1 + label[:, None, None, None].float())
 
     d = denoiser(model, schedule("vp_linear"), "eps", scale_input=False)

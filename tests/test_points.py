@@ -17,6 +17,7 @@ from diffgen.datasets.points import Kind, ode_field, points, sampler_paths
 from diffgen.datasets.vectors import distance_to_data, energy_distance, report_times
 from diffgen.denoiser import Denoiser
 from diffgen.errors import UsageError
+from diffgen.guidance import Guidance
 from diffgen.images import to_float
 from diffgen.parameterizations import PARAMETERIZATIONS
 from diffgen.sampling import Sampling
@@ -162,7 +163,7 @@ def to_a_point(schedule, centre=(0.3, -0.2)):
         scale_input=True,
     )
     heun = row("sampler", "heun", steps=10)
-    return Sampling.from_config(denoiser, heun, guidance=1.0, seed=0, device=torch.device("cpu"))
+    return Sampling.from_config(denoiser, heun, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
 
 
 def test_field_points_straight_at_a_point():

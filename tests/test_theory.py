@@ -10,6 +10,7 @@ from rows import row, schedule
 
 from diffgen.datasets.mixture import mixture
 from diffgen.denoiser import Denoiser
+from diffgen.guidance import Guidance, guided
 from diffgen.losses import denoising_loss
 from diffgen.models import MLP
 from diffgen.parameterizations import PARAMETERIZATIONS
@@ -46,6 +47,10 @@ def gauss_denoise(clock):
 
 def noise_of(seed, like):
     return lambda i: torch.randn(like.shape, generator=torch.Generator().manual_seed(1000 * seed + i), dtype=F64)
+
+
+def no_noise(step):
+    raise AssertionError("a deterministic sampler asked for noise")
 
 
 def sampler(name, **options):
@@ -290,7 +295,7 @@ def test_16_euler_in_the_increments_is_ddim(name):
     z_hat = (x - clock.alpha(t) * x0_hat) / clock.sigma(t)
     euler = x + x0_hat * (clock.alpha(s) - clock.alpha(t)) + z_hat * (clock.sigma(s) - clock.sigma(t))
     torch.testing.assert_close(euler, clock.alpha(s) * x0_hat + clock.sigma(s) * z_hat)
-    ddim = sampler("ddim", eta=0.0)(gauss_denoise(clock), clock, x, torch.stack([t, s]), None)
+    ddim = sampler("ddim", eta=0.0)(gauss_denoise(clock), clock, x, torch.stack([t, s]), no_noise)
     torch.testing.assert_close(ddim, euler)
 
 
@@ -313,7 +318,7 @@ def test_17_heun_converges_to_the_exact_flow_of_a_gaussian(name):
     for steps in (40, 80):
         nsr = torch.linspace(*((clock.sigma(u) / clock.alpha(u)).log() for u in (t, s)), steps + 1, dtype=F64).exp()
         ts = clock.time_at(nsr)
-        errors.append(float((sampler("heun")(gauss_denoise(clock), clock, x, ts, None) - exact).abs().max()))
+        errors.append(float((sampler("heun")(gauss_denoise(clock), clock, x, ts, no_noise) - exact).abs().max()))
     assert errors[1] < 1e-3 * float(exact.abs().max())
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.15)
 
@@ -326,7 +331,7 @@ def test_18_all_clocks_walk_one_path():
     for name in CLOCKS:
         clock = schedule(name)
         ts = clock.time_at(nsr)
-        x = sampler("ddim", eta=0.0)(gauss_denoise(clock), clock, clock.alpha(ts[0]) * y, ts, None)
+        x = sampler("ddim", eta=0.0)(gauss_denoise(clock), clock, clock.alpha(ts[0]) * y, ts, no_noise)
         ends.append(x / clock.alpha(ts[1]))
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=1e-6, atol=1e-6)
@@ -354,8 +359,8 @@ def test_19_guidance_is_the_score_of_a_tilted_density(w):
             return torch.stack([estimates[int(each)][i % 9] for i, each in enumerate(label)])
 
     exact = Exact(lambda *_: None, FLOW, PARAMETERIZATIONS["x0"], sigma_data=0.5, scale_input=False)
-    guided = exact.guided(torch.ones(9, dtype=torch.long), guidance=w, clip=False)(x, torch.tensor(0.5))
-    torch.testing.assert_close((alpha * guided - x) / sigma**2, score)
+    result = guided(exact, torch.ones(9, dtype=torch.long), Guidance(scale=w), clip=False)(x, torch.tensor(0.5))
+    torch.testing.assert_close((alpha * result - x) / sigma**2, score)
 
 
 # --- 8: where tutorials go wrong ------------------------------------------------------------------

@@ -10,6 +10,7 @@ from diffgen.cli import train as train_command
 from diffgen.datasets.mixture import mixture
 from diffgen.denoiser import Denoiser
 from diffgen.errors import UsageError
+from diffgen.guidance import Guidance
 from diffgen.parameterizations import PARAMETERIZATIONS
 from diffgen.sampling import Sampling
 
@@ -30,7 +31,7 @@ def exact_sampling(vectors):
 
     denoiser = Denoiser(network, FLOW, PARAMETERIZATIONS["x0"], sigma_data=1.0, scale_input=False)
     ancestral = row("sampler", "ancestral", steps=100, clip=False)
-    return Sampling.from_config(denoiser, ancestral, guidance=1.0, seed=0, device=torch.device("cpu"))
+    return Sampling.from_config(denoiser, ancestral, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
 
 
 # --- the data and the exact answer ----------------------------------------------------------------

@@ -78,7 +78,7 @@ class Embedding(nn.Module):
         self.layer0 = linear(channels, width)
         self.layer1 = linear(width, width)
 
-    def forward(self, condition: Tensor, label: Tensor, augment: Tensor | None) -> Tensor:
+    def forward(self, condition: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
         """([B], int64 [B], negative for none, [B, augment_labels] or None for untouched) -> [B, width]."""
         h = self.sinusoidal(condition)
         if self.label is not None:
