@@ -13,10 +13,20 @@ CONFIGS = PACKAGE.parent / "configs"
 LAYERS = [
     {"errors"},
     {"registry", "files", "console", "plots"},
-    {"settings", "schedules", "parameterizations", "weightings", "optimizers", "models", "randomness", "ema", "images"},
+    {
+        "settings",
+        "schedules",
+        "parameterizations",
+        "weightings",
+        "optimizers",
+        "models",
+        "randomness",
+        "ema",
+        "images",
+    },
     {"times", "samplers", "datasets"},
     {"denoiser", "checkpoint"},
-    {"losses", "build", "run_directory"},
+    {"losses", "build", "run_directory", "processes"},
     {"sampling"},
     {"trainer"},
     {"generate"},
@@ -24,14 +34,24 @@ LAYERS = [
 ]
 """A module imports from layers above it in this list, or from its own package; `models` and `datasets` are packages."""
 
-PURE = {"errors", "registry", "schedules", "parameterizations", "weightings", "times", "samplers", "denoiser", "losses"}
+PURE = {
+    "errors",
+    "registry",
+    "schedules",
+    "parameterizations",
+    "weightings",
+    "times",
+    "samplers",
+    "denoiser",
+    "losses",
+}
 """Mathematics and tables: torch and the standard library only."""
 
 OWNERS = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "safetensors": {"checkpoint"},
-    "accelerate": {"trainer", "generate"},
+    "accelerate": {"processes", "trainer", "generate"},
     "rich": {"console"},
     "sklearn": {"datasets"},
     "torchvision": {"datasets"},
@@ -102,7 +122,13 @@ def test_what_answers_at_once_does_not_import_torch(path: Path) -> None:
 
 
 BANNED_CALLS = {"eval", "exec", "compile", "__import__", "instantiate"}
-BANNED_ATTRIBUTES = {("torch", "load"), ("torch", "save"), ("hydra", "utils"), ("np", "load"), ("OmegaConf", "load")}
+BANNED_ATTRIBUTES = {
+    ("torch", "load"),
+    ("torch", "save"),
+    ("hydra", "utils"),
+    ("np", "load"),
+    ("OmegaConf", "load"),
+}
 BANNED_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "importlib"}
 
 

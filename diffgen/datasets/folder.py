@@ -105,7 +105,7 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def _decoded(self, entries: Iterator[list[int]], workers: int) -> Iterator[Batch]:
-        loader = DataLoader(self, batch_sampler=entries, num_workers=workers, collate_fn=_collate)  # type: ignore[arg-type]
+        loader = DataLoader(self, batch_sampler=entries, num_workers=workers, collate_fn=_collate)
         for batch in loader:
             if isinstance(batch, DataError):
                 raise batch
