@@ -12,12 +12,20 @@ from rich.text import Text
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
+class Terminal(Console):
+    """A rich console that lets a closed pipe be an error for the command to answer, instead of a silent exit 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Hand the error on."""
+        raise BrokenPipeError
+
+
 class Reporter:
     """Speaks on the main process, silent elsewhere."""
 
     def __init__(self, *, speaks: bool) -> None:
         """Args: speaks: whether this process writes at all."""
-        self.console = Console(quiet=not speaks, soft_wrap=True)
+        self.console = Terminal(quiet=not speaks, soft_wrap=True)
 
     def header(self, title: str, rows: Mapping[str, str]) -> None:
         """What will run, as a small table."""

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one sentence each, and a documented exit code.
+r"""Errors that a user can mend: one sentence each, and a documented exit code.
 
 | code | meaning |
 |---|---|
@@ -10,6 +10,7 @@
 | 5 | training diverged: the loss is not finite |
 | 75 | the machine: disk full or not writable; type the same command again once mended |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; a checkpoint was written, resume with the same command |
+| 141 | the reader of our output went away (`... \| head`) |
 """
 
 import difflib
@@ -20,6 +21,8 @@ class DiffgenError(Exception):
     """Base of all errors that are told in one sentence, without a traceback."""
 
     exit_code = 1
+    told = False
+    """Whether another process of the run tells it."""
 
 
 class UsageError(DiffgenError):

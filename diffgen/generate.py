@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
@@ -16,14 +16,14 @@ from diffgen import checkpoint
 from diffgen.build import restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
-from diffgen.errors import DiffgenError, UsageError, require, unknown
+from diffgen.errors import UsageError, require, unknown
 from diffgen.files import explained, write_atomically
 from diffgen.guidance import Guidance
 from diffgen.images import grid, picture, save_png
+from diffgen.processes import accelerated, on_main
 from diffgen.registry import convert
 from diffgen.sampling import Sampling, columns, cycle_labels
 from diffgen.settings import SampleSettings
-from diffgen.trainer import make_accelerator
 
 GRID_LIMIT = 400  # tiles of a grid; the other images are in the other files
 
@@ -39,7 +39,13 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
     Raises:
         DiffgenError: The checkpoint, a label or the output folder cannot be used.
     """
-    accelerator = make_accelerator("no")
+    with accelerated("no") as accelerator:
+        _generate(settings, sampler, default_out, accelerator)
+
+
+def _generate(
+    settings: SampleSettings, sampler: Mapping[str, Any], default_out: Path, accelerator: Accelerator
+) -> None:
     saved = checkpoint.load(Path(str(settings.ckpt)))
     denoiser = restore(saved)
     data = saved.config["data"]
@@ -56,7 +62,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
     sampling = Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=accelerator.device)
     out = Path(settings.out) if settings.out else default_out
     reporter = Reporter(speaks=accelerator.is_main_process)
-    _prepare(out, settings, accelerator.is_main_process)
+    on_main(accelerator, lambda: _prepare(out, settings))
     shape = (data["channels"], data["height"], data["width"])
     reporter.header(
         f"diffgen-sample: {saved.path}",
@@ -64,7 +70,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: 
             "images": f"{settings.n} of {'x'.join(map(str, shape))}, seed {settings.seed}, guidance {guidance.scale:g}",
             "model": f"{saved.config['model']['name']}, {saved.images:,} images seen",
             "sampler": ", ".join(f"{k} {v}" for k, v in sampler.items()),
-            "device": f"{accelerator.device} x {accelerator.num_processes}",
+            "device": f"{accelerator.device.type} x {accelerator.num_processes}",
         },
     )
     started = time.monotonic()
@@ -144,24 +150,16 @@ def resolve_sampler(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[s
     return {**own, **{key: value for key, value in config.items() if value is not None and key != "name"}}
 
 
-def _prepare(out: Path, settings: SampleSettings, main: bool) -> None:
-    """Make the folder and refuse to overwrite, on the main process; all processes raise together."""
-    fault: list[Any] = [None]
-    if main:
-        try:
-            names = {"grid": "grid.png", "png": "images", "npz": "samples.npz"}
-            there = [names[k] for k in ("grid", *settings.kinds) if (out / names[k]).exists()]
-            if there and not settings.overwrite:
-                raise UsageError(f"out={str(out)!r} already holds {there[0]}: choose another folder, or overwrite=true")
-            with explained(out):
-                (out / "images" if "png" in settings.kinds else out).mkdir(parents=True, exist_ok=True)
-                (out / ".writable").touch()
-                (out / ".writable").unlink()
-        except DiffgenError as error:
-            fault[0] = error
-    broadcast_object_list(fault)
-    if fault[0]:
-        raise fault[0]
+def _prepare(out: Path, settings: SampleSettings) -> None:
+    """Make the folder and refuse to overwrite."""
+    names = {"grid": "grid.png", "png": "images", "npz": "samples.npz"}
+    there = [names[k] for k in ("grid", *settings.kinds) if (out / names[k]).exists()]
+    if there and not settings.overwrite:
+        raise UsageError(f"out={str(out)!r} already holds {there[0]}: choose another folder, or overwrite=true")
+    with explained(out):
+        (out / "images" if "png" in settings.kinds else out).mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
 
 
 def _draw_all(
@@ -207,6 +205,8 @@ def write(
     sheet = scatter_sheet(drawn, labels) if vectors else grid(drawn[:GRID_LIMIT], columns=grid_columns)
     save_png(sheet, out / "grid.png", notes)
     if "png" in kinds:
+        for old in (out / "images").glob("[0-9]" * 6 + ".png"):
+            old.unlink()  # of a larger set that was here: a mixture would spoil an evaluation
         for i, image in enumerate(drawn):
             path = out / "images" / f"{i:06d}.png"
             with explained(path):

@@ -74,12 +74,15 @@ def _make(path: Path) -> Path:
 class RunLog:
     """`metrics.jsonl`, one row per logged step, and the files drawn from it."""
 
-    def __init__(self, run_dir: Path, config_yaml: str, images: int) -> None:
-        """Open the log of a run that stands at `images`; rows from beyond that point are dropped."""
+    def __init__(self, run_dir: Path) -> None:
+        """The log in `run_dir`; `start` begins to write it."""
         self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
+
+    def start(self, config_yaml: str, images: int) -> None:
+        """Write the config, and drop rows from beyond `images`, where the run stands."""
         rows = [row for row in self.rows() if row["images"] <= images]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        write_atomically(run_dir / "config.yaml", config_yaml)
+        write_atomically(self.run_dir / "config.yaml", config_yaml)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row."""

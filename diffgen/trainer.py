@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from diffgen import augment, checkpoint, header, training_state
@@ -31,6 +29,7 @@ from diffgen.guidance import Guidance
 from diffgen.images import grid, save_png, to_float
 from diffgen.losses import denoising_loss
 from diffgen.optimizers import OPTIMIZERS
+from diffgen.processes import accelerated, on_main
 from diffgen.randomness import data_order, generator, mix, uniforms
 from diffgen.registry import bind, build
 from diffgen.run_directory import RunLog, choose_run
@@ -67,25 +66,10 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
     settings: TrainSettings = section(config, "train")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    accelerator = make_accelerator(settings.precision)
-    try:
+    with accelerated(settings.precision) as accelerator:
         trainer = Trainer(config, config_yaml, default_run_dir, settings, accelerator)
         with catch_signals() as caught:
             trainer.fit(caught)
-    finally:  # a sweep's next job may want another precision
-        accelerator.free_memory()
-        AcceleratorState._reset_state(False)
-        GradientState._reset_state()
-
-
-def make_accelerator(precision: str) -> Accelerator:
-    """An accelerator on the GPU if there is one; `auto` precision is bf16 where the GPU has it, else float32."""
-    gpu = torch.cuda.is_available()
-    if precision == "auto":
-        precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "no"
-    require(precision != "fp16" or gpu, "train.precision=fp16 needs a GPU; choose one of [auto, no, bf16]")
-    cpu = not gpu and not torch.backends.mps.is_available()
-    return Accelerator(mixed_precision=precision, cpu=cpu)
 
 
 @contextmanager
@@ -129,8 +113,9 @@ class Trainer:
         self.reporter = Reporter(speaks=self.main)
         self.time = bind(TIMES, config["time"])
 
-        with accelerator.main_process_first():  # the others find the download done
-            self.dataset: ImageSource = make_dataset(config)
+        first: list[ImageSource] = []
+        on_main(accelerator, lambda: first.append(make_dataset(config)))  # the others find the download done
+        self.dataset: ImageSource = first[0] if first else make_dataset(config)
         shape = self.dataset.shape
         classes = list(self.dataset.classes) if config["conditional"] else []
         require(shape.pixels or not settings.augment, "train.augment is for pictures: vectors cannot be turned")
@@ -191,21 +176,13 @@ class Trainer:
 
     def _open_run(self, default_run_dir: str, config_yaml: str) -> None:
         """Decide where to write and where to go on from, on the main process; then load."""
-        chosen: list[Any] = [None, None, None]
-        if self.main:
-            try:
-                chosen[:2] = choose_run(self.config["run_dir"], self.settings.resume, default_run_dir)
-            except DiffgenError as error:
-                chosen[2] = error
-        broadcast_object_list(chosen)
-        if chosen[2]:
-            raise chosen[2]
-        self.run_dir, self.resumed_from = chosen[0], chosen[1]
+        wanted = (self.config["run_dir"], self.settings.resume, default_run_dir)
+        self.run_dir, self.resumed_from = on_main(self.accelerator, lambda: choose_run(*wanted))
         self.changes: list[str] = []
         if self.resumed_from:
             self._load(self.resumed_from)
-        if self.main:
-            self.log = RunLog(self.run_dir, config_yaml, self.images)
+        self.log = RunLog(self.run_dir)
+        on_main(self.accelerator, lambda: self.log.start(config_yaml, self.images))
 
     def _load(self, folder: Path) -> None:
         saved = checkpoint.load(folder)
@@ -228,21 +205,22 @@ class Trainer:
         self._check_finite(float(self.accelerator.reduce(self.loss_sum.clone(), "mean")))
         if not all(weight.isfinite().all() for weight in self.averaged.state_dict().values()):
             self._check_finite(math.nan)  # of the last step only the gradient was not finite
-        if self.main:
-            tensors = training_state.gather(self.trained, self.optimizer.optimizer)
-            tensors["loss_sum"] = self.loss_sum
-            counters = {
-                "step": self.step,
-                "images": self.images,
-                "seconds": self.seconds,
-                "loss_count": self.loss_count,
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-                "config": self.config,
-            }
-            folder = self.run_dir / "checkpoints" / f"{self.images:08d}"
-            checkpoint.save(folder, self.kept, self.images, self.averaged.state_dict(), tensors, counters)
-            checkpoint.rotate(folder.parent, self.settings.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+        on_main(self.accelerator, self._write_checkpoint)
+
+    def _write_checkpoint(self) -> None:
+        tensors = training_state.gather(self.trained, self.optimizer.optimizer)
+        tensors["loss_sum"] = self.loss_sum
+        counters = {
+            "step": self.step,
+            "images": self.images,
+            "seconds": self.seconds,
+            "loss_count": self.loss_count,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "config": self.config,
+        }
+        folder = self.run_dir / "checkpoints" / f"{self.images:08d}"
+        checkpoint.save(folder, self.kept, self.images, self.averaged.state_dict(), tensors, counters)
+        checkpoint.rotate(folder.parent, self.settings.keep_checkpoints)
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -275,7 +253,7 @@ class Trainer:
                 if done or self._crossed(self.settings.checkpoint_every):
                     self._save()
                 if not stop and (done or self._crossed(self.settings.preview_every)):
-                    self._preview()
+                    on_main(self.accelerator, self._preview)
                 if done:
                     break
         if stop:
@@ -394,20 +372,18 @@ class Trainer:
             )
 
     def _preview(self) -> None:
-        """Write the grid of the fixed seeds, or the data set's own report, and the loss curve (main process)."""
-        if self.main:
-            shape, n = self.dataset.shape, self.preview_settings.n
-            size = (shape.channels, shape.height, shape.width)
-            num_classes = self.config["data"]["num_classes"]
-            labels = cycle_labels(n, num_classes)
-            path = self.run_dir / "samples" / f"{self.images:08d}.png"
-            if isinstance(self.dataset, Vectors):
-                self.reporter.say(self.dataset.report(self.sampling, labels, path))
-            else:
-                pixels = torch.cat(list(self.sampling.pixels(size, list(range(n)), labels, PREVIEW_BATCH)))
-                save_png(grid(pixels, columns=columns(n, num_classes)), path)
-            self.log.plot()
-        self.accelerator.wait_for_everyone()
+        """Write the grid of the fixed seeds, or the data set's own report, and the loss curve."""
+        shape, n = self.dataset.shape, self.preview_settings.n
+        size = (shape.channels, shape.height, shape.width)
+        num_classes = self.config["data"]["num_classes"]
+        labels = cycle_labels(n, num_classes)
+        path = self.run_dir / "samples" / f"{self.images:08d}.png"
+        if isinstance(self.dataset, Vectors):
+            self.reporter.say(self.dataset.report(self.sampling, labels, path))
+        else:
+            pixels = torch.cat(list(self.sampling.pixels(size, list(range(n)), labels, PREVIEW_BATCH)))
+            save_png(grid(pixels, columns=columns(n, num_classes)), path)
+        self.log.plot()
 
     def _header(self) -> None:
         batch, world, images = self.settings.batch_size, self.accelerator.num_processes, len(self.dataset)
@@ -416,7 +392,7 @@ class Trainer:
             "data": header.data(self.config, images),
             "model": header.model(self.config, self.network),
             "method": header.method(self.config),
-            "device": f"{self.device} x {world}, precision {self.accelerator.mixed_precision}",
+            "device": f"{self.device.type} x {world}, precision {self.accelerator.mixed_precision}",
             "batch": f"{batch} = {world} x {self.local_batch}" if world > 1 else f"{batch}",
             "optimizer": f"{self.config['optimizer']['name']}, lr {self.base_lr:g}, {self.lr_schedule.decay}",
             "duration": header.duration(self.settings, images),

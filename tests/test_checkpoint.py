@@ -23,7 +23,7 @@ from diffgen.errors import CheckpointError, EnvironmentFault
 Config = dict[str, Any]
 
 
-# --- parts of a file ------------------------------------------------------------------------------------------------
+# --- parts of a file ----------------------------------------------------------------------------------------
 
 
 def split(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -52,7 +52,7 @@ def with_weights(path: Path, source: Path, change: Callable[[dict[str, Tensor]],
 
 def with_config(path: Path, source: Path, change: Callable[[Config], object]) -> Path:
     """A copy with another config."""
-    header, payload = split(source)
+    header, _ = split(source)
     config = json.loads(header["__metadata__"]["config"])
     changed = change(config)
     text = changed if isinstance(changed, str) else json.dumps(config)
@@ -87,7 +87,7 @@ def refused(path: Path) -> str:
     return sentence
 
 
-# --- files that are no checkpoint -----------------------------------------------------------------------------------
+# --- files that are no checkpoint ---------------------------------------------------------------------------
 
 
 class Trap:
@@ -164,7 +164,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------
+# --- damage -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", [7, 8, 100, "header", "half", -1])
@@ -264,7 +264,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, tiny_model: Path, case: str) ->
     assert words in refused(with_weights(tmp_path / "weights.safetensors", tiny_model, change))
 
 
-# --- hostile configs ------------------------------------------------------------------------------------------------
+# --- hostile configs ----------------------------------------------------------------------------------------
 
 
 def nested(depth: int) -> object:
@@ -382,7 +382,7 @@ def test_the_crafted_files_differ_from_a_good_one_only_where_they_should(tmp_pat
         restore(checkpoint.load(path))
 
 
-# --- round trip -----------------------------------------------------------------------------------------------------
+# --- round trip ---------------------------------------------------------------------------------------------
 
 MODEL = {"b": torch.tensor([1.5, -2.0]), "a": torch.arange(6.0).reshape(2, 3).T}
 STATE = {
@@ -408,7 +408,11 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert state.keys() == STATE.keys()
     assert all(torch.equal(state[name], STATE[name]) and state[name].dtype == STATE[name].dtype for name in STATE)
     assert (folder.parent / "latest").read_text() == "00000064\n"
-    assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "state.json", "state.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "model.safetensors",
+        "state.json",
+        "state.safetensors",
+    ]
 
 
 def test_files_honour_the_umask(tmp_path: Path) -> None:
@@ -479,14 +483,23 @@ def edit_state(folder: Path, **entries: object) -> None:
 STATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "state missing": (lambda f: (f / "state.safetensors").unlink(), "state.safetensors"),
     "state cut": (lambda f: chop(f / "state.safetensors"), "state.safetensors is damaged: it does not match"),
-    "state flipped": (lambda f: flip(f / "state.safetensors"), "state.safetensors is damaged: it does not match"),
-    "model of another": (lambda f: flip(f / "model.safetensors"), "model.safetensors is damaged: it does not match"),
+    "state flipped": (
+        lambda f: flip(f / "state.safetensors"),
+        "state.safetensors is damaged: it does not match",
+    ),
+    "model of another": (
+        lambda f: flip(f / "model.safetensors"),
+        "model.safetensors is damaged: it does not match",
+    ),
     "no state.json": (lambda f: (f / "state.json").unlink(), "not a complete checkpoint"),
     "state.json cut": (lambda f: chop(f / "state.json") or chop(f / "state.json"), "state.json is damaged"),
     "state.json empty": (lambda f: (f / "state.json").write_text(""), "state.json is damaged"),
     "state.json a list": (lambda f: (f / "state.json").write_text("[]"), "state.json is damaged"),
     "state.json without files": (lambda f: (f / "state.json").write_text("{}"), "state.json is damaged"),
-    "state.json of another version": (lambda f: edit_state(f, format=2), "written by another version of diffgen"),
+    "state.json of another version": (
+        lambda f: edit_state(f, format=2),
+        "written by another version of diffgen",
+    ),
     "state.json deep": (lambda f: (f / "state.json").write_text("[" * 10**5), "state.json is damaged"),
 }
 

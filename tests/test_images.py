@@ -33,7 +33,8 @@ def test_errors_below_half_a_grey_level_do_not_show() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "mode", "size"), [(1, "L", (5, 4)), (3, "RGB", (5, 4)), (4, "RGBA", (5, 4)), (2, "L", (10, 4))]
+    ("channels", "mode", "size"),
+    [(1, "L", (5, 4)), (3, "RGB", (5, 4)), (4, "RGBA", (5, 4)), (2, "L", (10, 4))],
 )
 def test_pictures_by_channels(channels: int, mode: str, size: tuple[int, int]) -> None:
     pixels = torch.randint(0, 256, (channels, 4, 5), dtype=torch.uint8)

@@ -27,7 +27,7 @@ LAYERS = [
     },
     {"times", "samplers", "datasets"},
     {"denoiser", "checkpoint"},
-    {"losses", "guidance", "build", "run_directory"},
+    {"losses", "guidance", "build", "run_directory", "processes"},
     {"sampling", "training_state", "header"},
     {"trainer"},
     {"generate"},
@@ -54,7 +54,7 @@ OWNERS = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "safetensors": {"checkpoint"},
-    "accelerate": {"trainer", "generate"},
+    "accelerate": {"processes", "trainer", "generate"},
     "rich": {"console"},
     "sklearn": {"datasets"},
     "torchvision": {"datasets"},
@@ -125,7 +125,13 @@ def test_what_answers_at_once_does_not_import_torch(path: Path) -> None:
 
 
 BANNED_CALLS = {"eval", "exec", "compile", "__import__", "instantiate"}
-BANNED_ATTRIBUTES = {("torch", "load"), ("torch", "save"), ("hydra", "utils"), ("np", "load"), ("OmegaConf", "load")}
+BANNED_ATTRIBUTES = {
+    ("torch", "load"),
+    ("torch", "save"),
+    ("hydra", "utils"),
+    ("np", "load"),
+    ("OmegaConf", "load"),
+}
 BANNED_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "importlib"}
 
 

@@ -227,7 +227,10 @@ def test_every_choice_composes_to_a_complete_run(compose: Compose, overrides: li
     }
     with torch.device("meta"):
         model = make_model(config)
-    needs_help = {"schedule=ve", "parameterization=eps"}  # alone they do not fit the default method, and say so
+    needs_help = {
+        "schedule=ve",
+        "parameterization=eps",
+    }  # alone they do not fit the default method, and say so
     if needs_help & set(overrides):
         with pytest.raises(UsageError, match=r"scale_input=true|singular"):
             make_denoiser(config, model)
@@ -248,7 +251,11 @@ def test_data_sets_bring_their_recipes_and_everything_stays_overridable(compose:
     assert names == {
         "schedule": "ddpm_linear", "sampler": "ddim", "weighting": "min_snr", "optimizer": "adamw", "time": "uniform",
     }  # fmt: skip
-    assert (config["train"]["batch_size"], config["denoiser"]["sigma_data"], config["ema"]["halflife"]) == (7, 0.25, 5)
+    assert (config["train"]["batch_size"], config["denoiser"]["sigma_data"], config["ema"]["halflife"]) == (
+        7,
+        0.25,
+        5,
+    )
     assert config["model"]["channels"] == 16
 
 

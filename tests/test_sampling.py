@@ -75,7 +75,7 @@ def test_stochastic_samplers_differ_from_deterministic_ones(denoiser: Denoiser, 
     assert (images[1] - images[2]).abs().max() > 1e-3
 
 
-# --- guidance and labels --------------------------------------------------------------------------------------------
+# --- guidance and labels ------------------------------------------------------------------------------------
 
 
 def test_guidance_one_is_no_guidance_bit_for_bit(denoiser: Denoiser) -> None:
@@ -146,7 +146,11 @@ def test_labels_are_chosen(compose: Compose, override: str, expected: list[int])
         ("label=3", 3, "label=3 is out of range: the model has classes 0 to 2"),
         ("label=-1", 3, "label=-1 is out of range: the model has classes 0 to 2"),
         ("label=[0,9]", 3, "label=9 is out of range"),
-        ("label=dgo", 3, "label='dgo' is unknown; choose one of [7, auto, cat, dog, each, none] (did you mean 'dog'?)"),
+        (
+            "label=dgo",
+            3,
+            "label='dgo' is unknown; choose one of [7, auto, cat, dog, each, none] (did you mean 'dog'?)",
+        ),
         ("label=[]", 3, "label=[] is empty: give a class, a list of classes, each or none"),
         ("label=1", 0, "label=1 asks for a class, but this model is unconditional: label=none"),
         ("label=[1,2]", 0, "label=[1, 2] asks for a class, but this model is unconditional: label=none"),

@@ -55,7 +55,7 @@ def inputs(batch: int, shape: DataShape) -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.rand(batch, generator=generator) * 1000, torch.full((batch,), -1)
 
 
-# --- sizes ----------------------------------------------------------------------------------------------------------
+# --- sizes --------------------------------------------------------------------------------------------------
 
 
 def test_unet_base_is_the_network_of_ddpm() -> None:
@@ -80,7 +80,7 @@ def test_labels_cost_one_linear_layer() -> None:
     assert size(on_meta("unet_base", 10)) - size(on_meta("unet_base", 0)) == 10 * 128 + 128
 
 
-# --- data shapes ----------------------------------------------------------------------------------------------------
+# --- data shapes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resample", ["conv", "block"])
@@ -117,7 +117,7 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
 
 
-# --- initialisation, labels, noise level ----------------------------------------------------------------------------
+# --- initialisation, labels, noise level --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["unet_tiny", "unet_small"])
@@ -165,7 +165,7 @@ def test_norm_groups_hold_four_channels_or_more(channels: int) -> None:
     assert channels // layer.num_groups >= 4
 
 
-# --- attention ------------------------------------------------------------------------------------------------------
+# --- attention ----------------------------------------------------------------------------------------------
 
 
 def attention_heights(model: UNet, shape: DataShape) -> list[int]:
@@ -211,7 +211,7 @@ def test_attention_is_softmax_attention_over_pixels() -> None:
     torch.testing.assert_close(layer(x), 0.5 * (x + projected.reshape(x.shape)))
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,10 @@ def test_attention_is_softmax_attention_over_pixels() -> None:
         ({"dropout": 1.0}, "model.dropout=1.0 must be in [0, 1)"),
         ({"patch": 3}, "model.patch=3 must divide the image size 8x8"),
         ({"resample": "max"}, "model.resample='max' is unknown; choose one of [block, conv]"),
-        ({"decoder_attention": "none"}, "model.decoder_attention='none' is unknown; choose one of [all, last]"),
+        (
+            {"decoder_attention": "none"},
+            "model.decoder_attention='none' is unknown; choose one of [all, last]",
+        ),
     ],
 )
 def test_impossible_settings_are_told_in_one_sentence(changes: dict[str, Any], sentence: str) -> None:

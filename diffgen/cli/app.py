@@ -3,24 +3,28 @@
 Nothing here imports torch, so that `--help`, `--cfg job` and a wrong override answer at once.
 """
 
+import argparse
 import difflib
 import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffgen import __version__
-from diffgen.errors import DiffgenError, UsageError, unknown
+from diffgen.console import complain
+from diffgen.errors import DataError, DiffgenError, UsageError, unknown
 
 Job = Callable[[dict[str, Any], str], None]
 
@@ -59,16 +63,23 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.captureWarnings(True)
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
-
-    def launch() -> None:
-        _refuse_parallel_sweep()
-        main()
-
-    code = answer(launch, name)
+    code = answer(_check_arguments) or answer(main, name)
     return code or next((code for code in codes if code), 0)
 
 
-def _refuse_parallel_sweep() -> None:
+def _check_arguments() -> None:
+    """Answer what Hydra would answer with its own usage or a traceback."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        arguments, foreign = parser.parse_known_args()
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error}; --help shows the usage") from None
+    if foreign:
+        raise UsageError(f"{foreign[0]} is no flag; settings are KEY=VALUE, --help lists them")
+    for key, _, value in (override.partition("=") for override in arguments.overrides):
+        if key in groups() and re.fullmatch(r"(null|true|false|[-+.\d]*|\{.*)", value, re.IGNORECASE):
+            raise UsageError(unknown(f"{key}={value!r}", groups()[key]))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"-m", "--multirun"} & set(sys.argv[1:]):
         raise UsageError("-m cannot run inside several processes: sweep with a shell loop over torchrun commands")
 
@@ -80,17 +91,23 @@ def _task(name: str, config: DictConfig, job: Job) -> None:
     job(plain, OmegaConf.to_yaml(config))
 
 
+def _tell(sentence: str, *, silent: bool) -> None:
+    """Tell an error, once for all processes if it is the same on all (`silent` on the others)."""
+    if int(os.environ.get("RANK", "0")) > 0 and silent:
+        time.sleep(10)  # launchers end all processes when one leaves: the main one should speak first
+    else:
+        complain(sentence)
+
+
 def answer(call: Callable[[], object], name: str = "") -> int:
     """Run something; tell what a user can mend in one sentence, and return the exit code."""
-    from diffgen.console import complain
-
     try:
         call()
     except DiffgenError as error:
-        complain(str(error))
+        _tell(str(error), silent=error.told or not isinstance(error, DataError))
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
-        complain(explain(name, error))
+        _tell(explain(name, error), silent=True)
         return UsageError.exit_code
     except KeyboardInterrupt:
         complain("stopped by Ctrl-C")
@@ -144,10 +161,16 @@ def _compare(base: Any, value: Any, key: str) -> None:
         return
     if "." not in key:
         return  # settings outside groups are checked by `diffgen.settings`
+    if isinstance(base, list) and base and not isinstance(value, list):
+        base = base[0]  # one item may stand for a list of one; whoever reads the setting decides
     if base is None or value is None or base in ("auto", "none") or _kind(base) == _kind(value):
         if isinstance(base, int) and isinstance(value, float) and not value.is_integer() and base is not True:
             raise UsageError(f"{key}={value!r} must be a whole number, like its default {base!r}")
         return
+    if isinstance(base, dict):
+        raise UsageError(
+            f"{key}={value!r} must be a group of settings: {key}.NAME=VALUE with NAME of [{', '.join(base)}]"
+        )
     raise UsageError(f"{key}={value!r} must be {_kind(base)}, like its default {base!r}")
 
 
@@ -174,6 +197,10 @@ def explain(name: str, error: Exception) -> str:
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, choice = match[1].rpartition("/")
         return unknown(f"{group}={choice!r}", groups().get(group, []))
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: settings are KEY=VALUE, with lists as 'KEY=[1,2]'"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]} gives several values: add -m to run them one after the other, or write a list as KEY=[1,2]"
     if match := re.search(r"Multiple values for (\w+)", text):
         return f"{match[1]} is given with a +; write {match[1]}=... to choose another one"
     if match := re.search(r"Missing mandatory value: (\S+)", text):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -84,22 +85,27 @@ def fetch(urls: list[str], path: Path, checksum: str, download: Callable[[str, P
         if md5(path) != checksum:
             raise DataError(f"{path} is damaged (its MD5 is not {checksum}): delete it, or put the official file there")
         return
+    made = [folder for folder in path.parents if not folder.exists()]
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     reason = ""
     for url in urls * tries:
-        partial.unlink(missing_ok=True)  # of an interrupted download
+        partial.unlink(missing_ok=True)  # of an interrupted download; it would be taken for the whole
         try:
             download(url, partial)
         except (OSError, RuntimeError, HTTPException) as error:
             reason = str(error)
+            partial.unlink(missing_ok=True)
             continue
         if md5(partial) == checksum:
             partial.replace(path)
             return
         reason = f"{url} sent other bytes"
         partial.unlink(missing_ok=True)
+    for folder in made:
+        with suppress(OSError):
+            folder.rmdir()
     raise DataError(
         f"{path} is missing and cannot be downloaded ({reason}): put the official file there, "
         "or set dataset.root to the folder that holds it; dataset=digits needs no download"

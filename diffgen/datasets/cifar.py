@@ -36,9 +36,8 @@ def cifar10(*, root: str, split: Literal["train", "test"]) -> Images:
         fetch([URL], archive, ARCHIVE_MD5, download_with_progress)
         unpack(archive, folder)
     check(folder)
-    from torchvision.datasets import (
-        CIFAR10,
-    )  # its files are Python pickles: opened only now that their MD5 is right
+    # the official files are Python pickles: opened only now that their MD5 is right
+    from torchvision.datasets import CIFAR10
 
     data = CIFAR10(root, train=split == "train")
     pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,57 @@
+"""What the processes of one run share: an accelerator, and the fate of what only the main one does."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import broadcast_object_list
+
+from diffgen.errors import DiffgenError, require
+
+
+@contextmanager
+def accelerated(precision: str) -> Iterator[Accelerator]:
+    """An accelerator on the GPU if there is one, for the length of a run.
+
+    Its state ends with the block: a sweep's next job may want another precision, and a process that leaves while
+    others still talk to it would abort.
+
+    Args:
+        precision: `no`, `bf16`, `fp16`, or `auto`: bf16 where the GPU has it, else float32.
+    """
+    gpu = torch.cuda.is_available()
+    if precision == "auto":
+        precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "no"
+    require(precision != "fp16" or gpu, "train.precision=fp16 needs a GPU; choose one of [auto, no, bf16]")
+    cpu = not gpu and not torch.backends.mps.is_available()
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
+    try:
+        yield accelerator
+        accelerator.wait_for_everyone()
+    finally:
+        accelerator.free_memory()
+        accelerator.end_training()
+        AcceleratorState._reset_state(False)
+        GradientState._reset_state()
+
+
+def on_main(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
+    """Run `call` on the main process and give its result, which must be small, to all.
+
+    Raises:
+        DiffgenError: On all processes if the main one raised it, so that none waits for another that has gone.
+    """
+    box: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            box[0] = call()
+        except DiffgenError as error:
+            box[1] = error
+    broadcast_object_list(box)
+    if box[1]:
+        box[1].told = not accelerator.is_main_process
+        raise box[1]
+    return box[0]

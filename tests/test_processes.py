@@ -1,0 +1,121 @@
+"""One process and two see the same run. Two are started by torchrun and talk over gloo on the CPU."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+Python = Callable[..., subprocess.CompletedProcess[str]]
+Metrics = Callable[[Path], list[dict[str, Any]]]
+
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+RUN = [
+    "dataset=digits", "model.channels=8", "model.channel_mult=[1]", "model.attention_resolutions=[]", "train.images=320", "train.batch_size=16",
+    "train.log_every=16", "train.checkpoint_every=160", "train.preview_every=320", "preview.n=2", "sampler.steps=3",
+    "train.micro_batch=5", "lr_schedule.warmup=32",
+]  # fmt: skip
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, fit: Callable[..., Path]) -> dict[str, Path]:
+    """The same run of twenty steps on one process (this one) and on two: run directories, and what the two said."""
+    root = tmp_path_factory.mktemp("processes")
+    fit(root / "one", *RUN)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+    }
+    command = [sys.executable, *TWO, "diffgen.cli.train", *RUN]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (root / "said").write_text(done.stdout)
+    made = list((root / "outputs" / "digits-flow").iterdir())
+    assert len(made) == 1, "one run directory, whatever the number of processes"
+    return {"one": root / "one", "two": made[0], "said": root / "said"}
+
+
+def test_two_processes_really_ran(runs: dict[str, Path]) -> None:
+    said = runs["said"].read_text()
+    assert "cpu x 2" in said
+    assert "16 = 2 x 8" in said
+
+
+def test_only_the_main_process_speaks(runs: dict[str, Path]) -> None:
+    said = runs["said"].read_text()
+    assert said.count("diffgen-train: digits, flow") == 1
+    assert said.count("next: ") == 1
+
+
+def test_losses_of_two_processes_are_those_of_one(runs: dict[str, Path], metrics: Metrics) -> None:
+    one, two = metrics(runs["one"]), metrics(runs["two"])
+    assert [row["step"] for row in two] == list(range(1, 21))
+    for row, expected in zip(two, one, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+        assert (row["images"], row["lr"]) == (expected["images"], expected["lr"])
+
+
+def test_two_processes_write_what_one_writes(runs: dict[str, Path]) -> None:
+    files = {name: sorted(str(p.relative_to(runs[name])) for p in runs[name].rglob("*")) for name in ("one", "two")}
+    assert files["one"] == files["two"]
+
+
+def test_two_processes_sample_what_one_samples(
+    runs: dict[str, Path], python: Python, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Seven images do not divide by two; a stochastic sampler must not notice either."""
+    settings = [
+        f"ckpt={runs['one']}",
+        "n=7",
+        "save=[npz,png]",
+        "sampler=ancestral",
+        "sampler.steps=4",
+        "batch_size=3",
+    ]
+    assert "cpu x 1" in command("sample", *settings, "out=one").out
+    done = python(*TWO, "diffgen.cli.sample", *settings, "out=two")
+    assert done.returncode == 0, done.stderr
+    assert "cpu x 2" in done.stdout
+    one, two = (np.load(tmp_path / name / "samples.npz") for name in ("one", "two"))
+    assert one["arr_0"].shape == (7, 8, 8, 1)
+    assert np.abs(one["arr_0"].astype(int) - two["arr_0"]).max() <= 1
+    assert np.array_equal(one["arr_1"], two["arr_1"])
+    names = [
+        sorted(str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*")) for name in ("one", "two")
+    ]
+    assert names[0] == names[1]
+
+
+@pytest.mark.slow
+def test_errors_of_two_processes_are_told_once(python: Python, tmp_path: Path, runs: dict[str, Path]) -> None:
+    """All processes stop, and the sentence stands there once."""
+    for arguments, words in (
+        (["diffgen.cli.train", "dataset=cifer"], "dataset='cifer' is unknown"),
+        (
+            ["diffgen.cli.train", "dataset=image_folder", "dataset.root=nothing"],
+            "dataset.root='nothing' is not a folder",
+        ),
+        (
+            ["diffgen.cli.train", *RUN, "train.batch_size=7"],
+            "train.batch_size=7 must be a multiple of the 2 processes",
+        ),
+        (
+            ["diffgen.cli.train", *RUN, f"run_dir={runs['one']}", "train.resume=none"],
+            "holds a run and train.resume=none",
+        ),
+    ):
+        done = python(*TWO, *arguments)
+        assert done.returncode != 0
+        assert done.stderr.count(words) == 1, done.stderr
+        assert "diffgen/" not in done.stderr, "no traceback through our files"
+    assert not list(tmp_path.iterdir())
