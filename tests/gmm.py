@@ -11,7 +11,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from diffgen.samplers import Denoise
+from diffgen.samplers import Denoise, Noise
 from diffgen.schedules import Schedule
 
 
@@ -88,7 +88,7 @@ def start(schedule: Schedule, ts: Tensor, n: int, seed: int = 0) -> Tensor:
     return schedule.sigma(ts[0]) * z
 
 
-def noises(like: Tensor, seed: int = 1):
+def noises(like: Tensor, seed: int = 1) -> Noise:
     """noise(i): fresh standard normal noise for step i, the same each time it is asked for."""
 
     def noise(step: int) -> Tensor:

@@ -1,0 +1,57 @@
+"""The number of network calls that a run of a sampler reports."""
+
+import pytest
+import torch
+from cases import config, schedule
+
+from diffgen.denoiser import Denoiser
+from diffgen.errors import UsageError
+from diffgen.parameterizations import PARAMETERIZATIONS
+from diffgen.sampling import Sampling
+
+
+def sampling(name, guidance=1.0, **changes):
+    calls = []
+
+    def model(x, noise_cond, label):
+        calls.append(len(x))
+        return x
+
+    s = schedule("ve")
+    denoiser = Denoiser(model, s, PARAMETERIZATIONS["edm"], sigma_data=0.5, scale_input=True)
+    settings = {**config("sampler", name), **changes}
+    run = Sampling.from_config(denoiser, settings, guidance=guidance, seed=0, device=torch.device("cpu"))
+    return run, calls
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "nfe"), [("heun", 18, 35), ("unipc", 10, 10), ("dpm2", 5, 9), ("ddim", 7, 7)]
+)
+def test_calls_are_counted_for_each_batch(name, steps, nfe):
+    run, calls = sampling(name, steps=steps)
+    for _ in range(2):
+        calls.clear()
+        run.draw((1, 4, 4), [0, 1], [-1, -1])
+        assert run.nfe == len(calls) == nfe
+
+
+def test_guidance_calls_once_with_both_branches():
+    run, calls = sampling("euler", guidance=2.0, steps=6)
+    run.draw((1, 4, 4), [0, 1, 2], [0, 1, 2])
+    assert run.nfe == 6 and calls == [6] * 6
+
+
+def test_adaptive_steps_are_counted():
+    loose, _ = sampling("ode", rtol=1e-2, atol=1e-2)
+    tight, calls = sampling("ode", rtol=1e-6, atol=1e-6)
+    for run in (loose, tight):
+        run.draw((1, 4, 4), [0], [-1])
+    assert 8 < loose.nfe < tight.nfe == len(calls)
+
+
+def test_an_explicit_list_decides_the_number_of_steps():
+    run, _ = sampling("ipndm", sigmas=[80.0, 10.9836, 3.8811, 1.584, 0.5666, 0.1698, 0.002])
+    run.draw((1, 4, 4), [0], [-1])
+    assert run.nfe == 7  # the six of the published list, and the step to data
+    with pytest.raises(UsageError, match=r"sampler\.sigmas=\[1\.0, 2\.0\] must fall"):
+        sampling("ipndm", sigmas=[1.0, 2.0])
