@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffgen import __version__
+from diffgen.cli import plugins
 from diffgen.console import complain
 from diffgen.errors import DataError, DiffgenError, UsageError, unknown
 
@@ -63,8 +64,12 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.captureWarnings(True)
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
-    code = answer(_check_arguments) or answer(main, name)
+    code = answer(_load_plugins) or answer(_check_arguments) or answer(main, name)
     return code or next((code for code in codes if code), 0)
+
+
+def _load_plugins() -> None:
+    PLUGGED.update(plugins.load(plugins.named(sys.argv[1:])))
 
 
 def _check_arguments() -> None:
@@ -121,10 +126,15 @@ def answer(call: Callable[[], object], name: str = "") -> int:
 # --- keys and types -------------------------------------------------------------------------------------------------
 
 
+PLUGGED: dict[str, list[str]] = {}
+"""Choices that plugins added, by group."""
+
+
 def groups() -> dict[str, list[str]]:
-    """Config groups and their choices, from the folder."""
+    """Config groups and their choices, from the folder and from plugins."""
     folders = sorted(p for p in config_dir().iterdir() if p.is_dir())
-    return {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in folders}
+    shipped = {folder.name: [p.stem for p in folder.glob("*.yaml")] for folder in folders}
+    return {group: sorted({*names, *PLUGGED.get(group, [])}) for group, names in shipped.items()}
 
 
 def defaults(name: str, overrides: list[str]) -> Any:

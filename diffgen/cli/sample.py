@@ -13,7 +13,7 @@ from diffgen.settings import sample_settings
 
 def job(config: dict[str, Any], config_yaml: str) -> None:
     """Check the settings, then sample."""
-    settings = sample_settings({key: value for key, value in config.items() if key != "sampler"})
+    settings = sample_settings({key: value for key, value in config.items() if key not in ("sampler", "plugins")})
     if config["ckpt"] is None:
         raise UsageError(
             "ckpt is missing: diffgen-sample ckpt=PATH, a .safetensors file, checkpoint folder or run directory"

@@ -1,0 +1,98 @@
+"""Parts of your own: modules named on the command line, which add rows to the tables.
+
+`plugins=[my_module, path/to/file.py]` imports them before the config is composed. A row that they register can be chosen
+like any other, `schedule=cubic`, with its keyword-only parameters as keys; defaults in the signature stand for the YAML
+that the shipped rows have. Only the command line can ask for this, never a checkpoint.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from diffgen.errors import UsageError
+
+PREFIX = "plugins="
+
+
+def named(arguments: list[str]) -> list[str]:
+    """The modules that the command line names."""
+    values = [argument.removeprefix(PREFIX).strip("[]") for argument in arguments if argument.startswith(PREFIX)]
+    return [name.strip().strip("'\"") for value in values for name in value.split(",") if name.strip()]
+
+
+def load(names: list[str]) -> dict[str, list[str]]:
+    """Import modules and give the rows that they register a config each.
+
+    Args:
+        names: Modules or files.
+
+    Returns:
+        The choices that were added, by group.
+
+    Raises:
+        UsageError: A module cannot be found, or fails.
+    """
+    if not names:
+        return {}
+    from diffgen.build import TABLES
+
+    shipped = {group: set(table) for group, table in TABLES.items()}
+    for name in names:
+        import_module(name)
+    added = {group: sorted(set(table) - shipped[group]) for group, table in TABLES.items()}
+    for group, rows in added.items():
+        for row in rows:
+            node = {"name": row, **shared_keys(group), **signature_defaults(TABLES[group][row])}
+            ConfigStore.instance().store(group=group, name=row, node=OmegaConf.create(node))
+    return added
+
+
+def shared_keys(group: str) -> dict[str, Any]:
+    """Keys that every row of a group has beside its own: a sampler's time grid."""
+    if group != "sampler":
+        return {}
+    from diffgen.build import GRID
+    from diffgen.cli.app import compose_group
+
+    heun = compose_group("sampler", "heun")
+    return {key: heun[key] for key in (*GRID, "clip")}
+
+
+def signature_defaults(row: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword-only parameters and their defaults; `???` where one must be given."""
+    parameters = inspect.signature(row).parameters.values()
+    keys = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return {p.name: "???" if p.default is p.empty else _plain(p.default) for p in keys}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def import_module(name: str) -> None:
+    """Import a module by its name or its file.
+
+    Raises:
+        UsageError: It is not there, or raises.
+    """
+    try:
+        if name.endswith(".py"):
+            path = Path(name).resolve()
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec and spec.loader
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[path.stem] = module
+            spec.loader.exec_module(module)
+        else:
+            sys.path.insert(0, str(Path.cwd()))
+            importlib.import_module(name)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"plugins: {name} cannot be imported ({reason})") from error
