@@ -1,4 +1,4 @@
-r"""Errors that a user can mend: one sentence each, and a documented exit code.
+"""Errors that a user can mend: one sentence each, and a documented exit code.
 
 | code | meaning |
 |---|---|
@@ -10,7 +10,7 @@ r"""Errors that a user can mend: one sentence each, and a documented exit code.
 | 5 | training diverged: the loss is not finite |
 | 75 | the machine: disk full or not writable; type the same command again once mended |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; a checkpoint was written, resume with the same command |
-| 141 | the reader of our output went away (`... \| head`) |
+| 141 | the reader of our output went away (`head`, say) |
 """
 
 import difflib

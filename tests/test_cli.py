@@ -413,6 +413,7 @@ def test_image_i_is_the_same_in_any_batch_and_any_number(command: Command, tmp_p
         extra = ["save=npz", "label=3", "sampler=ddim", "sampler.eta=1", "sampler.steps=3"]
         assert command("sample", ckpt, f"out={out}", *arguments, *extra).code == 0
     images = {out: np.load(tmp_path / out / "samples.npz")["arr_0"].astype(int) for out in "abcd"}
+    assert len({image.tobytes() for image in images["a"]}) == 9
     assert abs(images["a"] - images["b"]).max() <= 1
     assert abs(images["a"][:5] - images["c"]).max() <= 1
     assert abs(images["a"] - images["d"]).max() > 20

@@ -148,11 +148,15 @@ def test_intervals_need_not_fit_the_batch(fit: Fit, metrics: Metrics, tmp_path: 
 
 
 def test_a_run_may_last_so_many_minutes(fit: Fit, metrics: Metrics, tmp_path: Path) -> None:
-    run = fit(tmp_path / "run", "train.images=null", "train.minutes=0.01", "train.log_every=1000")
-    last = metrics(run)[-1]
-    assert last["seconds"] >= 0.6
-    assert last["lr"] < 1e-3, "the learning rate falls with the clock"
-    assert checkpoint.load(run).images == last["images"]
+    run = fit(tmp_path / "run", "train.images=null", "train.minutes=0.02", "lr_schedule.warmup=0")
+    rows = metrics(run)
+    assert rows[-1]["seconds"] >= 1.2
+    assert all(row["seconds"] < 1.2 for row in rows[:-1])
+    rates = [row["lr"] for row in rows]
+    assert rates == sorted(rates, reverse=True), "the learning rate falls with the clock"
+    for row, before in zip(rows[1:], rows[:-1], strict=True):
+        assert row["lr"] == pytest.approx(4e-3 * (1 - before["seconds"] / 1.2), rel=0.01, abs=1e-5)
+    assert checkpoint.load(run).images == rows[-1]["images"]
 
 
 def test_previews_show_the_same_seeds(fit: Fit, tmp_path: Path) -> None:
