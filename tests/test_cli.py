@@ -62,7 +62,7 @@ print("CODE", code, "HEAVY", heavy)
         ("train", ["train.batch_size=abc"], 2, "must be a number"),
         ("train", ["train.images=0"], 2, "train.images=0 must be at least 1"),
         ("sample", ["--help"], 0, "diffgen-sample ckpt=PATH"),
-        ("sample", ["--cfg", "job"], 0, "guidance: 1.0"),
+        ("sample", ["--cfg", "job"], 0, "guidance: auto"),
         ("sample", [], 2, "ckpt is missing"),
         ("sample", ["n=0"], 2, "n=0 must be in [1, 10000000]"),
     ],
@@ -86,7 +86,7 @@ def test_help_names_every_group_choice_and_setting(command: Command) -> None:
         assert key in said
     assert "hydra" not in said.lower()
     assert all(len(line) <= 130 for line in said.splitlines())
-    assert "guidance: 1.0" in command("sample", "-h").out
+    assert "guidance: auto" in command("sample", "-h").out
 
 
 def test_the_commands_are_installed_under_their_names() -> None:
@@ -114,16 +114,16 @@ def test_without_arguments_it_is_the_quickstart(command: Command, monkeypatch: p
 WRONG_TRAIN = [
     (["bogus=1"], "bogus is unknown; choose one of [conditional, dataset, denoiser, ema, experiment, "),
     (["methd=edm"], "(did you mean method?)"),
-    (["train.bach_size=3"], "train.bach_size is unknown; train has [batch_size, "),
+    (["train.bach_size=3"], "train.bach_size is unknown; train has [augment, batch_size, "),
     (["model.channel=8"], "(did you mean model.channels?)"),
     (["bach_size=8"], "bach_size is unknown; choose one of ["),
     (["+train.foo=1"], "train.foo is unknown; choose one of ["),
     (["++optimizer.momentum=1"], "optimizer.momentum is unknown; choose one of ["),
     (["~train.images"], "train.images is missing"),
-    (["dataset=cifar"], "dataset='cifar' is unknown; choose one of [cifar10, digits, fashion_mnist, image_folder, mnist]"),
+    (["dataset=cifar"], "dataset='cifar' is unknown; choose one of [cifar10, digits, fashion_mnist, image_folder, mixture, mnist, points]"),
     (["method=edn"], "choose one of [ddpm, ddpm_cosine, edm, flow, vpred] (did you mean 'edm'?)"),
-    (["model=unet"], "model='unet' is unknown; choose one of [unet_base, unet_large, unet_small, unet_tiny]"),
-    (["experiment=fast"], "experiment='fast' is unknown; choose one of [cifar10_ddpm, cifar10_edm, quickstart]"),
+    (["model=unet"], "model='unet' is unknown; choose one of [mlp, unet_base, unet_large, unet_small, unet_tiny]"),
+    (["experiment=fast"], "experiment='fast' is unknown; choose one of [cifar10_ddpm, cifar10_edm, quickstart, tutorial]"),
     (["dataset=null"], "dataset='null' is unknown; choose one of ["),
     (["model={name:unet}", "model=3"], "model='{name:unet}' is unknown; choose one of ["),
     (["sampler.name=eular"], "sampler.name='eular' is unknown; choose one of ["),
@@ -185,11 +185,11 @@ def ckpt(tiny_run: Path) -> str:
 WRONG_SAMPLE = [
     (["bogus=1"], "bogus is unknown; choose one of [batch_size, ckpt, "),
     (["guidence=2"], "(did you mean guidance?)"),
-    (["n=many"], "n='many' must be a number"),
+    (["n=many"], "n='many' must be a whole number"),
     (["n=0"], "n=0 must be in [1, 10000000]"),
     (["seed=-1"], "seed=-1 must be in [0, 2^63)"),
     (["guidance=strong"], "guidance='strong' must be a number"),
-    (["guidance=inf"], "guidance=inf must be a finite number"),
+    (["guidance=inf"], "guidance=inf must be a number or one of [auto]"),
     (["batch_size=0"], "batch_size=0 must be at least 1"),
     (["batch_size=big"], "batch_size='big' must be a whole number or one of [auto]"),
     (["save=jpg"], "save='jpg' is unknown; choose one of [grid, npz, png]"),

@@ -169,7 +169,7 @@ def _compare(base: Any, value: Any, key: str) -> None:
                 raise UsageError(unknown(path, [f"{key}.{k}".lstrip(".") for k in base]))
             _compare(base[name], value[name], path)
         return
-    if "." not in key:
+    if "." not in key and not isinstance(base, dict):
         return  # settings outside groups are checked by `diffgen.settings`
     if isinstance(base, list) and base and not isinstance(value, list):
         base = base[0]  # one item may stand for a list of one; whoever reads the setting decides

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffgen.cli import app
-from diffgen.cli.train import indent
+from diffgen.cli.train import choices_line, indent
 from diffgen.errors import UsageError
 from diffgen.settings import sample_settings
 
@@ -28,7 +28,7 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
 
 def help_text() -> str:
     """What `--help` prints."""
-    samplers = ", ".join(app.groups()["sampler"])
+    samplers = choices_line("sampler", app.groups()["sampler"])
     return f"""diffgen-sample: turn a checkpoint into pictures.
 
 usage: diffgen-sample ckpt=PATH [sampler=CHOICE] [KEY=VALUE ...]
@@ -40,8 +40,8 @@ examples:
   diffgen-sample ckpt=RUN n=50000 'save=[npz]' out=samples     for an evaluator: arr_0 images, arr_1 labels
   diffgen-sample -m ckpt=RUN sampler=ddim,heun sampler.steps=5,10,20
 
-sampler (any checkpoint goes with any sampler):
-  {samplers}
+groups (any checkpoint goes with any sampler):
+{samplers}
 
 settings:
 {indent(app.settings_text("sample"))}

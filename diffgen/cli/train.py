@@ -1,6 +1,7 @@
 """`diffgen-train`: train a diffusion or flow-matching model as YAML and the command line say."""
 
 import sys
+import textwrap
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,7 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
 
 def help_text() -> str:
     """What `--help` prints."""
-    choices = "\n".join(
-        f"  {group:<18}{', '.join(names)}" for group, names in app.groups().items() if group != "recipe"
-    )
+    choices = "\n".join(choices_line(*group) for group in app.groups().items() if group[0] != "recipe")
     return f"""diffgen-train: train a diffusion or flow-matching model.
 
 usage: diffgen-train [GROUP=CHOICE ...] [KEY=VALUE ...] [-m] [--cfg job]
@@ -50,6 +49,11 @@ settings (KEY=VALUE; each group's own keys are in --cfg job):
 
 --cfg job prints the whole config; -m sweeps over comma-separated values; -sc install=bash gives tab completion.
 exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 5 diverged, 75 disk, 130 and 143 stopped by a signal."""
+
+
+def choices_line(group: str, names: list[str]) -> str:
+    """A group and its choices, folded."""
+    return textwrap.fill(", ".join(names), 118, initial_indent=f"  {group:<18}", subsequent_indent=20 * " ")
 
 
 def indent(text: str) -> str:
