@@ -19,6 +19,7 @@ from diffgen import __version__, checkpoint
 from diffgen.build import restore
 from diffgen.datasets import DATASETS
 from diffgen.files import write_json
+from diffgen.guidance import Guidance
 from diffgen.images import to_float
 from diffgen.registry import build
 from diffgen.sampling import Sampling, cycle_labels
@@ -71,7 +72,7 @@ class Bench:
         """n images [n, C, H, W] and the number of network calls."""
         settings = {**config("sampler", name), "clip": False, **changes}
         device = torch.device("cpu")
-        sampling = Sampling.from_config(self.denoiser, settings, guidance=1.0, seed=0, device=device)
+        sampling = Sampling.from_config(self.denoiser, settings, guidance=Guidance(scale=1.0), seed=0, device=device)
         images = sampling.draw(self.shape, list(range(n)), cycle_labels(n, self.classes))
         return images, sampling.nfe
 

@@ -49,8 +49,7 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
         The exit code; see `diffgen.errors`.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text())
-        return 0
+        return answer(lambda: print(help_text(), flush=True))
     if "--version" in sys.argv[1:]:
         print(f"diffgen {__version__}")
         return 0
