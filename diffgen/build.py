@@ -17,6 +17,7 @@ from diffgen.parameterizations import PARAMETERIZATIONS
 from diffgen.registry import Table, bind, build, conform, parameters
 from diffgen.samplers import SAMPLERS, time_grid
 from diffgen.schedules import SCHEDULES, Schedule
+from diffgen.tasks import TASKS
 from diffgen.times import TIMES
 from diffgen.weightings import WEIGHTINGS, Weighting
 
@@ -24,7 +25,7 @@ Config = Mapping[str, Any]
 
 TABLES: dict[str, Table] = {
     table.group: table
-    for table in (DATASETS, MODELS, OPTIMIZERS, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, TIMES, WEIGHTINGS)
+    for table in (DATASETS, MODELS, OPTIMIZERS, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, TASKS, TIMES, WEIGHTINGS)
 }
 
 MODEL_SIDE = ("data", "model", "schedule", "parameterization", "denoiser")

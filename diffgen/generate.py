@@ -8,93 +8,116 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from diffgen import checkpoint
+from diffgen import checkpoint, images
 from diffgen.build import restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
 from diffgen.errors import UsageError, require, unknown
 from diffgen.files import explained, write_atomically
 from diffgen.guidance import Guidance
-from diffgen.images import grid, picture, save_png
+from diffgen.images import grid, picture, save_gif, save_png
 from diffgen.processes import accelerated, on_main
-from diffgen.registry import convert
+from diffgen.randomness import image_noise
+from diffgen.registry import build, convert
 from diffgen.sampling import Sampling, columns, cycle_labels
 from diffgen.settings import SampleSettings
+from diffgen.tasks import TASKS, Plan, Run
 
 GRID_LIMIT = 400  # tiles of a grid; the other images are in the other files
+FILM_LIMIT = 16  # rows of a grid of strips
 
 
-def generate(settings: SampleSettings, sampler: Mapping[str, Any], default_out: Path) -> None:
+def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping[str, Any], default_out: Path) -> None:
     """Sample a checkpoint and write what `settings.save` asks for.
 
     Args:
         settings: Checked settings; `ckpt` is not None.
         sampler: Config of the sampler; `name: auto` stands for the checkpoint's own.
+        task: Config of the task, a row of `tasks.TASKS`.
         default_out: The folder if `settings.out` is None.
 
     Raises:
-        DiffgenError: The checkpoint, a label or the output folder cannot be used.
+        DiffgenError: The checkpoint, a label, a picture or the output folder cannot be used.
     """
     with accelerated("no") as accelerator:
-        _generate(settings, sampler, default_out, accelerator)
+        saved = checkpoint.load(Path(str(settings.ckpt)))
+        labels = choose_labels(settings, saved.config["data"], str(task.get("name")))
+        sampler = resolve_sampler(sampler, saved.config["sampler"])
+        sampling = make_sampling(settings, sampler, saved, accelerator.device)
+        sampling.plan = make_plan(settings, task, sampling, shape_of(saved))
+        out = Path(settings.out) if settings.out else default_out
+        on_main(accelerator, lambda: _prepare(out, settings))
+        reporter = Reporter(speaks=accelerator.is_main_process)
+        reporter.header(
+            f"diffgen-sample: {saved.path}",
+            {
+                "images": f"{settings.n} of {'x'.join(map(str, shape_of(saved)))}, seed {settings.seed}",
+                "model": f"{saved.config['model']['name']}, {saved.images:,} images seen",
+                "task": shown(task),
+                "sampler": f"{shown(sampler)}, guidance {sampling.guidance.scale:g}",
+                "device": f"{accelerator.device.type} x {accelerator.num_processes}",
+            },
+        )
+        started = time.monotonic()
+        drawn = _draw_all(batches_of(sampling, saved), shape_of(saved), labels, settings, accelerator, reporter)
+        if accelerator.is_main_process:
+            seconds = max(time.monotonic() - started, 1e-9)
+            notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} {shown(task)}, {shown(sampler)}"}
+            classes = saved.config["data"]["num_classes"]
+            in_classes = columns(settings.n, classes if labels == cycle_labels(settings.n, classes) else 0)
+            write(out, drawn, labels, settings.kinds, in_classes, notes)
+            pace = count(settings.n / seconds)
+            reporter.say(f"{settings.n} images in {seconds:.1f} s ({pace} img/s), NFE {sampling.nfe}")
+            more = f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else ""
+            reporter.say(f"grid: {out / 'grid.png'}{more}")
 
 
-def _generate(
-    settings: SampleSettings, sampler: Mapping[str, Any], default_out: Path, accelerator: Accelerator
-) -> None:
-    saved = checkpoint.load(Path(str(settings.ckpt)))
+def shape_of(saved: Checkpoint) -> tuple[int, ...]:
+    """(C, H, W) of a checkpoint's images."""
+    return tuple(saved.config["data"][key] for key in ("channels", "height", "width"))
+
+
+def shown(config: Mapping[str, Any]) -> str:
+    """A part's name and settings in one line."""
+    settings = [f"{key} {value}" for key, value in config.items() if key != "name" and value is not None]
+    return ", ".join([str(config["name"]), *settings])
+
+
+def make_sampling(
+    settings: SampleSettings, sampler: Mapping[str, Any], saved: Checkpoint, device: torch.device
+) -> Sampling:
+    """The checkpoint's denoiser with the sampler and guidance that were asked for, on the device."""
     denoiser = restore(saved)
-    data = saved.config["data"]
-    labels = choose_labels(settings, data["num_classes"], data["classes"])
-    sampler = resolve_sampler(sampler, saved.config["sampler"])
-    require(
-        data["pixels"] or "png" not in settings.kinds,
-        "save=png is for pictures, and this model makes vectors: save=npz",
-    )
-    if not data["pixels"]:
-        sampler["clip"] = False  # vectors have no range to clip to
-    denoiser.model.to(accelerator.device)  # type: ignore[attr-defined]
-    guidance = make_guidance(settings, saved, accelerator.device)
-    sampling = Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=accelerator.device)
-    out = Path(settings.out) if settings.out else default_out
-    reporter = Reporter(speaks=accelerator.is_main_process)
-    on_main(accelerator, lambda: _prepare(out, settings))
-    shape = (data["channels"], data["height"], data["width"])
-    reporter.header(
-        f"diffgen-sample: {saved.path}",
-        {
-            "images": f"{settings.n} of {'x'.join(map(str, shape))}, seed {settings.seed}, guidance {guidance.scale:g}",
-            "model": f"{saved.config['model']['name']}, {saved.images:,} images seen",
-            "sampler": ", ".join(f"{k} {v}" for k, v in sampler.items()),
-            "device": f"{accelerator.device.type} x {accelerator.num_processes}",
-        },
-    )
-    started = time.monotonic()
-    drawn = _draw_all(
-        sampling.pixels if data["pixels"] else sampling.batches, shape, labels, settings, accelerator, reporter
-    )
-    if not accelerator.is_main_process:
-        return
-    seconds = time.monotonic() - started
-    notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} guidance={guidance.scale:g} {dict(sampler)}"}
-    write(
-        out,
-        drawn,
-        labels,
-        settings.kinds,
-        columns(settings.n, data["num_classes"] if settings.label == "auto" else 0),
-        notes,
-    )
-    pace = count(settings.n / max(seconds, 1e-9))
-    reporter.say(f"{settings.n} images in {seconds:.1f} s ({pace} img/s), NFE {sampling.nfe}")
-    reporter.say(
-        f"grid: {out / 'grid.png'}"
-        + (f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else "")
-    )
+    if not saved.config["data"]["pixels"]:
+        require("png" not in settings.kinds, "save=png is for pictures, and this model makes vectors: save=npz")
+        sampler = {**sampler, "clip": False}  # vectors have no range to clip to
+    denoiser.model.to(device)  # type: ignore[attr-defined]
+    guidance = make_guidance(settings, saved, device)
+    return Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=device)
+
+
+def make_plan(settings: SampleSettings, task: Mapping[str, Any], sampling: Sampling, shape: tuple[int, ...]) -> Plan:
+    """The task's plan for this run."""
+
+    def noise(indices: list[int], seed: int | None) -> Tensor:
+        return sampling.state(image_noise(shape, indices, settings.seed if seed is None else seed, 0))
+
+    def pictured(path: str) -> Tensor:
+        return sampling.state(images.read(path, shape))
+
+    run = Run(sampling.denoiser.schedule, sampling.ts, noise, pictured, settings.n)
+    plan: Plan = build(TASKS, task, run)
+    return plan
+
+
+def batches_of(sampling: Sampling, saved: Checkpoint) -> Callable[..., Iterator[Tensor]]:
+    """What draws batches: of 8-bit pixels, of frames of them, or of vectors."""
+    if not saved.config["data"]["pixels"]:
+        return sampling.batches
+    return sampling.films if sampling.plan and sampling.plan.frames else sampling.pixels
 
 
 def make_guidance(settings: SampleSettings, saved: Checkpoint, device: torch.device) -> Guidance:
@@ -111,14 +134,16 @@ def make_guidance(settings: SampleSettings, saved: Checkpoint, device: torch.dev
     return Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide)
 
 
-def choose_labels(settings: SampleSettings, num_classes: int, classes: list[str]) -> list[int]:
-    """The label of each image.
+def choose_labels(settings: SampleSettings, data: Mapping[str, Any], task: str) -> list[int]:
+    """The label of each image; `auto` is each class in turn where new images are made, else none.
 
     Raises:
         UsageError: A label is out of range, or the model knows none.
     """
-    wanted = settings.label
-    if wanted in (None, "none") or (wanted == "auto" and not num_classes):
+    wanted, num_classes, classes = settings.label, data["num_classes"], data["classes"]
+    if wanted == "auto" and (not num_classes or task not in ("generate", "trajectory")):
+        wanted = "none"
+    if wanted in (None, "none"):
         return [-1] * settings.n
     require(
         num_classes > 0,
@@ -199,11 +224,24 @@ def write(
     """Write grid.png, and images/*.png and samples.npz where asked for.
 
     `samples.npz` follows the public ADM evaluator: arr_0 uint8 [N, H, W, C], arr_1 int64 labels (-1 for none).
-    Vectors (float [N, D, 1, 1]) are plotted in grid.png; their arr_0 is float32 [N, D].
+    Vectors (float [N, D, 1, 1]) are plotted in grid.png; their arr_0 is float32 [N, D]. Films (uint8 [N, F, C, H, W])
+    stand in grid.png as strips, one a row, and move in trajectory.gif; the other files hold their last frames.
     """
     vectors = drawn.is_floating_point()
+    if drawn.ndim == 5:
+        rows = drawn[:FILM_LIMIT]
+        grid_columns, films = drawn.shape[1], rows.flatten(0, 1)
+        save_gif([grid(frame) for frame in rows.unbind(1)], out / "trajectory.gif")
+        save_png(grid(films, columns=grid_columns), out / "grid.png", notes)
+        write_files(out, drawn[:, -1], labels, kinds)
+        return
     sheet = scatter_sheet(drawn, labels) if vectors else grid(drawn[:GRID_LIMIT], columns=grid_columns)
     save_png(sheet, out / "grid.png", notes)
+    write_files(out, drawn, labels, kinds)
+
+
+def write_files(out: Path, drawn: Tensor, labels: list[int], kinds: tuple[str, ...]) -> None:
+    """Write images/*.png and samples.npz where asked for."""
     if "png" in kinds:
         for old in (out / "images").glob("[0-9]" * 6 + ".png"):
             old.unlink()  # of a larger set that was here: a mixture would spoil an evaluation
@@ -213,7 +251,7 @@ def write(
                 picture(image).save(path)
     if "npz" in kinds:
         buffer = io.BytesIO()
-        array = drawn.flatten(1) if vectors else drawn.permute(0, 2, 3, 1)
+        array = drawn.flatten(1) if drawn.is_floating_point() else drawn.permute(0, 2, 3, 1)
         np.savez(buffer, array.numpy(), np.asarray(labels, np.int64))
         write_atomically(out / "samples.npz", buffer.getvalue())
 

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from diffgen.errors import DataError, require
 from diffgen.files import write_atomically
 
 GAP = 2  # pixels of background between tiles, before enlargement
 PAPER = 255
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -50,6 +52,31 @@ def grid(pixels: Tensor, columns: int | None = None, tile: int = 64) -> Image.Im
         corner = (gap + i % columns * cell[0], gap + i // columns * cell[1])
         sheet.paste(image.resize((width * scale, height * scale), Image.Resampling.BICUBIC).convert(mode), corner)
     return sheet
+
+
+def read(path: str, shape: tuple[int, ...]) -> Tensor:
+    """A picture from a file as float [C, H, W] in [-1, 1], resized and centre-cropped to a model's shape.
+
+    Raises:
+        DataError: It is not there, or cannot be decoded.
+        UsageError: The model's images are not grey, RGB or RGBA.
+    """
+    channels, height, width = shape
+    require(channels in MODES, f"this model's images have {channels} channels: pictures have 1, 3 or 4")
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.fit(file.convert(MODES[channels]), (width, height), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be read as a picture: {error}") from None
+    return to_float(torch.from_numpy(np.asarray(image).reshape(height, width, channels).copy())).permute(2, 0, 1)
+
+
+def save_gif(frames: list[Image.Image], path: Path) -> None:
+    """Write an animation in one rename; the last frame stays for two seconds."""
+    buffer = io.BytesIO()
+    durations = [120] * (len(frames) - 1) + [2000]
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    write_atomically(path, buffer.getvalue())
 
 
 def save_png(image: Image.Image, path: Path, notes: Mapping[str, str] | None = None) -> None:

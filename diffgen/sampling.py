@@ -1,5 +1,6 @@
 """Images number i, j, ... of a sampling run, the same whatever the batch size and the number of processes."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from diffgen.denoiser import Denoiser
 from diffgen.guidance import Guidance, guided
 from diffgen.images import to_uint8
 from diffgen.randomness import image_noise
+from diffgen.tasks import Plan
 
 Watch = Callable[[Tensor, Tensor], None]
 
@@ -27,6 +29,8 @@ class Sampling:
     guidance: Guidance
     seed: int
     device: torch.device
+    plan: Plan | None = None
+    """Where to start and what to keep, if not new images from noise."""
     nfe: int = 0
     """Network evaluations of each image in the latest `draw`; guidance evaluates twice at once and counts as one."""
 
@@ -56,10 +60,9 @@ class Sampling:
         float64 (float32 on MPS, which has no other): steps are small differences of large numbers (Karras et al. 2022,
         app. D). `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
         """
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
 
         def noise(draw: int) -> Tensor:
-            return image_noise(shape, indices, self.seed, draw).to(self.device).to(dtype)
+            return self.state(image_noise(shape, indices, self.seed, draw))
 
         schedule = self.denoiser.schedule
         label = torch.tensor(labels, device=self.device)
@@ -72,8 +75,13 @@ class Sampling:
                 watch(x, t)
             return predict(x, t)
 
-        x = float(schedule.sigma(self.ts[0])) * noise(0)
-        return self.sampler(denoise, schedule, x, self.ts, lambda step: noise(step + 1)).float()
+        plan = self.plan or Plan(lambda indices, denoise: float(schedule.sigma(self.ts[0])) * noise(0), self.ts)
+        x = plan.start(indices, denoise)
+        return self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: noise(step + 1)).float()
+
+    def state(self, x: Tensor) -> Tensor:
+        """A tensor on the device, in the precision of the sampler's state."""
+        return x.to(self.device).to(torch.float32 if self.device.type == "mps" else torch.float64)
 
     def batches(
         self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
@@ -88,6 +96,24 @@ class Sampling:
     ) -> Iterator[Tensor]:
         """The batches as uint8."""
         return map(to_uint8, self.batches(shape, indices, labels, batch_size))
+
+    def films(self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int) -> Iterator[Tensor]:
+        """The batches with pictures of their way, uint8 [B, plan.frames, C, H, W]; the last one is the image.
+
+        A state on the way is shown as x / |(alpha, sigma)|: noise of unit size, then more and more the image.
+        """
+        count = self.plan.frames if self.plan else 1
+        for start in range(0, len(indices), batch_size):
+            part = slice(start, start + batch_size)
+            seen: list[Tensor] = []
+
+            def watch(x: Tensor, t: Tensor, seen: list[Tensor] = seen) -> None:
+                alpha, sigma = (float(of(t)) for of in (self.denoiser.schedule.alpha, self.denoiser.schedule.sigma))
+                seen.append(to_uint8(x / math.hypot(alpha, sigma)).cpu())
+
+            image = to_uint8(self.draw(shape, indices[part], labels[part], watch)).cpu()
+            kept = [seen[i * len(seen) // (count - 1)] for i in range(count - 1)]
+            yield torch.stack([*kept, image], dim=1)
 
 
 def cycle_labels(n: int, num_classes: int) -> list[int]:

@@ -13,7 +13,9 @@ from diffgen.settings import sample_settings
 
 def job(config: dict[str, Any], config_yaml: str) -> None:
     """Check the settings, then sample."""
-    settings = sample_settings({key: value for key, value in config.items() if key not in ("sampler", "plugins")})
+    settings = sample_settings(
+        {key: value for key, value in config.items() if key not in ("sampler", "task", "plugins")}
+    )
     if config["ckpt"] is None:
         raise UsageError(
             "ckpt is missing: diffgen-sample ckpt=PATH, a .safetensors file, checkpoint folder or run directory"
@@ -23,12 +25,12 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
         default_out = app.sweep_folder()
     from diffgen.generate import generate  # torch, and all that takes seconds to import
 
-    generate(settings, config["sampler"], default_out)
+    generate(settings, config["sampler"], config["task"], default_out)
 
 
 def help_text() -> str:
     """What `--help` prints."""
-    samplers = choices_line("sampler", app.groups()["sampler"])
+    choices = "\n".join(choices_line(group, app.groups()[group]) for group in ("sampler", "task"))
     return f"""diffgen-sample: turn a checkpoint into pictures.
 
 usage: diffgen-sample ckpt=PATH [sampler=CHOICE] [KEY=VALUE ...]
@@ -38,10 +40,12 @@ examples:
   diffgen-sample ckpt=model.safetensors n=100 label=3 guidance=2
   diffgen-sample ckpt=RUN sampler=dpmpp_2m sampler.steps=10
   diffgen-sample ckpt=RUN n=50000 'save=[npz]' out=samples     for an evaluator: arr_0 images, arr_1 labels
+  diffgen-sample ckpt=RUN task=inpaint task.image=a.png task.mask=m.png
+  diffgen-sample ckpt=RUN task=interpolate 'task.seeds=[1,2]' n=10 label=3
   diffgen-sample -m ckpt=RUN sampler=ddim,heun sampler.steps=5,10,20
 
 groups (any checkpoint goes with any sampler):
-{samplers}
+{choices}
 
 settings:
 {indent(app.settings_text("sample"))}

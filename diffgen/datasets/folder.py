@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffgen.datasets.base import DATASETS, Batch, Images
 from diffgen.errors import DataError, UsageError, require
+from diffgen.images import MODES
 from diffgen.models.base import DataShape
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 RESIDENT_BYTES = 2 * 2**30  # decoded sets up to this size are kept in memory and decoded once
 FEW = 256  # pictures that are decoded faster than workers start
 
