@@ -15,6 +15,7 @@ from diffgen import checkpoint, images
 from diffgen.build import restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
+from diffgen.denoiser import NO_LABEL
 from diffgen.errors import UsageError, require, unknown
 from diffgen.files import explained, write_atomically
 from diffgen.guidance import Guidance
@@ -66,13 +67,18 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         if accelerator.is_main_process:
             seconds = max(time.monotonic() - started, 1e-9)
             notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} {shown(task)}, {shown(sampler)}"}
-            classes = saved.config["data"]["num_classes"]
-            in_classes = columns(settings.n, classes if labels == cycle_labels(settings.n, classes) else 0)
-            write(out, drawn, labels, settings.kinds, in_classes, notes)
+            in_line = settings.n if sampling.plan.in_line else None
+            write(out, drawn, labels, settings.kinds, in_line or class_columns(labels, saved), notes)
             pace = count(settings.n / seconds)
             reporter.say(f"{settings.n} images in {seconds:.1f} s ({pace} img/s), NFE {sampling.nfe}")
             more = f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else ""
             reporter.say(f"grid: {out / 'grid.png'}{more}")
+
+
+def class_columns(labels: list[int], saved: Checkpoint) -> int | None:
+    """Columns of a grid with one class each, where the labels cycle through the classes."""
+    classes = saved.config["data"]["num_classes"]
+    return columns(len(labels), classes if labels == cycle_labels(len(labels), classes) else 0)
 
 
 def shape_of(saved: Checkpoint) -> tuple[int, ...]:
@@ -108,7 +114,12 @@ def make_plan(settings: SampleSettings, task: Mapping[str, Any], sampling: Sampl
     def pictured(path: str) -> Tensor:
         return sampling.state(images.read(path, shape))
 
-    run = Run(sampling.denoiser.schedule, sampling.ts, noise, pictured, settings.n)
+    @torch.inference_mode()
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        unknown_label = torch.full((len(x),), NO_LABEL, device=x.device)
+        return sampling.denoiser(x, t.to(x).expand(len(x)), unknown_label)
+
+    run = Run(sampling.denoiser.schedule, sampling.ts, noise, pictured, denoise, settings.n)
     plan: Plan = build(TASKS, task, run)
     return plan
 

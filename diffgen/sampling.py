@@ -75,8 +75,8 @@ class Sampling:
                 watch(x, t)
             return predict(x, t)
 
-        plan = self.plan or Plan(lambda indices, denoise: float(schedule.sigma(self.ts[0])) * noise(0), self.ts)
-        x = plan.start(indices, denoise)
+        plan = self.plan or Plan(lambda indices: float(schedule.sigma(self.ts[0])) * noise(0), self.ts)
+        x = plan.start(indices)
         return self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: noise(step + 1)).float()
 
     def state(self, x: Tensor) -> Tensor:

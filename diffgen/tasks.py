@@ -29,6 +29,7 @@ class Run(NamedTuple):
         ts: The sampler's time grid.
         noise: (indices, seed or None for the run's own) -> standard normal [B, C, H, W].
         picture: path -> [C, H, W] in [-1, 1], of the model's shape.
+        denoise: (x [B, C, H, W], t []) -> x0_hat without labels or guidance.
         n: Number of images of the run.
     """
 
@@ -36,6 +37,7 @@ class Run(NamedTuple):
     ts: Tensor
     noise: Callable[[list[int], int | None], Tensor]
     picture: Callable[[str], Tensor]
+    denoise: Denoise
     n: int
 
 
@@ -43,22 +45,24 @@ class Plan(NamedTuple):
     """What a task decides.
 
     Attributes:
-        start: (indices, denoise) -> the state x at ts[0], [B, C, H, W].
+        start: indices -> the state x at ts[0], [B, C, H, W].
         ts: The time grid from there on.
         wrap: denoise -> the denoiser that the sampler sees.
-        frames: How many steps of the way to keep for each image; 0 for none.
+        frames: How many pictures of its way to keep for each image, itself included; 0 for none.
+        in_line: Whether the images stand in one line of the grid.
     """
 
-    start: Callable[[list[int], Denoise], Tensor]
+    start: Callable[[list[int]], Tensor]
     ts: Tensor
     wrap: Callable[[Denoise], Denoise] = lambda denoise: denoise
     frames: int = 0
+    in_line: bool = False
 
 
-def from_noise(run: Run) -> Callable[[list[int], Denoise], Tensor]:
+def from_noise(run: Run) -> Callable[[list[int]], Tensor]:
     """Start from sigma(t_max) z."""
     sigma = float(run.schedule.sigma(run.ts[0]))
-    return lambda indices, denoise: sigma * run.noise(indices, None)
+    return lambda indices: sigma * run.noise(indices, None)
 
 
 @TASKS.register("generate")
@@ -88,7 +92,7 @@ def img2img(run: Run, *, image: str | None, strength: float) -> Plan:
     steps = len(run.ts) - 1
     ts = run.ts[steps - max(1, round(strength * steps)) :]
     alpha, sigma = float(run.schedule.alpha(ts[0])), float(run.schedule.sigma(ts[0]))
-    return Plan(lambda indices, denoise: alpha * x0 + sigma * run.noise(indices, None), ts)
+    return Plan(lambda indices: alpha * x0 + sigma * run.noise(indices, None), ts)
 
 
 @TASKS.register("inpaint")
@@ -123,18 +127,17 @@ def interpolate(run: Run, *, seeds: tuple[int, ...] | None, images: tuple[str, .
     """
     require((seeds is None) != (images is None), "task=interpolate needs task.seeds=[A,B] or task.images=[A,B]")
     require(len(seeds or images or ()) == 2, "task=interpolate goes between two: give two seeds or two images")
-    pictures = [run.picture(path) for path in images or ()]
     sigma = float(run.schedule.sigma(run.ts[0]))
+    if seeds:
+        a, b = (run.noise([0], seed)[0] for seed in seeds)
+    else:
+        ends = torch.stack([run.picture(path) for path in images or ()])
+        a, b = encode(run.denoise, run.schedule, ends, rtol=rtol, atol=rtol) / sigma
 
-    def start(indices: list[int], denoise: Denoise) -> Tensor:
-        if seeds:
-            a, b = (run.noise([0], seed)[0] for seed in seeds)
-        else:
-            ends = torch.stack(pictures).to(run.noise([0], None))
-            a, b = encode(denoise, run.schedule, ends, rtol=rtol, atol=rtol) / sigma
+    def start(indices: list[int]) -> Tensor:
         return sigma * torch.stack([slerp(a, b, i / max(run.n - 1, 1)) for i in indices])
 
-    return Plan(start, run.ts)
+    return Plan(start, run.ts, in_line=True)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

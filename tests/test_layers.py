@@ -26,7 +26,7 @@ LAYERS = [
         "augment",
     },
     {"times", "samplers", "datasets"},
-    {"denoiser", "checkpoint"},
+    {"denoiser", "checkpoint", "tasks"},
     {"losses", "guidance", "build", "run_directory", "processes"},
     {"sampling", "training_state", "header"},
     {"trainer"},
