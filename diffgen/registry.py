@@ -107,6 +107,8 @@ def convert(key: str, value: Any, hint: Any) -> Any:
         return tuple(convert(f"{key}[{i}]", item, args[0]) for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # a folder may be called 7
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e6 is a float to YAML; people write it for counts
     if hint is float and isinstance(value, float) and not math.isfinite(value):

@@ -116,6 +116,9 @@ class PreviewSettings:
         require(math.isfinite(self.guidance), f"preview.guidance={self.guidance} must be finite")
 
 
+TOP: dict[str, Any] = {"run_dir": str | None, "method": str, "conditional": bool, "plugins": tuple[str, ...]}
+"""Settings of `diffgen-train` outside any group."""
+
 SECTIONS = {"train": TrainSettings, "lr_schedule": LrSchedule, "ema": EmaSettings, "preview": PreviewSettings}
 
 

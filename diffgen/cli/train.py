@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from diffgen.cli import app
-from diffgen.settings import SECTIONS, section
+from diffgen.registry import convert
+from diffgen.settings import SECTIONS, TOP, section
 
 
 def job(config: dict[str, Any], config_yaml: str) -> None:
     """Check the settings, then train."""
+    config.update({key: convert(key, config[key], hint) for key, hint in TOP.items()})
     for name in SECTIONS:
         section(config, name)
     name = f"{config['dataset']['name']}-{config['method']}"
