@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,6 +32,8 @@ MODEL_SIDE = ("data", "model", "schedule", "parameterization", "denoiser")
 
 GRID = {"steps": int, **{k: v for k, v in parameters(time_grid).items() if k != "steps"}}
 """Keys of a sampler's config that lay out its time grid; `clip` and the sampler's own options are the others."""
+
+Clip = bool | Literal["auto"]
 
 MAX_WEIGHTS = 4 * 10**9
 
@@ -94,13 +96,14 @@ def restore(checkpoint: Checkpoint) -> Denoiser:
     return denoiser
 
 
-def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], bool]:
+def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], Clip]:
     """Split a sampler's config.
 
     Returns:
-        The sampler's own config for `bind`, the keywords of `time_grid`, and whether to clip x0_hat to [-1, 1].
+        The sampler's own config for `bind`, the keywords of `time_grid`, and whether to clip x0_hat to [-1, 1]; `auto`
+        leaves that to the denoiser.
     """
     own = {key: value for key, value in config.items() if key not in GRID and key != "clip"}
     grid = {key: config[key] for key in (*GRID, "clip") if key in config}
-    values = conform("sampler", {**GRID, "clip": bool}, grid)
+    values = conform("sampler", {**GRID, "clip": Clip}, grid)
     return own, values, values.pop("clip")

@@ -39,6 +39,7 @@ class Sampling:
             UsageError: The sampler's config is wrong.
         """
         own, grid, clip = sampler_settings(sampler)
+        clip = amplifies_errors(denoiser) if clip == "auto" else clip
         return cls(denoiser, bind(SAMPLERS, own), time_grid(denoiser.schedule, **grid), clip, guidance, seed, device)
 
     @torch.inference_mode()
@@ -72,6 +73,15 @@ class Sampling:
         for start in range(0, len(indices), batch_size):
             part = slice(start, start + batch_size)
             yield to_uint8(self.draw(shape, indices[part], labels[part])).cpu()
+
+
+def amplifies_errors(denoiser: Denoiser) -> bool:
+    """Whether x0_hat at t_max is the network's output many times over, as it is for eps, where c_out = -sigma/alpha.
+
+    There the first steps of a sampler go astray unless x0_hat is clipped to the range of images.
+    """
+    end = torch.tensor(denoiser.schedule.t_max, dtype=torch.float64)
+    return float(denoiser.c_out(end).abs()) > 10
 
 
 def cycle_labels(n: int, num_classes: int) -> list[int]:

@@ -11,7 +11,7 @@ from diffgen.samplers import SAMPLERS
 
 sys.path.insert(0, str(CONFIGS.parent / "scripts"))
 
-import combinations as script  # noqa: E402
+import combinations as script
 
 PAIRS = [(name, target) for name in SCHEDULE_NAMES for target in sorted(PARAMETERIZATIONS)]
 ALPHA_ENDS_AT_ZERO = {"cosine", "sigmoid", "rectified_flow"}
