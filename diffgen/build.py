@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ TABLES: dict[str, Table] = {
 
 MODEL_SIDE = ("data", "model", "schedule", "parameterization", "denoiser")
 """The parts of a config that a checkpoint carries and that decide what its weights mean."""
+
+Clip = bool | Literal["auto"]
 
 GRID = {"steps": int, **{k: v for k, v in parameters(time_grid).items() if k != "steps"}}
 """Keys of a sampler's config that lay out its time grid; `clip` and the sampler's own options are the others."""
@@ -95,8 +97,8 @@ def restore(checkpoint: Checkpoint) -> Denoiser:
     return denoiser
 
 
-def make_sampler(config: Config, schedule: Schedule) -> tuple[Callable[..., Tensor], Tensor, bool]:
-    """The sampler of a sampler's config, its time grid, and whether to clip x0_hat to [-1, 1].
+def make_sampler(config: Config, schedule: Schedule) -> tuple[Callable[..., Tensor], Tensor, Clip]:
+    """The sampler of a sampler's config, its time grid, and whether to clip x0_hat to [-1, 1] (or `auto`).
 
     Samplers check their options when they run, so this takes one step with a scalar: nobody should learn of a bad
     option from the first preview of a long run.
@@ -112,13 +114,14 @@ def make_sampler(config: Config, schedule: Schedule) -> tuple[Callable[..., Tens
     return sampler, ts, clip
 
 
-def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], bool]:
+def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], Clip]:
     """Split a sampler's config.
 
     Returns:
-        The sampler's own config for `bind`, the keywords of `time_grid`, and whether to clip x0_hat to [-1, 1].
+        The sampler's own config for `bind`, the keywords of `time_grid`, and whether to clip x0_hat to [-1, 1]; `auto`
+        leaves that to the denoiser.
     """
     own = {key: value for key, value in config.items() if key not in GRID and key != "clip"}
     grid = {key: config[key] for key in (*GRID, "clip") if key in config}
-    values = conform("sampler", {**GRID, "clip": bool}, grid)
+    values = conform("sampler", {**GRID, "clip": Clip}, grid)
     return own, values, values.pop("clip")

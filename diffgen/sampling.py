@@ -50,6 +50,7 @@ class Sampling:
             UsageError: The sampler's config is wrong.
         """
         function, ts, clip = make_sampler(sampler, denoiser.schedule)
+        clip = amplifies_errors(denoiser) if clip == "auto" else clip
         return cls(denoiser, function, ts, clip, guidance, seed, device)
 
     @torch.inference_mode()
@@ -114,6 +115,15 @@ class Sampling:
             image = to_uint8(self.draw(shape, indices[part], labels[part], watch)).cpu()
             kept = [seen[i * len(seen) // (count - 1)] for i in range(count - 1)]
             yield torch.stack([*kept, image], dim=1)
+
+
+def amplifies_errors(denoiser: Denoiser) -> bool:
+    """Whether x0_hat at t_max is the network's output many times over, as it is for eps, where c_out = -sigma/alpha.
+
+    There the first steps of a sampler go astray unless x0_hat is clipped to the range of images.
+    """
+    end = torch.tensor(denoiser.schedule.t_max, dtype=torch.float64)
+    return float(denoiser.c_out(end).abs()) > 10
 
 
 def cycle_labels(n: int, num_classes: int) -> list[int]:

@@ -1,11 +1,12 @@
-"""The number of network calls that a run of a sampler reports."""
+"""What a run of a sampler reports and decides: network calls, and whether to clip."""
 
 import pytest
 import torch
-from cases import config, schedule
+from cases import SCHEDULE_NAMES, config, finite, schedule
 
 from diffgen.denoiser import Denoiser
 from diffgen.errors import UsageError
+from diffgen.guidance import Guidance
 from diffgen.parameterizations import PARAMETERIZATIONS
 from diffgen.sampling import Sampling
 
@@ -55,3 +56,15 @@ def test_an_explicit_list_decides_the_number_of_steps():
     assert run.nfe == 7  # the six of the published list, and the step to data
     with pytest.raises(UsageError, match=r"sampler\.sigmas=\[1\.0, 2\.0\] must fall"):
         sampling("ipndm", sigmas=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERIZATIONS))
+@pytest.mark.parametrize("schedule_name", SCHEDULE_NAMES)
+def test_clipping_is_automatic_where_the_network_predicts_eps(name, schedule_name):
+    s = finite(schedule_name) if schedule_name != "cosine" else schedule("cosine", t_max=0.999)
+    denoiser = Denoiser(lambda x, *_: x, s, PARAMETERIZATIONS[name], sigma_data=0.5, scale_input=True)
+    settings = {**config("sampler", "unipc"), "clip": "auto"}
+    for clip, wanted in (("auto", name == "eps"), (True, True), (False, False)):
+        settings["clip"] = clip
+        run = Sampling.from_config(denoiser, settings, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
+        assert run.clip is wanted

@@ -121,7 +121,7 @@ def test_values_are_converted_to_their_type(hint: Any, value: object, converted:
         (float, float("inf"), "a finite number"),
         (bool, 1, "true or false"),
         (bool, "yes", "true or false"),
-        (str, 3, "text"),
+        (str, 3.5, "text"),
         (tuple[int, ...], 3, "a list (whole number each)"),
         (tuple[int, ...], "12", "a list (whole number each)"),
         (tuple[int, ...], [1, "x"], "a whole number"),
@@ -188,7 +188,7 @@ def build_row(group: str, config: Mapping[str, Any]) -> object:
     if group == "sampler":
         own, grid, clip = sampler_settings(config)
         assert grid["steps"] >= 1
-        assert isinstance(clip, bool)
+        assert clip in (True, False, "auto")
         return bind(TABLES[group], own)
     if group in runtime:
         with torch.device("meta") if group == "model" else torch.device("cpu"):

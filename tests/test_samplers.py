@@ -124,6 +124,15 @@ def test_encoding_is_the_inverse_and_makes_noise_of_data(schedule_name):
         assert kstest(column.numpy(), "norm").pvalue > 0.01
 
 
+def test_encoding_enters_the_path_at_t_min():
+    """Far from data, at t_min = 0.4, where alpha x0 is not x0."""
+    s = schedule("rectified_flow", t_min=0.4, t_max=0.9)
+    x0 = torch.tensor([[0.5, -0.2]], dtype=F64)
+    z = encode(DATA.denoise(s), s, x0, rtol=1e-9, atol=1e-9)
+    at_t_min = run(sampler("ode", rtol=1e-9, atol=1e-9), s, grid(s, 2)[:2], z)
+    assert torch.allclose(at_t_min, 0.6 * x0, atol=1e-7)
+
+
 # --- what they cost -----------------------------------------------------------------------------------------
 
 CALLS = {"heun": 19, "dpm2": 19, "ode": None}

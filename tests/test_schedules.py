@@ -127,6 +127,21 @@ def test_time_at_inverts(name, share, shape, double):
     assert torch.allclose(back, t, rtol=tolerance, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("cosine", {"shift": 4.0}),
+        ("rectified_flow", {"shift": 3.0}),
+        ("sigmoid", {"start": 0.0, "tau": 0.7}),
+        ("ddpm_linear", {"steps": 50, "beta_end": 0.015}),
+    ],
+)
+def test_time_at_inverts_with_other_settings(name, changes):
+    s = schedule(name, **changes)
+    t = times(s)
+    assert torch.allclose(s.time_at(s.sigma(t) / s.alpha(t)), t, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", SCHEDULE_NAMES)
 def test_snr_falls_strictly(name):
     s = schedule(name)

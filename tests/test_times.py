@@ -34,6 +34,11 @@ def test_logit_normal_quantiles():
     assert t.tolist() == pytest.approx(wanted, rel=1e-9)
 
 
+def test_logit_normal_fills_the_trained_interval():
+    t = density("logit_normal")(torch.tensor([0.5, 1 - 1e-9], dtype=F64), schedule("rectified_flow", t_max=0.8))
+    assert t.tolist() == pytest.approx([0.4, 0.8], rel=0.01)
+
+
 @pytest.mark.parametrize("name", ["ve", "vp_linear", "cosine", "rectified_flow"])
 def test_edm_lognormal_quantiles_hold_on_every_clock(name):
     s = schedule(name)

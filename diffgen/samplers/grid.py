@@ -26,7 +26,7 @@ def time_grid(
             log(sigma/alpha), then 0; `auto`, the one that suits the schedule's clock.
         rho: Exponent of `karras`.
         sigma_max: Largest sigma/alpha that `karras` and `logsnr` place nodes at; the first node is t_max anyhow.
-        sigmas: Falling values of sigma/alpha (infinity allowed) instead of all that; the step to 0 is added.
+        sigmas: Falling values of sigma/alpha instead of all that (1e9 for pure noise); the step to 0 is added.
 
     Returns:
         Falling times [steps + 1] in float64; the last is exactly 0.
