@@ -118,14 +118,16 @@ CLASSES = ["cat", "dog", "7"]
 
 def labels(compose: Compose, *overrides: str, num_classes: int = 3) -> list[int]:
     config = compose("sample", "n=5", *overrides)
-    settings = sample_settings({key: value for key, value in config.items() if key != "sampler"})
-    return choose_labels(settings, num_classes, CLASSES[:num_classes])
+    settings = sample_settings({k: v for k, v in config.items() if k not in ("sampler", "task", "plugins")})
+    data = {"num_classes": num_classes, "classes": CLASSES[:num_classes]}
+    return choose_labels(settings, data, config["task"]["name"])
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("label=auto", [0, 1, 2, 0, 1]),
+        ("task=interpolate", [-1] * 5),
         ("label=each", [0, 1, 2, 0, 1]),
         ("label=none", [-1] * 5),
         ("label=null", [-1] * 5),
