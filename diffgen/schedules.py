@@ -71,8 +71,8 @@ class DDPMLinear:
     """The tabulated linear betas of DDPM (Ho et al. 2020, sec. 4), t = i / steps for entry i = 1 .. steps.
 
     Between entries log alpha^2 is interpolated linearly, that is, beta is constant there. For a table of another
-    length the ends are scaled by 1000 / steps, as in improved DDPM (Nichol & Dhariwal 2021). `zero_terminal_snr` shifts and
-    scales alpha so that the last entry is pure noise and the first stays (Lin et al. 2024, algorithm 1).
+    length the ends are scaled by 1000 / steps, as in improved DDPM (Nichol & Dhariwal 2021). `zero_terminal_snr`
+    shifts and scales alpha so that the last entry is pure noise and the first stays (Lin et al. 2024, algorithm 1).
     """
 
     steps: int
@@ -329,8 +329,8 @@ class VE:
 class RectifiedFlow(Continuous):
     """The straight path x_t = (1 - t) x0 + t z (Liu et al. 2023; Lipman et al. 2023 with the clock reversed).
 
-    `shift` multiplies sigma/alpha: it runs through the same path by another clock, later in the noise (Esser et al. 2024,
-    eq. 23, where it is the square root of the ratio of pixels). The network sees sigma, not the clock.
+    `shift` multiplies sigma/alpha: it runs through the same path by another clock, later in the noise (Esser et al.
+    2024, eq. 23, where it is the square root of the ratio of pixels). The network sees sigma, not the clock.
     """
 
     shift: float

@@ -1,7 +1,7 @@
 """What a denoiser can do beside making images from noise: restore, vary, blend, and show its way.
 
-A task changes three things about a sampling run, and nothing else: the state at which the sampler starts and the rest of
-its time grid, the denoiser that it sees, and the pictures that are kept. So each goes with every model and sampler.
+A task changes three things about a sampling run, and nothing else: the state at which the sampler starts and the rest
+of its time grid, the denoiser that it sees, and the pictures that are kept. So each goes with every model and sampler.
 Pictures of the user's come in as [C, H, W] in [-1, 1] (`diffgen.images.read`).
 """
 

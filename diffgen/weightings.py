@@ -4,8 +4,8 @@ An error e in F is an error c_out e in x0_hat, so a weight w(SNR) that a paper p
 w(SNR) c_out^2 here, for every parameterization at once: `min_snr` becomes min(SNR, gamma)/SNR for eps and
 min(SNR, gamma)/(SNR + 1) for v, as Hang et al. list them.
 
-A row is a function (alpha, sigma, c_out) -> weight, [B] each, or a module with that `forward`, whose parameters are trained
-along with the network (`losses.denoising_loss` makes sense of that).
+A row is a function (alpha, sigma, c_out) -> weight, [B] each, or a module with that `forward`, whose parameters are
+trained along with the network (`losses.denoising_loss` makes sense of that).
 """
 
 import math
@@ -49,7 +49,7 @@ def soft_min_snr(alpha: Tensor, sigma: Tensor, c_out: Tensor, *, gamma: float) -
 
 @WEIGHTINGS.register("uncertainty")
 class Uncertainty(nn.Module):
-    """The learned weight exp(-u) of EDM2 (Karras et al. 2024), where u is linear in Fourier features of the noise level.
+    """The learned weight exp(-u) of EDM2 (Karras et al. 2024), u linear in Fourier features of the noise level.
 
     u starts at 0 and tends to the log of the mean error at each noise level, so that all levels count equally.
     """

@@ -117,9 +117,9 @@ def table() -> str:
     lines = [
         "# What goes with what",
         "",
-        "Written by `python scripts/combinations.py`; see there for what is measured. Numbers are errors in units of the",
-        "data (standard deviation about 0.5) after 100 steps of equal log SNR, 150 Karras steps for samplers with noise.",
-        "With noise, about 0.02 is the statistical error of 4000 samples.",
+        "Written by `python scripts/combinations.py`; see there for what is measured. Numbers are errors in units of",
+        "the data (standard deviation about 0.5) after 100 steps of equal log SNR, 150 Karras steps for samplers with",
+        "noise. With noise, about 0.02 is the statistical error of 4000 samples.",
         "",
         "| schedule | parameterization | " + " | ".join(samplers) + " |",
         "|" + "---|" * (len(samplers) + 2),

@@ -2,9 +2,9 @@
 
     python scripts/sampler_plot.py CKPT
 
-Writes docs/images/samplers_nfe.png and benchmarks/results/samplers-digits.json. ODE samplers are compared with a very fine
-solution of the same network from the same noise. Samplers that add noise have no such solution: for them it is the energy
-distance between samples and the training images, beside the distance between random halves of those.
+Writes docs/images/samplers_nfe.png and benchmarks/results/samplers-digits.json. ODE samplers are compared with a very
+fine solution of the same network from the same noise. Samplers that add noise have no such solution: for them it is
+the energy distance between samples and the training images, beside the distance between random halves of those.
 """
 
 import sys

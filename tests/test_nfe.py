@@ -21,7 +21,9 @@ def sampling(name, guidance=1.0, **changes):
     s = schedule("ve")
     denoiser = Denoiser(model, s, PARAMETERIZATIONS["edm"], sigma_data=0.5, scale_input=True)
     settings = {**config("sampler", name), **changes}
-    run = Sampling.from_config(denoiser, settings, guidance=Guidance(scale=guidance), seed=0, device=torch.device("cpu"))
+    run = Sampling.from_config(
+        denoiser, settings, guidance=Guidance(scale=guidance), seed=0, device=torch.device("cpu")
+    )
     return run, calls
 
 

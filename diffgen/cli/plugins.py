@@ -1,8 +1,8 @@
 """Parts of your own: modules named on the command line, which add rows to the tables.
 
-`plugins=[my_module, path/to/file.py]` imports them before the config is composed. A row that they register can be chosen
-like any other, `schedule=cubic`, with its keyword-only parameters as keys; defaults in the signature stand for the YAML
-that the shipped rows have. Only the command line can ask for this, never a checkpoint.
+`plugins=[my_module, path/to/file.py]` imports them before the config is composed. A row that they register can be
+chosen like any other, `schedule=cubic`, with its keyword-only parameters as keys; defaults in the signature stand for
+the YAML that the shipped rows have. Only the command line can ask for this, never a checkpoint.
 """
 
 import importlib

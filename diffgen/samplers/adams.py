@@ -41,7 +41,7 @@ def lms(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Nois
 
 @SAMPLERS.register("ipndm")
 def ipndm(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, order: int) -> Tensor:
-    """iPNDM: the weights of Adams and Bashforth for equal steps, on any grid (Zhang & Chen 2023, app. B; Liu et al. 2022).
+    """iPNDM: the weights of Adams and Bashforth for equal steps, on any grid (Liu et al. 2022; Zhang & Chen 2023).
 
     Formally second order at most where steps are unequal, yet among the best at ten network calls.
     """

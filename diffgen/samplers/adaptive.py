@@ -56,8 +56,8 @@ def flow(
 ) -> Tensor:
     """Carry x along the ODE from one level to another.
 
-    In the angle a = atan2(sigma, alpha) and y = x / |(alpha, sigma)| it is dy/da = cos(a) z_hat - sin(a) x0_hat: finite from
-    data to pure noise, for every schedule.
+    In the angle a = atan2(sigma, alpha) and y = x / |(alpha, sigma)| it is dy/da = cos(a) z_hat - sin(a) x0_hat:
+    finite from data to pure noise, for every schedule.
     """
     from scipy.integrate import solve_ivp
 

@@ -5,8 +5,8 @@ With h = lambda_s - lambda_t the probability-flow ODE, and its relatives with no
     x_s = (sigma_s/sigma_t) e^(-eta h) x_t + alpha_s (1 + eta) int e^(-(1 + eta)(lambda_s - lambda)) x0_hat d(lambda)
         + sigma_s sqrt(1 - e^(-2 eta h)) noise
 
-(Lu et al. 2022b, eq. 9 and 14). The samplers differ in the weights on past x0_hat. The first step, and the step to data,
-take x0_hat as constant; so do the two steps next to pure noise, where lambda is infinite.
+(Lu et al. 2022b, eq. 9 and 14). The samplers differ in the weights on past x0_hat. The first step, and the step to
+data, take x0_hat as constant; so do the two steps next to pure noise, where lambda is infinite.
 """
 
 import math
@@ -60,8 +60,8 @@ def unipc(
 ) -> Tensor:
     """UniPC (Zhao et al. 2023, algorithms 1 and 2), order + 1 with no further network call.
 
-    x0_hat at the end of a step is used twice: to repeat that step with one point more (the corrector), then for the next.
-    The last steps have a lower order. `variant` is the paper's B(h): with a single slope the weight is B(h)/2.
+    x0_hat at the end of a step is used twice: to repeat that step with one point more (the corrector), then for the
+    next. The last steps have a lower order. `variant` is the paper's B(h): with a single slope the weight is B(h)/2.
     """
     require(1 <= order <= 3, f"sampler.order={order} must be in [1, 3]")
     past: Past = []

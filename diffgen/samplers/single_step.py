@@ -43,7 +43,8 @@ def ddim(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noi
 def euler_ancestral(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float) -> Tensor:
     """k-diffusion's name for DDIM with noise.
 
-    Its sigma_up^2 = eta^2 sigma_s^2 (sigma_t^2 - sigma_s^2) / sigma_t^2 is eta^2 times the posterior variance at alpha = 1.
+    Its sigma_up^2 = eta^2 sigma_s^2 (sigma_t^2 - sigma_s^2) / sigma_t^2 is eta^2 times the posterior variance where
+    alpha = 1.
     """
     return ddim(denoise, schedule, x, ts, noise, eta=eta)
 
@@ -112,8 +113,8 @@ def churn(schedule: Schedule, x: Tensor, now: Level, gamma: float, noise: Tensor
 def dpm2(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise) -> Tensor:
     """DPM-Solver-2, second order, two network calls a step (Lu et al. 2022a, algorithm 1).
 
-    The z_hat found half-way in log(sigma/alpha) carries the whole step. A step from pure noise has no half-way, and one to
-    data none that is finite: these are Euler's, so NFE = 2 steps - 1, or one less from pure noise.
+    The z_hat found half-way in log(sigma/alpha) carries the whole step. A step from pure noise has no half-way, and
+    one to data none that is finite: these are Euler's, so NFE = 2 steps - 1, or one less from pure noise.
     """
     for _, now, then in steps(schedule, ts):
         x0_hat = denoise(x, now.t)
