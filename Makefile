@@ -22,7 +22,7 @@ demo: $(READY)  ## train on the embedded digits (under a minute) and show a grid
 	@$(BIN)/python scripts/show.py $(DEMO)/grid.png
 
 test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
