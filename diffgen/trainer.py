@@ -7,10 +7,9 @@ in images seen, so one GPU and eight run the same recipe.
 
 import copy
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from diffgen.console import Reporter, count
 from diffgen.datasets import ImageSource, Vectors
 from diffgen.denoiser import NO_LABEL
 from diffgen.ema import EMA
-from diffgen.errors import CheckpointError, DiffgenError, NonFiniteError, require
+from diffgen.errors import CheckpointError, NonFiniteError, require
 from diffgen.guidance import Guidance
 from diffgen.images import grid, save_png, to_float
 from diffgen.losses import denoising_loss
@@ -35,21 +34,14 @@ from diffgen.registry import bind, build
 from diffgen.run_directory import RunLog, choose_run
 from diffgen.sampling import Sampling, columns, cycle_labels
 from diffgen.settings import EmaSettings, LrSchedule, PreviewSettings, TrainSettings, section
+from diffgen.signals import Stopped, catch_signals
 from diffgen.times import TIMES
 
 PREVIEW_BATCH = 64
+DEFAULT_THREADS = torch.get_num_threads()  # a job of a sweep may have changed it for itself
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 """Arguments of the loss: x0, label, t, z and what augmentation did."""
-
-
-class Stopped(DiffgenError):
-    """A signal ended the run; a checkpoint was written."""
-
-    def __init__(self, signum: int, images: int, run_dir: Path) -> None:
-        name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name} at {images:,} images; go on with the same command and run_dir={run_dir}")
-        self.exit_code = 128 + signum
 
 
 def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> None:
@@ -64,31 +56,11 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
         DiffgenError: Something a user can mend; see `diffgen.errors`.
     """
     settings: TrainSettings = section(config, "train")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or DEFAULT_THREADS)
     with accelerated(settings.precision) as accelerator:
         trainer = Trainer(config, config_yaml, default_run_dir, settings, accelerator)
         with catch_signals() as caught:
             trainer.fit(caught)
-
-
-@contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying; a second one has its usual effect."""
-    caught: list[int] = []
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(signum: int, frame: object) -> None:
-        caught.append(signum)
-        signal.signal(signum, before[signal.Signals(signum)])
-
-    for signum in before:
-        signal.signal(signum, note)
-    try:
-        yield caught
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 class Trainer:

@@ -12,7 +12,7 @@ CONFIGS = PACKAGE.parent / "configs"
 
 LAYERS = [
     {"errors"},
-    {"registry", "files", "console", "plots"},
+    {"registry", "files", "console", "plots", "signals"},
     {
         "settings",
         "schedules",

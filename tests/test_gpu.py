@@ -1,0 +1,44 @@
+"""What needs a CUDA device: run with `make test-gpu`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffgen import checkpoint
+from diffgen.build import restore
+from diffgen.guidance import Guidance
+from diffgen.sampling import Sampling
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_training_learns(fit: Callable[..., Path], metrics: Any, tmp_path: Path, precision: str, compiled: str) -> None:
+    run = fit(tmp_path / "run", f"train.precision={precision}", f"train.compile={compiled}", "train.images=1280")
+    losses = [row["loss"] for row in metrics(run)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_a_resumed_run_goes_on(fit: Callable[..., Path], metrics: Any, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", "train.compile=false", "lr_schedule.decay=constant")
+    parts = fit(tmp_path / "parts", "train.compile=false", "lr_schedule.decay=constant", "train.images=64")
+    fit(parts, "train.compile=false", "lr_schedule.decay=constant")
+    for a, b in zip(metrics(whole), metrics(parts), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["heun", "ancestral"])
+def test_images_are_those_of_the_cpu(tiny_model: Path, compose: Any, name: str) -> None:
+    saved = checkpoint.load(tiny_model)
+    settings = compose("sample", f"sampler={name}", "sampler.steps=8")["sampler"]
+    drawn = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        denoiser = restore(saved)
+        denoiser.model.to(device)  # type: ignore[attr-defined]
+        sampling = Sampling.from_config(denoiser, settings, guidance=Guidance(scale=1.5), seed=0, device=device)
+        drawn.append(sampling.draw((1, 8, 8), [0, 1, 2, 3], [0, 1, 2, -1]).cpu())
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=2e-2)
