@@ -49,8 +49,9 @@ def make_model(config: Config) -> nn.Module:
     classes = data.pop("classes")
     shape = DataShape(**data)
     sides = (shape.channels, shape.height, shape.width)
-    if not all(1 <= side <= 4096 for side in sides) or not 0 <= shape.num_classes <= 100_000:
-        raise UsageError(f"data={config['data']} is out of range")
+    sane = all(1 <= side <= 4096 for side in sides) and 0 <= shape.num_classes <= 100_000
+    if not (sane and 0 <= shape.augment_labels <= 64):
+        raise UsageError(f"data of {'x'.join(map(str, sides))} and {shape.num_classes} classes is out of range")
     if len(classes) not in (0, shape.num_classes):
         raise UsageError(f"data has {shape.num_classes} classes but {len(classes)} names")
     return build(MODELS, config["model"], shape)

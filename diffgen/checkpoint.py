@@ -80,11 +80,17 @@ def find_model(path: Path) -> Path:
 
 
 def find_newest(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint folder of a run, or None."""
+    """The newest checkpoint folder of a run, or None.
+
+    Raises:
+        CheckpointError: It is not complete: since folders appear whole, somebody has changed it.
+    """
     folders = run_dir / "checkpoints"
-    names = [p.name for p in folders.iterdir()] if folders.is_dir() else []
-    complete = [name for name in names if name.isdecimal() and (folders / name / "state.json").is_file()]
-    return folders / max(complete, key=int) if complete else None
+    numbered = [p for p in folders.iterdir() if p.name.isdecimal()] if folders.is_dir() else []
+    newest = max(numbered, key=lambda p: int(p.name), default=None)
+    if newest and not (newest / "state.json").is_file():
+        raise CheckpointError(f"{newest} is not a complete checkpoint (it has no state.json): delete it, or mend it")
+    return newest
 
 
 def load(path: Path) -> Checkpoint:
@@ -96,13 +102,15 @@ def load(path: Path) -> Checkpoint:
     """
     path = find_model(path)
     metadata = read_header(path)["__metadata__"]
-    if metadata.get("format_version") != FORMAT:
+    if "format_version" not in metadata:
+        raise CheckpointError(f"{path} is the state of a run, not its model: give model.safetensors beside it")
+    if metadata["format_version"] != FORMAT:
         raise CheckpointError(f"{path} was written by another version of diffgen; this one reads format {FORMAT}")
     config = _parse(metadata.get("config", ""), path)
     check_plain(config, str(path))
     weights = load_tensors(path)
-    if digest(weights) != metadata.get("sha256"):
-        raise CheckpointError(f"{path} is damaged: its weights do not match their checksum")
+    if digest(weights, metadata["config"]) != metadata.get("sha256"):
+        raise CheckpointError(f"{path} is damaged: its weights and config do not match their checksum")
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise CheckpointError(f"{path}: weight {name!r} holds values that are not finite")
@@ -279,13 +287,14 @@ def save(
         EnvironmentFault: It cannot be written; earlier checkpoints are untouched.
     """
     model, state = ({k: v.detach().cpu().contiguous() for k, v in part.items()} for part in (model, state))
+    text = json.dumps(config, allow_nan=False)
     metadata = {
         "format": "pt",
         "library": "diffgen",
         "format_version": FORMAT,
-        "config": json.dumps(config, allow_nan=False),
+        "config": text,
         "images": str(images),
-        "sha256": digest(model),
+        "sha256": digest(model, text),
     }
     with folder_atomically(folder) as temporary:
         _save_file(model, temporary / "model.safetensors", metadata)
@@ -329,16 +338,17 @@ def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
 
 def rotate(folders: Path, keep: int) -> None:
     """Delete all but the newest `keep` (>= 1) complete checkpoints."""
-    complete = sorted((p for p in folders.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    complete = [p for p in folders.iterdir() if p.name.isdecimal() and (p / "state.json").is_file()]
+    complete.sort(key=lambda p: int(p.name))
     for folder in complete[:-keep]:
         doomed = folder.with_name(f".del_{folder.name}")
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def digest(tensors: Tensors) -> str:
-    """SHA-256 over names and bytes, in the order of names."""
-    total = hashlib.sha256()
+def digest(tensors: Tensors, config: str) -> str:
+    """SHA-256 over the config's text, and over names and bytes in the order of names."""
+    total = hashlib.sha256(config.encode())
     for name in sorted(tensors):
         total.update(name.encode())
         total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)

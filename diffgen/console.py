@@ -1,5 +1,7 @@
 """What a person sees: a header, a progress bar or plain lines, and where the pictures are."""
 
+import os
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -13,11 +15,12 @@ PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 class Terminal(Console):
-    """A rich console that lets a closed pipe be an error for the command to answer, instead of a silent exit 1."""
+    """A rich console that falls silent when its reader goes away; the work goes on."""
 
     def on_broken_pipe(self) -> None:
-        """Hand the error on."""
-        raise BrokenPipeError
+        """Say no more, here and when Python flushes at the end."""
+        self.quiet = True
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 class Reporter:
@@ -29,12 +32,16 @@ class Reporter:
 
     def header(self, title: str, rows: Mapping[str, str]) -> None:
         """What will run, as a small table."""
+        self.console.print(Text(title, style="bold"))
+        if not self.console.is_terminal:  # a log: one line a row, whatever the width
+            for key, value in rows.items():
+                self.console.print(Text(f"{key:>10}  {value}"))
+            return
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold cyan", justify="right")
         table.add_column(overflow="fold")
         for key, value in rows.items():
             table.add_row(key, Text(value))
-        self.console.print(Text(title, style="bold"))
         self.console.print(table, soft_wrap=False)
 
     def say(self, text: str) -> None:

@@ -53,8 +53,8 @@ class Denoiser:
         alpha, sigma, a, b = self.coefficients(end)
         require(
             bool((b * alpha - a * sigma).abs() > 1e-6),
-            f"parameterization is singular at t_max={self.schedule.t_max:g}, where alpha reaches 0: "
-            "choose parameterization=v or flow, or schedule.t_max below 1 (0.999, say)",
+            f"parameterization={name_of(self.parameterization)} is singular at t_max={self.schedule.t_max:g}, "
+            "where alpha reaches 0: choose parameterization=v or flow, or schedule.t_max below 1 (0.999, say)",
         )
         require(
             self.scale_input or bool(sigma < 2),
@@ -92,6 +92,11 @@ class Denoiser:
         """x0_hat = (b x - sigma F) / (b alpha - a sigma), in the dtype of x; arguments as for `predict`."""
         alpha, sigma, a, b = (like(c, x) for c in self.coefficients(t))
         return (b * x - sigma * self.predict(x, t, label)) / (b * alpha - a * sigma)
+
+
+def name_of(row: Parameterization) -> str:
+    """The name of a function, also behind a partial."""
+    return getattr(getattr(row, "func", row), "__name__", "this")
 
 
 def like(coefficient: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@
 | 5 | training diverged: the loss is not finite |
 | 75 | the machine: disk full or not writable; type the same command again once mended |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; a checkpoint was written, resume with the same command |
-| 141 | the reader of our output went away (`head`, say) |
 """
 
 import difflib

@@ -16,7 +16,7 @@ from diffgen.build import restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
 from diffgen.denoiser import NO_LABEL
-from diffgen.errors import UsageError, require, unknown
+from diffgen.errors import CheckpointError, UsageError, require, unknown
 from diffgen.files import explained, write_atomically
 from diffgen.guidance import Guidance
 from diffgen.images import grid, picture, save_gif, save_png
@@ -70,7 +70,8 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
             in_line = settings.n if sampling.plan.in_line else None
             write(out, drawn, labels, settings.kinds, in_line or class_columns(labels, saved), notes)
             pace = count(settings.n / seconds)
-            reporter.say(f"{settings.n} images in {seconds:.1f} s ({pace} img/s), NFE {sampling.nfe}")
+            twice = ", each with and without guidance" if guides(sampling.guidance, labels) else ""
+            reporter.say(f"{settings.n} images in {seconds:.1f} s ({pace} img/s), NFE {sampling.nfe}{twice}")
             more = f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else ""
             reporter.say(f"grid: {out / 'grid.png'}{more}")
 
@@ -133,16 +134,43 @@ def batches_of(sampling: Sampling, saved: Checkpoint) -> Callable[..., Iterator[
 
 def make_guidance(settings: SampleSettings, saved: Checkpoint, device: torch.device) -> Guidance:
     """The guidance that the settings ask for; `auto` is the scale of the checkpoint's previews."""
-    scale = settings.guidance
+    scale, data = settings.guidance, saved.config["data"]
     if scale == "auto":
-        scale = convert("guidance", saved.config.get("guidance", 1.0), float)
+        try:
+            scale = convert("guidance", saved.config.get("guidance", 1.0), float)
+        except UsageError as error:
+            raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
+    elif scale != 1 and not (data["num_classes"] or settings.guide):
+        raise UsageError(f"guidance={scale:g} needs labels or guide=CKPT, and this model is unconditional: guidance=1")
     guide = None
     if settings.guide:
-        guide = restore(checkpoint.load(Path(settings.guide)))
+        weaker = load_guide(settings.guide)
+        require(
+            all(weaker.config["data"][key] == data[key] for key in data),
+            f"guide={settings.guide!r} was trained on images of another shape or with other classes than ckpt",
+        )
+        require(
+            weaker.config["schedule"] == saved.config["schedule"],
+            f"guide={settings.guide!r} has another noise schedule than ckpt: they cannot be combined",
+        )
+        guide = restore(weaker)
         guide.model.to(device)  # type: ignore[attr-defined]
     low_high = settings.guidance_interval
     interval = (low_high[0], low_high[1]) if low_high else None
     return Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide)
+
+
+def guides(guidance: Guidance, labels: list[int]) -> bool:
+    """Whether a network call stands for two evaluations."""
+    return guidance.scale != 1 and (guidance.guide is not None or any(label >= 0 for label in labels))
+
+
+def load_guide(path: str) -> Checkpoint:
+    """The checkpoint to guide away from; its errors name the key `guide`."""
+    try:
+        return checkpoint.load(Path(path))
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace("ckpt=", "guide=", 1)) from None
 
 
 def choose_labels(settings: SampleSettings, data: Mapping[str, Any], task: str) -> list[int]:
@@ -217,7 +245,7 @@ def _draw_all(
         for part in batches(shape, mine, [labels[i] for i in mine], batch):
             parts.append(part)
             done = sum(map(len, parts))
-            line.update(done, f"{done * world} img  {count(done * world / (time.monotonic() - started))} img/s")
+            line.update(done, f"{min(done * world, n)} img  {count(done * world / (time.monotonic() - started))} img/s")
     drawn = torch.cat(parts)
     if world > 1:
         drawn = accelerator.gather(drawn.to(accelerator.device)).cpu()

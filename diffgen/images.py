@@ -54,6 +54,14 @@ def grid(pixels: Tensor, columns: int | None = None, tile: int = 64) -> Image.Im
     return sheet
 
 
+def eight_bit(image: Image.Image, mode: str) -> Image.Image:
+    """A picture in an 8-bit mode; 16-bit greys, which Pillow would clip at 255, are scaled."""
+    if image.mode.startswith("I"):
+        scaled = (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255)
+        image = Image.fromarray(scaled.astype(np.uint8))
+    return image.convert(mode)
+
+
 def read(path: str, shape: tuple[int, ...]) -> Tensor:
     """A picture from a file as float [C, H, W] in [-1, 1], resized and centre-cropped to a model's shape.
 
@@ -65,7 +73,7 @@ def read(path: str, shape: tuple[int, ...]) -> Tensor:
     require(channels in MODES, f"this model's images have {channels} channels: pictures have 1, 3 or 4")
     try:
         with Image.open(path) as file:
-            image = ImageOps.fit(file.convert(MODES[channels]), (width, height), Image.Resampling.LANCZOS)
+            image = ImageOps.fit(eight_bit(file, MODES[channels]), (width, height), Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path} cannot be read as a picture: {error}") from None
     return to_float(torch.from_numpy(np.asarray(image).reshape(height, width, channels).copy())).permute(2, 0, 1)

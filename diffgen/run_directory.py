@@ -21,13 +21,18 @@ def choose_run(run_dir: str | None, resume: str, default: str) -> tuple[Path, Pa
         default: The run directory of a new run; a number is appended where it exists.
 
     Raises:
-        UsageError: The directory holds a run and `resume` is none.
-        CheckpointError: The path holds no checkpoint.
+        UsageError: The directory holds a run and `resume` is none, or a run that goes on beyond the checkpoint, or
+            files of somebody else's.
+        CheckpointError: The path holds no checkpoint, or an incomplete one.
         EnvironmentFault: The directory cannot be made.
     """
     if resume not in ("auto", "none"):
         folder = _checkpoint_folder(Path(resume))
-        return _make(Path(run_dir) if run_dir else folder.parent.parent), folder
+        target = Path(run_dir) if run_dir else folder.parent.parent
+        newest = checkpoint.find_newest(target)
+        if newest and newest.resolve() != folder.resolve():
+            raise UsageError(f"run_dir={str(target)!r} holds {newest.name}, beyond {folder}: give another run_dir")
+        return _make(target), folder
     if run_dir is None:
         return _make(_unused(Path(default))), None
     newest = checkpoint.find_newest(Path(run_dir))
@@ -35,7 +40,13 @@ def choose_run(run_dir: str | None, resume: str, default: str) -> tuple[Path, Pa
         raise UsageError(
             f"run_dir={run_dir!r} holds a run and train.resume=none: choose another run_dir, or resume=auto"
         )
+    if newest is None and not (Path(run_dir) / "metrics.jsonl").exists() and _holds_files(Path(run_dir)):
+        raise UsageError(f"run_dir={run_dir!r} holds files that are no run of diffgen's: choose another folder")
     return _make(Path(run_dir)), newest
+
+
+def _holds_files(path: Path) -> bool:
+    return any(not item.is_dir() for item in path.rglob("*"))
 
 
 def _checkpoint_folder(path: Path) -> Path:

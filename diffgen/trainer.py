@@ -340,7 +340,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise NonFiniteError(
                 f"the loss is {loss} at {self.images:,} images: lower optimizer.lr, set train.grad_clip=1 "
-                "or train.precision=no; the newest checkpoint is from before"
+                f"or train.precision=no; a checkpoint in {self.run_dir}, if there is one, is from before"
             )
 
     def _preview(self) -> None:

@@ -45,7 +45,7 @@ def with_weights(path: Path, source: Path, change: Callable[[dict[str, Tensor]],
     header, _ = split(source)
     weights = load_file(source)
     change(weights)
-    metadata = {**header["__metadata__"], "sha256": checkpoint.digest(weights)}
+    metadata = {**header["__metadata__"], "sha256": checkpoint.digest(weights, header["__metadata__"]["config"])}
     save_file(weights, path, metadata=metadata)
     return path
 
@@ -56,7 +56,7 @@ def with_config(path: Path, source: Path, change: Callable[[Config], object]) ->
     config = json.loads(header["__metadata__"]["config"])
     changed = change(config)
     text = changed if isinstance(changed, str) else json.dumps(config)
-    return with_metadata(path, source, config=text)
+    return with_metadata(path, source, config=text, sha256=checkpoint.digest(load_file(source), text))
 
 
 def with_metadata(path: Path, source: Path, **entries: object) -> Path:
@@ -513,3 +513,12 @@ def test_damaged_training_state(tmp_path: Path, case: str) -> None:
         checkpoint.load_state(folder)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_changed_config_does_not_fit_the_checksum(tmp_path: Path, tiny_model: Path) -> None:
+    """One name in the header would otherwise change what the weights mean."""
+    header, _ = split(tiny_model)
+    text = header["__metadata__"]["config"].replace('{"name": "flow"}', '{"name": "v"}')
+    assert text != header["__metadata__"]["config"]
+    with pytest.raises(CheckpointError, match="do not match their checksum"):
+        checkpoint.load(with_metadata(tmp_path / "changed.safetensors", tiny_model, config=text))

@@ -642,3 +642,10 @@ def test_damaged_pictures_of_every_format_are_named(tmp_path: Path, suffix: str)
             load(tmp_path)
         except DataError as error:
             assert str(path) in str(error)
+
+
+def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 257 * 100], [65535, 257 * 7]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    images = folder.image_folder(root=str(tmp_path), size=None, channels=1, workers=0)
+    assert images.pixels[0, 0].tolist() == [[0, 100], [255, 7]]

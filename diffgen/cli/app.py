@@ -57,13 +57,22 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
 
     def task(config: DictConfig) -> None:
         codes.append(answer(lambda: _task(name, config, job)))
+        if codes[-1] > 128:
+            raise SystemExit(codes[-1])  # a signal ends a sweep too
+        if codes[-1] and is_sweep():
+            complain(f"job {HydraConfig.get().job.num} failed: {' '.join(HydraConfig.get().overrides.task)}")
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     # On a busy CPU a spinning thread holds the core that the thread it waits for needs: several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.captureWarnings(True)
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
-    code = answer(_load_plugins) or answer(_check_arguments) or answer(main, name)
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]  # wherever it stands
+    try:
+        code = answer(_load_plugins) or answer(_check_arguments) or answer(main, name)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
     return code or next((code for code in codes if code), 0)
 
 
@@ -81,7 +90,11 @@ def _check_arguments() -> None:
         raise UsageError(f"{error}; --help shows the usage") from None
     if foreign:
         raise UsageError(f"{foreign[0]} is no flag; settings are KEY=VALUE, --help lists them")
+    if arguments.resolve and not arguments.cfg:
+        raise UsageError("--resolve goes with --cfg job")
     for key, _, value in (override.partition("=") for override in arguments.overrides):
+        if not key.strip("+~"):
+            raise UsageError(f"'{key}={value}' names no setting; settings are KEY=VALUE, --help lists them")
         if key in groups() and re.fullmatch(r"(null|true|false|[-+.\d]*|\{.*)", value, re.IGNORECASE):
             raise UsageError(unknown(f"{key}={value!r}", groups()[key]))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"-m", "--multirun"} & set(sys.argv[1:]):
@@ -172,7 +185,7 @@ def _compare(base: Any, value: Any, key: str) -> None:
         return  # settings outside groups are checked by `diffgen.settings`
     if isinstance(base, list) and base and not isinstance(value, list):
         base = base[0]  # one item may stand for a list of one; whoever reads the setting decides
-    if base is None or value is None or base in ("auto", "none") or _kind(base) == _kind(value):
+    if base is None or value is None or base in ("auto", "none", "???") or _kind(base) == _kind(value):
         if isinstance(base, int) and isinstance(value, float) and not value.is_integer() and base is not True:
             raise UsageError(f"{key}={value!r} must be a whole number, like its default {base!r}")
         return
@@ -213,7 +226,8 @@ def explain(name: str, error: Exception) -> str:
     if match := re.search(r"Multiple values for (\w+)", text):
         return f"{match[1]} is given with a +; write {match[1]}=... to choose another one"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{match[1]} has no value: give {match[1]}=..."
+        key = getattr(error, "full_key", None) or match[1]
+        return f"{key} has no value: give {key}=..."
     lines = [
         line.strip()
         for line in text.splitlines()
@@ -236,6 +250,8 @@ def _unknown_key(name: str, key: str) -> str:
     if parent and isinstance(place, dict):
         near = difflib.get_close_matches(leaf, list(place), n=1, cutoff=0.5)
         hint = f" (did you mean {parent}.{near[0]}?)" if near else ""
+        if place.get("name") == "auto":
+            hint = f"; to change more of a {parent}, name it too: {parent}=heun {key}=..."
         return f"{key} is unknown; {parent} has [{', '.join(sorted(place))}]{hint}"
     top = sorted({*config, *(g for g in groups() if g in config or (g == "experiment" and name == "train"))})
     near = difflib.get_close_matches(parent or key, top, n=1, cutoff=0.5)

@@ -1,6 +1,7 @@
 """`diffgen-sample`: turn a checkpoint into pictures."""
 
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
     default_out = Path("outputs") / "samples" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if app.is_sweep():
         default_out = app.sweep_folder()
+        if settings.out:
+            settings = replace(settings, out=str(Path(settings.out) / default_out.name))
     from diffgen.generate import generate  # torch, and all that takes seconds to import
 
     generate(settings, config["sampler"], config["task"], default_out)

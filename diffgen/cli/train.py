@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from diffgen.cli import app
+from diffgen.errors import UsageError
 from diffgen.registry import convert
 from diffgen.settings import SECTIONS, TOP, section
 
 
 def job(config: dict[str, Any], config_yaml: str) -> None:
     """Check the settings, then train."""
+    if config["run_dir"] == "":
+        raise UsageError("run_dir is empty: give a folder, or null for outputs/<dataset>-<method>/<time>")
     config.update({key: convert(key, config[key], hint) for key, hint in TOP.items()})
     for name in SECTIONS:
         section(config, name)
@@ -46,7 +49,7 @@ examples:
 groups (GROUP=CHOICE; a data set brings its recipe, a method sets schedule to sampler; every key stays yours):
 {choices}
 
-settings (KEY=VALUE; each group's own keys are in --cfg job):
+settings (KEY=VALUE; a data set's recipe changes some of these defaults: --cfg job shows the values of a command):
 {indent(app.settings_text("train"))}
 
 --cfg job prints the whole config; -m sweeps over comma-separated values; -sc install=bash gives tab completion.

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffgen.datasets.base import DATASETS, Batch, Images
 from diffgen.errors import DataError, UsageError, require
-from diffgen.images import MODES
+from diffgen.images import MODES, eight_bit
 from diffgen.models.base import DataShape
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -95,7 +95,7 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
 
     def _decode(self, path: Path) -> Tensor:
         with _opened(path) as opened:
-            picture = opened.convert(self.mode)
+            picture = eight_bit(opened, self.mode)
         if self.crop:
             picture = ImageOps.fit(picture, (self.width, self.height), Image.Resampling.LANCZOS)
         if picture.size != (self.width, self.height):
