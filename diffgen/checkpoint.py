@@ -80,17 +80,17 @@ def find_model(path: Path) -> Path:
 
 
 def find_newest(run_dir: Path) -> Path | None:
-    """The newest checkpoint folder of a run, or None.
+    """The newest complete checkpoint folder of a run, or None where there is no checkpoint.
 
     Raises:
-        CheckpointError: It is not complete: since folders appear whole, somebody has changed it.
+        CheckpointError: There are some, but none is complete: such a run must not be taken for a new one.
     """
     folders = run_dir / "checkpoints"
     numbered = [p for p in folders.iterdir() if p.name.isdecimal()] if folders.is_dir() else []
-    newest = max(numbered, key=lambda p: int(p.name), default=None)
-    if newest and not (newest / "state.json").is_file():
-        raise CheckpointError(f"{newest} is not a complete checkpoint (it has no state.json): delete it, or mend it")
-    return newest
+    complete = [p for p in numbered if (p / "state.json").is_file()]
+    if numbered and not complete:
+        raise CheckpointError(f"{numbered[0]} is not a complete checkpoint: it has no state.json; mend it or delete it")
+    return max(complete, key=lambda p: int(p.name), default=None)
 
 
 def load(path: Path) -> Checkpoint:

@@ -331,7 +331,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "text for a number": (put("schedule", "t_min", value="0.1"), "schedule.t_min='0.1' must be a number"),
     "true for a number": (put("model", "blocks", value=True), "model.blocks=True must be a whole number"),
     "schedule out of range": (put("schedule", "t_max", value=7.0), "must satisfy 0 < t_min < t_max"),
-    "singular": (put("parameterization", "name", value="eps"), "parameterization is singular"),
+    "singular": (put("parameterization", "name", value="eps"), "parameterization=eps is singular"),
     "table of a trillion betas": (
         put("schedule", value={"name": "ddpm_linear", "steps": 10**12, "zero_terminal_snr": False, "beta_start": 1e-18, "beta_end": 1e-17}), "schedule.steps",
     ),

@@ -154,7 +154,7 @@ WRONG_TRAIN = [
     (["train.grad_clip=-1"], "train.grad_clip=-1.0 must be positive or null"),
     (["lr_schedule.flat=1"], "lr_schedule.flat=1.0 must be in [0, 1)"),
     (["ema.ramp=0"], "ema.ramp=0.0 must be in (0, 1]"),
-    (["parameterization=eps"], "parameterization is singular at t_max=1, where alpha reaches 0: choose parameterization=v or flow"),
+    (["parameterization=eps"], "parameterization=eps is singular at t_max=1, where alpha reaches 0: choose parameterization=v or flow"),
     (["schedule=ve"], "this schedule's noise reaches sigma=80: set denoiser.scale_input=true"),
     (["train.precision=fp16"], "train.precision=fp16 needs a GPU"),
     (["train.seed=${train.nope}"], "Interpolation key 'train.nope' not found"),

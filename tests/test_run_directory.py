@@ -49,7 +49,9 @@ def test_another_run_is_not_continued_over(tmp_path: Path) -> None:
 def test_a_damaged_run_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     folder = run(tmp_path / "run", 100, 2000)
     (folder / "checkpoints" / "00002000" / "state.json").unlink()
-    with pytest.raises(CheckpointError, match=r"00002000 is not a complete checkpoint"):
+    assert choose_run(str(folder), "auto", "")[1] == folder / "checkpoints" / "00000100"
+    (folder / "checkpoints" / "00000100" / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"is not a complete checkpoint"):
         choose_run(str(folder), "auto", "")
 
 

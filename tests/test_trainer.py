@@ -493,7 +493,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(fit: Fit, tmp_path: Path, monkeypa
     ("overrides", "sentence"),
     [
         (["train.precision=fp16"], "train.precision=fp16 needs a GPU"),
-        (["parameterization=eps"], "parameterization is singular at t_max=1, where alpha reaches 0"),
+        (["parameterization=eps"], "parameterization=eps is singular at t_max=1, where alpha reaches 0"),
         (["schedule=ve"], "this schedule's noise reaches sigma=80: set denoiser.scale_input=true"),
         (["time.std=-1"], "time.std=-1.0 must be positive"),
         (["sampler=ddim", "sampler.eta=1.5"], "sampler.eta=1.5 must be in [0, 1]"),

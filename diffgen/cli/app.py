@@ -16,6 +16,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -152,7 +153,7 @@ def groups() -> dict[str, list[str]]:
 def defaults(name: str, overrides: list[str]) -> Any:
     """The config with the user's choices of groups, but none of the single values."""
     chosen = [o for o in overrides if o.lstrip("+").split("=")[0].split("@")[0] in groups()]
-    if HydraConfig.initialized():
+    if GlobalHydra.instance().is_initialized():
         return OmegaConf.to_container(hydra.compose(name, chosen))
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         return OmegaConf.to_container(hydra.compose(name, chosen))
