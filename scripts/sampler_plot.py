@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import torch
+from check_samples import machine
 from torch import Tensor
 
 from diffgen import __version__, checkpoint
@@ -167,6 +168,7 @@ def main() -> None:
     with torch.no_grad():
         ode, noisy = ode_errors(bench), noisy_errors(bench, data)
     result = {
+        "machine": machine(),
         "diffgen": __version__,
         "checkpoint": {k: bench.saved.config[k] for k in ("model", "schedule", "parameterization", "trained")},
         "training_images": bench.saved.images,
