@@ -89,8 +89,9 @@ def warp(x: Tensor, scale: Tensor, angle: Tensor, stretch: Tensor, axis: Tensor,
     stretching = torch.stack([torch.exp2(-stretch), zero, zero, torch.exp2(stretch)], 1).reshape(-1, 2, 2)
     turn = rotation(axis)
     inverse = rotation(-angle) @ turn @ stretching @ turn.mT * torch.exp2(-scale)[:, None, None]  # output -> input
-    aspect = torch.tensor([[1.0, height / width], [width / height, 1.0]], device=x.device)  # grid units are half sizes
-    theta = torch.cat([inverse * aspect, -(inverse * aspect) @ (2 * shift)[:, :, None]], dim=2)  # [B, 2, 3]
+    inverse[:, 0, 1] *= height / width  # grid units are half sizes, of each side
+    inverse[:, 1, 0] *= width / height
+    theta = torch.cat([inverse, -inverse @ (2 * shift)[:, :, None]], dim=2)  # [B, 2, 3]
     grid = F.affine_grid(theta.to(x), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)
 

@@ -92,7 +92,8 @@ def restore(checkpoint: Checkpoint) -> Denoiser:
         denoiser = make_denoiser(config, model)
         make_sampler(config["sampler"], denoiser.schedule)
     except UsageError as error:
-        raise CheckpointError(f"{checkpoint.path} is refused: its config says {error}") from None
+        hint = "; a part of a plugin needs plugins=[...]" if "is unknown" in str(error) else ""
+        raise CheckpointError(f"{checkpoint.path} is refused: its config says {error}{hint}") from None
     assign(model, checkpoint.weights, checkpoint.path)
     model.eval().requires_grad_(False)
     return denoiser
@@ -101,7 +102,7 @@ def restore(checkpoint: Checkpoint) -> Denoiser:
 def make_sampler(config: Config, schedule: Schedule) -> tuple[Callable[..., Tensor], Tensor, Clip]:
     """The sampler of a sampler's config, its time grid, and whether to clip x0_hat to [-1, 1] (or `auto`).
 
-    Samplers check their options when they run, so this takes one step with a scalar: nobody should learn of a bad
+    Samplers check their options when they run, so this takes one step with a small image: nobody should learn of a bad
     option from the first preview of a long run.
 
     Raises:
@@ -110,7 +111,7 @@ def make_sampler(config: Config, schedule: Schedule) -> tuple[Callable[..., Tens
     own, grid, clip = sampler_settings(config)
     sampler = bind(SAMPLERS, own)
     ts = time_grid(schedule, **grid)
-    zero = torch.zeros(1, dtype=torch.float64)
+    zero = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     sampler(lambda x, t: x, schedule, zero, ts[[0, -1]], lambda step: zero)
     return sampler, ts, clip
 

@@ -54,7 +54,8 @@ class Denoiser:
         require(
             bool((b * alpha - a * sigma).abs() > 1e-6),
             f"parameterization={name_of(self.parameterization)} is singular at t_max={self.schedule.t_max:g}, "
-            "where alpha reaches 0: choose parameterization=v or flow, or schedule.t_max below 1 (0.999, say)",
+            "where alpha reaches 0: choose parameterization=v or flow, or a "
+            "schedule that ends before (cosine with schedule.t_max=0.999)",
         )
         require(
             self.scale_input or bool(sigma < 2),

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from diffgen.errors import require
-
 
 class EMA:
     """Averaged copies of a model's parameters.
@@ -22,11 +20,10 @@ class EMA:
             halflife: In images.
             ramp: Half-life as a share of the images seen, while that is shorter; in (0, 1].
         """
-        require(halflife > 0, f"ema.halflife={halflife} must be positive")
-        require(0 < ramp <= 1, f"ema.ramp={ramp} must be in (0, 1]")
         self.halflife, self.ramp = halflife, ramp
         self.sources: list[Tensor] = [p.detach() for p in model.parameters()]
         self.averages: list[Tensor] = [p.detach() for p in averaged.parameters()]
+        self.buffers = list(zip(averaged.buffers(), model.buffers(), strict=True))
 
     def decay(self, images_seen: int, batch: int) -> float:
         """Weight of the old average in the step that ends at `images_seen`."""
@@ -36,3 +33,5 @@ class EMA:
     def update(self, images_seen: int, batch: int) -> None:
         """Take the step that ends at `images_seen` into the average, in place."""
         torch._foreach_lerp_(self.averages, self.sources, 1 - self.decay(images_seen, batch))
+        for average, source in self.buffers:  # statistics are not averaged again
+            average.copy_(source)

@@ -15,7 +15,7 @@ from diffgen import checkpoint, images
 from diffgen.build import restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
-from diffgen.denoiser import NO_LABEL
+from diffgen.denoiser import NO_LABEL, Denoiser
 from diffgen.errors import CheckpointError, UsageError, require, unknown
 from diffgen.files import explained, write_atomically
 from diffgen.guidance import Guidance
@@ -45,9 +45,18 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
     """
     with accelerated("no") as accelerator:
         saved = checkpoint.load(Path(str(settings.ckpt)))
+        denoiser = restore(saved)  # from here on the config is known to be sound
         labels = choose_labels(settings, saved.config["data"], str(task.get("name")))
+        require(
+            settings.guidance in ("auto", 1) or settings.guide is not None or any(label >= 0 for label in labels),
+            f"guidance={settings.guidance} needs labels or guide=CKPT, and these images have no label: guidance=1",
+        )
         sampler = resolve_sampler(sampler, saved.config["sampler"])
-        sampling = make_sampling(settings, sampler, saved, accelerator.device)
+        sampling = make_sampling(settings, sampler, saved, denoiser, accelerator.device)
+        require(
+            saved.config["data"]["pixels"] or task.get("name") == "generate",
+            f"task={task.get('name')} is for pictures, and this model makes vectors: task=generate",
+        )
         sampling.plan = make_plan(settings, task, sampling, shape_of(saved))
         out = Path(settings.out) if settings.out else default_out
         on_main(accelerator, lambda: _prepare(out, settings))
@@ -58,7 +67,8 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
                 "images": f"{settings.n} of {'x'.join(map(str, shape_of(saved)))}, seed {settings.seed}",
                 "model": f"{saved.config['model']['name']}, {saved.images:,} images seen",
                 "task": shown(task),
-                "sampler": f"{shown(sampler)}, guidance {sampling.guidance.scale:g}",
+                "sampler": shown(sampler),
+                "guidance": shown_guidance(sampling.guidance, settings.guide),
                 "device": f"{accelerator.device.type} x {accelerator.num_processes}",
             },
         )
@@ -67,10 +77,10 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         if accelerator.is_main_process:
             seconds = max(time.monotonic() - started, 1e-9)
             notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} {shown(task)}, {shown(sampler)}"}
-            in_line = settings.n if sampling.plan.in_line else None
+            in_line = settings.n if sampling.plan.path else None
             write(out, drawn, labels, settings.kinds, in_line or class_columns(labels, saved), notes)
             pace = count(settings.n / seconds)
-            twice = ", each with and without guidance" if guides(sampling.guidance, labels) else ""
+            twice = ", some or all with a second one for guidance" if guides(sampling.guidance, labels) else ""
             reporter.say(f"{settings.n} images in {seconds:.1f} s ({pace} img/s), NFE {sampling.nfe}{twice}")
             more = f"   more: {', '.join(settings.kinds)} in {out}" if set(settings.kinds) - {"grid"} else ""
             reporter.say(f"grid: {out / 'grid.png'}{more}")
@@ -93,11 +103,18 @@ def shown(config: Mapping[str, Any]) -> str:
     return ", ".join([str(config["name"]), *settings])
 
 
+def shown_guidance(guidance: Guidance, guide: str | None) -> str:
+    """Scale, interval, rescaling and guide in one line."""
+    parts = [f"{guidance.scale:g}" if guidance.scale != 1 else "off"]
+    parts += [f"inside {list(guidance.interval)}"] if guidance.interval else []
+    parts += [f"rescaled {guidance.rescale:g}"] if guidance.rescale else []
+    return ", ".join(parts + ([f"away from {guide}"] if guide else []))
+
+
 def make_sampling(
-    settings: SampleSettings, sampler: Mapping[str, Any], saved: Checkpoint, device: torch.device
+    settings: SampleSettings, sampler: Mapping[str, Any], saved: Checkpoint, denoiser: Denoiser, device: torch.device
 ) -> Sampling:
     """The checkpoint's denoiser with the sampler and guidance that were asked for, on the device."""
-    denoiser = restore(saved)
     if not saved.config["data"]["pixels"]:
         require("png" not in settings.kinds, "save=png is for pictures, and this model makes vectors: save=npz")
         sampler = {**sampler, "clip": False}  # vectors have no range to clip to
@@ -140,20 +157,18 @@ def make_guidance(settings: SampleSettings, saved: Checkpoint, device: torch.dev
             scale = convert("guidance", saved.config.get("guidance", 1.0), float)
         except UsageError as error:
             raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
-    elif scale != 1 and not (data["num_classes"] or settings.guide):
-        raise UsageError(f"guidance={scale:g} needs labels or guide=CKPT, and this model is unconditional: guidance=1")
     guide = None
     if settings.guide:
         weaker = load_guide(settings.guide)
+        guide = restore(weaker)
         require(
-            all(weaker.config["data"][key] == data[key] for key in data),
+            all(weaker.config["data"][key] == data[key] for key in data if key != "augment_labels"),
             f"guide={settings.guide!r} was trained on images of another shape or with other classes than ckpt",
         )
         require(
             weaker.config["schedule"] == saved.config["schedule"],
             f"guide={settings.guide!r} has another noise schedule than ckpt: they cannot be combined",
         )
-        guide = restore(weaker)
         guide.model.to(device)  # type: ignore[attr-defined]
     low_high = settings.guidance_interval
     interval = (low_high[0], low_high[1]) if low_high else None
@@ -269,9 +284,8 @@ def write(
     vectors = drawn.is_floating_point()
     if drawn.ndim == 5:
         rows = drawn[:FILM_LIMIT]
-        grid_columns, films = drawn.shape[1], rows.flatten(0, 1)
         save_gif([grid(frame) for frame in rows.unbind(1)], out / "trajectory.gif")
-        save_png(grid(films, columns=grid_columns), out / "grid.png", notes)
+        save_png(grid(rows.flatten(0, 1), columns=drawn.shape[1]), out / "grid.png", notes)
         write_files(out, drawn[:, -1], labels, kinds)
         return
     sheet = scatter_sheet(drawn, labels) if vectors else grid(drawn[:GRID_LIMIT], columns=grid_columns)

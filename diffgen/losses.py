@@ -34,5 +34,5 @@ def denoising_loss(
     x = like(alpha, x0) * x0 + like(sigma, x0) * z
     target = like(a, x0) * x0 + like(b, x0) * z
     error = (denoiser.predict(x, t, label, augment) - target).square().flatten(1).mean(1)  # [B]
-    weight = weighting(alpha, sigma, denoiser.c_out(t))
+    weight = weighting(alpha, sigma, -sigma / (b * alpha - a * sigma))
     return weight * error - weight.log() if isinstance(weighting, nn.Module) else weight * error

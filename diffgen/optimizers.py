@@ -1,4 +1,4 @@
-"""Optimizers, with the learning rate set each step by `diffgen.lr_schedule`."""
+"""Optimizers, with the learning rate set each step by `diffgen.settings.LrSchedule`."""
 
 from collections.abc import Iterable
 

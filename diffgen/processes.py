@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from diffgen.errors import DiffgenError, require
+
+PATIENCE = timedelta(hours=6)
+"""How long a process waits for the others: the main one may be downloading, or drawing a preview in 1000 steps."""
 
 
 @contextmanager
@@ -24,10 +28,11 @@ def accelerated(precision: str) -> Iterator[Accelerator]:
     """
     gpu = torch.cuda.is_available()
     if precision == "auto":
-        precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "no"
+        precision = "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     require(precision != "fp16" or gpu, "train.precision=fp16 needs a GPU; choose one of [auto, no, bf16]")
     cpu = not gpu and not torch.backends.mps.is_available()
-    accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patient])
     try:
         yield accelerator
         accelerator.wait_for_everyone()

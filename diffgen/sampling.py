@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffgen.build import make_sampler
 from diffgen.denoiser import Denoiser
+from diffgen.errors import NonFiniteError
 from diffgen.guidance import Guidance, guided
 from diffgen.images import to_uint8
 from diffgen.randomness import image_noise
@@ -63,7 +64,8 @@ class Sampling:
         """
 
         def noise(draw: int) -> Tensor:
-            return self.state(image_noise(shape, indices, self.seed, draw))
+            whose = [0] * len(indices) if self.plan and self.plan.path else indices
+            return self.state(image_noise(shape, whose, self.seed, draw))
 
         schedule = self.denoiser.schedule
         label = torch.tensor(labels, device=self.device)
@@ -78,7 +80,10 @@ class Sampling:
 
         plan = self.plan or Plan(lambda indices: float(schedule.sigma(self.ts[0])) * noise(0), self.ts)
         x = plan.start(indices)
-        return self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: noise(step + 1)).float()
+        x = self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: noise(step + 1)).float()
+        if not x.isfinite().all():
+            raise NonFiniteError("the samples are not finite: the model or the sampler's settings are at fault")
+        return x
 
     def state(self, x: Tensor) -> Tensor:
         """A tensor on the device, in the precision of the sampler's state."""

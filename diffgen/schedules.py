@@ -10,7 +10,7 @@ The 1000 tabulated betas of DDPM are not the continuous VP process: alpha^2 diff
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -80,6 +80,7 @@ class DDPMLinear:
     beta_end: float
     zero_terminal_snr: bool
     log_alpha_bar: Tensor = field(init=False, repr=False, compare=False)  # [steps + 1], entry 0 is data
+    _tables: dict[Any, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
     spacing = "uniform"
     t_max = 1.0
 
@@ -108,8 +109,15 @@ class DDPMLinear:
         """The first entry of the table."""
         return 1 / self.steps
 
+    def _table(self, like: Tensor) -> Tensor:
+        """The table where and as precise as `like` is; copied there once, since each copy makes a GPU wait."""
+        key = (like.device, like.dtype)
+        if key not in self._tables:
+            self._tables[key] = self.log_alpha_bar.to(like)
+        return self._tables[key]
+
     def _log_alpha_bar(self, t: Tensor) -> Tensor:
-        table = self.log_alpha_bar.to(t)
+        table = self._table(t)
         position = t * self.steps
         left = position.floor().clamp(0, self.steps - 1).long()
         return torch.lerp(table[left], table[left + 1], position - left)
@@ -124,7 +132,7 @@ class DDPMLinear:
 
     def time_at(self, nsr: Tensor) -> Tensor:
         """Inverse interpolation in log alpha_bar = -log(1 + nsr^2); beyond the table, t_max."""
-        falling = self.log_alpha_bar.to(nsr)
+        falling = self._table(nsr)
         wanted = -torch.log1p(nsr**2)
         right = torch.searchsorted(-falling, -wanted.contiguous()).clamp(1, self.steps)
         share = (wanted - falling[right - 1]) / (falling[right] - falling[right - 1])

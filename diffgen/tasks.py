@@ -49,14 +49,14 @@ class Plan(NamedTuple):
         ts: The time grid from there on.
         wrap: denoise -> the denoiser that the sampler sees.
         frames: How many pictures of its way to keep for each image, itself included; 0 for none.
-        in_line: Whether the images stand in one line of the grid.
+        path: Whether the images are a path: in one line of the grid, and the same noise for all in stochastic samplers.
     """
 
     start: Callable[[list[int]], Tensor]
     ts: Tensor
     wrap: Callable[[Denoise], Denoise] = lambda denoise: denoise
     frames: int = 0
-    in_line: bool = False
+    path: bool = False
 
 
 def from_noise(run: Run) -> Callable[[list[int]], Tensor]:
@@ -73,8 +73,8 @@ def generate(run: Run) -> Plan:
 
 @TASKS.register("trajectory")
 def trajectory(run: Run, *, frames: int) -> Plan:
-    """New images, and `frames` pictures of each on its way: x0_hat, what the network believes it is heading for."""
-    require(2 <= frames <= 64, f"task.frames={frames} must be in [2, 64]")
+    """New images, and `frames` pictures of each on its way, itself the last."""
+    require(2 <= frames <= 64, f"frames={frames} must be in [2, 64]")
     return Plan(from_noise(run), run.ts, frames=frames)
 
 
@@ -87,9 +87,10 @@ def img2img(run: Run, *, image: str | None, strength: float) -> Plan:
         image: The picture's path.
         strength: Share of the sampler's steps that are walked, in (0, 1]; 1 keeps nothing of the picture.
     """
-    require(0 < strength <= 1, f"task.strength={strength} must be in (0, 1]")
+    require(0 < strength <= 1, f"strength={strength} must be in (0, 1]")
     x0 = run.picture(given("image", image))
     steps = len(run.ts) - 1
+    require(steps >= 5, f"strength is a share of the sampler's steps, and it has {steps}: give sampler.steps=20, say")
     ts = run.ts[steps - max(1, round(strength * steps)) :]
     alpha, sigma = float(run.schedule.alpha(ts[0])), float(run.schedule.sigma(ts[0]))
     return Plan(lambda indices: alpha * x0 + sigma * run.noise(indices, None), ts)
@@ -122,22 +123,23 @@ def interpolate(run: Run, *, seeds: tuple[int, ...] | None, images: tuple[str, .
     Args:
         run: The run.
         seeds: Two seeds; both ends are new images.
-        images: Two paths; both ends are pictures, whose noise is found by walking the ODE backwards.
+        images: Two paths; both ends are pictures, whose noise is found by walking the ODE backwards. Samplers of the
+            ODE (ddim, heun, unipc, ode, ...) lead back to them.
         rtol: Tolerance of that walk.
     """
-    require((seeds is None) != (images is None), "task=interpolate needs task.seeds=[A,B] or task.images=[A,B]")
-    require(len(seeds or images or ()) == 2, "task=interpolate goes between two: give two seeds or two images")
+    require((seeds is None) != (images is None), "seeds=[A,B] or task.images=[A,B] must be given, and not both")
+    require(len(seeds or images or ()) == 2, "seeds or task.images must be two: a path goes between two ends")
     sigma = float(run.schedule.sigma(run.ts[0]))
     if seeds:
         a, b = (run.noise([0], seed)[0] for seed in seeds)
     else:
         ends = torch.stack([run.picture(path) for path in images or ()])
-        a, b = encode(run.denoise, run.schedule, ends, rtol=rtol, atol=rtol) / sigma
+        a, b = encode(run.denoise, run.schedule, ends, t_end=float(run.ts[0]), rtol=rtol, atol=rtol) / sigma
 
     def start(indices: list[int]) -> Tensor:
         return sigma * torch.stack([slerp(a, b, i / max(run.n - 1, 1)) for i in indices])
 
-    return Plan(start, run.ts, in_line=True)
+    return Plan(start, run.ts, path=True)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
@@ -151,5 +153,5 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 def given(key: str, path: str | None) -> str:
     """A path that must be there."""
-    require(path is not None, f"task.{key} is missing: task.{key}=PATH names the picture")
+    require(path is not None, f"{key} is missing: task.{key}=PATH names the picture")
     return str(path)

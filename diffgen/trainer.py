@@ -6,6 +6,7 @@ in images seen, so one GPU and eight run the same recipe.
 """
 
 import copy
+import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -127,6 +128,8 @@ class Trainer:
         compiles = self.settings.compile is True or (self.settings.compile == "auto" and self.device.type == "cuda")
         self.model = self.accelerator.prepare_model(torch.compile(self.network) if compiles else self.network)
         self.denoiser = make_denoiser(self.config, self.model)
+        told = "augment" in inspect.signature(self.network.forward).parameters
+        require(told or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
         self.weighting = make_weighting(self.config)
         self.trained = nn.ModuleDict({"model": self.network})  # all that has parameters: what is optimized and saved
         if isinstance(self.weighting, nn.Module):
@@ -174,7 +177,8 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint (main process), then rotate old ones."""
-        self._check_finite(float(self.accelerator.reduce(self.loss_sum.clone(), "mean")))
+        self.loss_sum = self.accelerator.reduce(self.loss_sum, "mean")  # what is saved must be right on every process
+        self._check_finite(float(self.loss_sum))
         if not all(weight.isfinite().all() for weight in self.averaged.state_dict().values()):
             self._check_finite(math.nan)  # of the last step only the gradient was not finite
         on_main(self.accelerator, self._write_checkpoint)
@@ -329,8 +333,7 @@ class Trainer:
             "images_per_second": round(pace, 2),
             "seconds": round(self.seconds, 3),
         }
-        if self.main:
-            self.log.append(row)
+        on_main(self.accelerator, lambda: self.log.append(row))
         epochs = f"epoch {self.images / len(self.dataset):g}  " if self.settings.print_log else ""
         figures = f"{epochs}{count(self.images)} img  loss {loss:.4f}  {count(pace)} img/s  "
         figures += header.memory(self.device)

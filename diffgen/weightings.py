@@ -44,6 +44,7 @@ def min_snr(alpha: Tensor, sigma: Tensor, c_out: Tensor, *, gamma: float) -> Ten
 @WEIGHTINGS.register("soft_min_snr")
 def soft_min_snr(alpha: Tensor, sigma: Tensor, c_out: Tensor, *, gamma: float) -> Tensor:
     """gamma SNR / (gamma + SNR) on the x0 error: min_snr without the kink (Crowson et al. 2024, eq. 4)."""
+    require(gamma > 0, f"weighting.gamma={gamma} must be positive")
     return c_out**2 / ((sigma / alpha) ** 2 + 1 / gamma)
 
 
@@ -69,5 +70,6 @@ class Uncertainty(nn.Module):
         """exp(-u); the noise level is c_noise = ln(sigma/alpha) / 4, kept finite where alpha = 0."""
         c_noise = torch.log(sigma / alpha).clamp(-12, 12)[:, None] / 4
         angle = 2 * math.pi * (c_noise * self.frequency + self.phase)
-        u = self.linear(math.sqrt(2) * torch.cos(angle).to(self.linear.weight)).squeeze(1)
+        features = math.sqrt(2) * torch.cos(angle).to(self.linear.weight)
+        u = (features * self.linear.weight).sum(1)  # not a matrix product, which autocast would do in half precision
         return torch.exp(-u)

@@ -1,6 +1,6 @@
 """Training speed of the networks on this machine: forward, loss, backward, clipping, optimizer and EMA.
 
-    python scripts/bench.py [--models unet_small unet_base] [--batch 32] [--steps 5] [--out FILE.json]
+    python scripts/bench.py [--models unet_small unet_base] [--batch 8] [--steps 5] [--out FILE.json]
 
 Prints images/s (median over steps, after a warm-up) and GFLOP/s beside the machine's own matrix product, its bound.
 Comparisons with other trainers are not measured yet.
@@ -25,11 +25,6 @@ from diffgen.losses import denoising_loss
 from diffgen.weightings import unit
 
 SHAPES = {"unet_tiny": (1, 8, 8), "unet_small": (1, 28, 28), "unet_base": (3, 32, 32), "unet_large": (3, 32, 32)}
-METHOD = {
-    "schedule": {"name": "rectified_flow", "t_min": 1e-3, "t_max": 1.0},
-    "parameterization": {"name": "flow"},
-    "denoiser": {"sigma_data": 0.5, "scale_input": False},
-}
 
 
 def seconds(call: Callable[[], object], times: int) -> float:
@@ -50,7 +45,13 @@ def training_step(name: str, batch: int, device: str) -> tuple[Callable[[], None
 
     channels, height, width = SHAPES[name]
     data = {"channels": channels, "height": height, "width": width, "num_classes": 10, "classes": []}
-    config: dict[str, Any] = {**METHOD, "model": compose_group("model", name), "data": data}
+    config: dict[str, Any] = {
+        "data": {**data, "pixels": True, "augment_labels": 0},
+        "model": compose_group("model", name),
+        "schedule": compose_group("schedule", "rectified_flow"),
+        "parameterization": {"name": "flow"},
+        "denoiser": {"sigma_data": 0.5, "scale_input": False},
+    }
     network = make_model(config).to(device)
     denoiser, ema = make_denoiser(config, network), EMA(network, copy.deepcopy(network), halflife=5e5, ramp=0.05)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)

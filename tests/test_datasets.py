@@ -649,3 +649,17 @@ def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "deep.png")
     images = folder.image_folder(root=str(tmp_path), size=None, channels=1, workers=0)
     assert images.pixels[0, 0].tolist() == [[0, 100], [255, 7]]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "words"),
+    [
+        (torch.rand(5, 1, 8, 8), torch.zeros(5, dtype=torch.long), "pixels must be torch.uint8"),
+        (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), torch.zeros(0, dtype=torch.long), "with N >= 1"),
+        (torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long), "one for each of 5 images"),
+        (torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.full((5,), 7), "-1 to 1"),
+    ],
+)
+def test_what_is_no_set_of_images_is_refused(pixels: torch.Tensor, labels: torch.Tensor, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        Images(pixels, labels, ("a", "b"))

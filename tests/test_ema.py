@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from diffgen.ema import EMA
-from diffgen.errors import UsageError
 
 
 class Scalar(nn.Module):
@@ -75,12 +74,3 @@ def test_the_model_is_untouched_and_the_average_needs_no_gradient() -> None:
     EMA(model, averaged, halflife=10, ramp=1.0).update(10, 10)
     assert torch.equal(model.weight, before)
     torch.testing.assert_close(averaged.weight.detach(), averaged.weight.detach())
-
-
-@pytest.mark.parametrize(
-    ("halflife", "ramp", "key"),
-    [(0, 1, "ema.halflife=0"), (-1, 1, "ema.halflife=-1"), (1, 0, "ema.ramp=0"), (1, 2, "ema.ramp=2")],
-)
-def test_lengths_are_positive(halflife: float, ramp: float, key: str) -> None:
-    with pytest.raises(UsageError, match=key):
-        EMA(Scalar(0), Scalar(0), halflife=halflife, ramp=ramp)

@@ -5,7 +5,7 @@ import torch
 from cases import SCHEDULE_NAMES, config, finite, schedule
 
 from diffgen.denoiser import Denoiser
-from diffgen.errors import UsageError
+from diffgen.errors import NonFiniteError, UsageError
 from diffgen.guidance import Guidance
 from diffgen.parameterizations import PARAMETERIZATIONS
 from diffgen.sampling import Sampling
@@ -70,3 +70,18 @@ def test_clipping_is_automatic_where_the_network_predicts_eps(name, schedule_nam
         settings["clip"] = clip
         run = Sampling.from_config(denoiser, settings, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
         assert run.clip is wanted
+
+
+def test_a_largest_sigma_below_the_smallest_is_refused():
+    with pytest.raises(UsageError, match="sigma_max=1e-05 must be above sigma/alpha at t_min"):
+        sampling("heun", spacing="karras", sigma_max=1e-5)
+
+
+def test_samples_that_are_not_finite_are_told():
+    s = schedule("rectified_flow")
+    denoiser = Denoiser(lambda x, *_: x * float("nan"), s, PARAMETERIZATIONS["flow"], sigma_data=0.5, scale_input=False)
+    run = Sampling.from_config(
+        denoiser, config("sampler", "euler"), guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu")
+    )
+    with pytest.raises(NonFiniteError, match="not finite"):
+        run.draw((1, 2, 2), [0], [-1])

@@ -115,7 +115,7 @@ def test_encoding_is_the_inverse_and_makes_noise_of_data(schedule_name):
     blob = torch.multinomial(DATA.weights, 400, replacement=True, generator=rng)
     x0 = DATA.means[blob] + DATA.stds[blob, None] * torch.randn(400, 2, dtype=F64, generator=rng)
     x0 = s.alpha(torch.tensor(s.t_min, dtype=F64)) * x0
-    z = encode(DATA.denoise(s), s, x0, rtol=1e-8, atol=1e-8)
+    z = encode(DATA.denoise(s), s, x0, t_end=s.t_max, rtol=1e-8, atol=1e-8)
     again = run(sampler("ode", rtol=1e-8, atol=1e-8), s, grid(s, 2), z)
     # the last step goes on to E[x0 | x_t_min], closer than the noise that is left
     assert (again - x0).abs().max() < 3 * float(s.sigma(torch.tensor(s.t_min, dtype=F64))) + 1e-5
@@ -128,7 +128,7 @@ def test_encoding_enters_the_path_at_t_min():
     """Far from data, at t_min = 0.4, where alpha x0 is not x0."""
     s = schedule("rectified_flow", t_min=0.4, t_max=0.9)
     x0 = torch.tensor([[0.5, -0.2]], dtype=F64)
-    z = encode(DATA.denoise(s), s, x0, rtol=1e-9, atol=1e-9)
+    z = encode(DATA.denoise(s), s, x0, t_end=s.t_max, rtol=1e-9, atol=1e-9)
     at_t_min = run(sampler("ode", rtol=1e-9, atol=1e-9), s, grid(s, 2)[:2], z)
     assert torch.allclose(at_t_min, 0.6 * x0, atol=1e-7)
 

@@ -191,7 +191,7 @@ def test_the_sampler_is_the_checkpoint_s_own_with_changes(compose: Compose) -> N
     [
         (["sampler.steps=0"], "sampler.steps=0 must be in [1, 100000]"),
         (["sampler.steps=2.5"], "sampler.steps=2.5 must be a whole number"),
-        (["sampler.rho=-1"], "sampler.rho=-1.0 and sigma_max=80.0 must be positive"),
+        (["sampler.rho=-1"], "sampler.rho=-1.0 must be positive"),
         (["sampler.spacing=cosin"], "sampler.spacing='cosin' is unknown; choose one of [auto, "),
         (["sampler.eta=2"], "sampler.eta=2.0 must be in [0, 1]"),
         (["sampler.clip=maybe"], "sampler.clip='maybe' must be true or false"),

@@ -104,9 +104,10 @@ def test_slerp_walks_the_circle_evenly() -> None:
     [
         ({"name": "img2img", "image": "a", "strength": 0.0}, r"task.strength=0.0 must be in \(0, 1\]"),
         ({"name": "img2img", "image": None, "strength": 0.5}, "task.image is missing"),
+        ({"name": "img2img", "image": None, "strength": 0.5}, "^task.image is missing"),
         ({"name": "inpaint", "image": "a", "mask": None}, "task.mask is missing"),
         ({"name": "trajectory", "frames": 1}, r"task.frames=1 must be in \[2, 64\]"),
-        ({"name": "interpolate", "seeds": None, "images": None, "rtol": 1e-4}, "needs task.seeds"),
+        ({"name": "interpolate", "seeds": None, "images": None, "rtol": 1e-4}, "must be given, and not both"),
         ({"name": "interpolate", "seeds": [1], "images": None, "rtol": 1e-4}, "between two"),
         ({"name": "paint"}, "task.name='paint' is unknown"),
     ],
@@ -132,7 +133,7 @@ def test_commands(command: Any, tiny_run: Path, tmp_path: Path) -> None:
     Image.fromarray(np.tile(np.uint8([0, 255]), (8, 4))).save(tmp_path / "a.png")
     for task, files in {
         "trajectory task.frames=4": {"grid.png", "trajectory.gif"},
-        "img2img task.image=a.png": {"grid.png"},
+        "img2img task.image=a.png sampler.steps=6": {"grid.png"},
         "inpaint task.image=a.png task.mask=a.png": {"grid.png"},
         "interpolate task.seeds=[1,2] label=3": {"grid.png"},
         "interpolate task.images=[a.png,a.png] task.rtol=0.1": {"grid.png"},
@@ -144,3 +145,12 @@ def test_commands(command: Any, tiny_run: Path, tmp_path: Path) -> None:
         assert {file.name for file in out.iterdir()} == files
     wide = Image.open(tmp_path / "1" / "grid.png").size
     assert wide[0] / wide[1] == pytest.approx(4 / 3, rel=0.05), "three strips of four"
+
+
+def test_interpolation_follows_a_grid_that_starts_below_pure_noise() -> None:
+    ts = TS[8:]
+    run = Run(FLOW, ts, noise, PICTURES.__getitem__, denoise, 2)
+    p = build(TASKS, {"name": "interpolate", "seeds": None, "images": ["a", "b"], "rtol": 1e-8}, run)
+    alpha, sigma = float(FLOW.alpha(ts[0])), float(FLOW.sigma(ts[0]))
+    expected = PICTURES["a"] * (alpha**2 * STD**2 + sigma**2) ** 0.5 / STD  # the ODE of a Gaussian only scales
+    assert torch.allclose(p.start([0])[0], expected, rtol=1e-2)

@@ -50,6 +50,12 @@ class Images:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or not len(self.pixels):
+            found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
+            raise DataError(f"pixels must be torch.uint8 [N, C, H, W] with N >= 1, and are {found}")
+        named = not self.classes or -1 <= self.labels.min() <= self.labels.max() < len(self.classes)
+        if len(self.labels) != len(self.pixels) or not named:
+            raise DataError(f"labels must be one for each of {len(self.pixels)} images, -1 to {len(self.classes) - 1}")
         _, channels, height, width = self.pixels.shape
         self.shape = DataShape(channels, height, width, len(self.classes))
 

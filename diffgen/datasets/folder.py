@@ -1,6 +1,7 @@
 """A folder of pictures: any size and channels, classes from its sub-folders or none."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,8 +105,15 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
         pixels = np.asarray(picture).reshape(self.height, self.width, -1)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def _decoded(self, entries: Iterator[list[int]], workers: int) -> Iterator[Batch]:
-        loader = DataLoader(self, batch_sampler=entries, num_workers=workers, collate_fn=_collate)
+    def _decoded(self, entries: Iterator[list[int]], workers: int, *, pin: bool = False) -> Iterator[Batch]:
+        loader = DataLoader(
+            self,
+            batch_sampler=entries,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin,
+            worker_init_fn=_leave_signals_to_the_main_process,
+        )
         for batch in loader:
             if isinstance(batch, DataError):
                 raise batch
@@ -113,15 +121,26 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
 
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
         """See `ImageSource`."""
-        for pixels, labels in self._decoded((chosen.tolist() for chosen in entries), self.workers):
+        lists = (chosen.tolist() for chosen in entries)
+        for pixels, labels in self._decoded(lists, self.workers, pin=device.type == "cuda"):
             yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
     def in_memory(self) -> Images:
         """Decode everything once."""
         chunks = (list(range(i, min(i + 64, len(self)))) for i in range(0, len(self), 64))
         workers = 0 if len(self) <= FEW else min(self.workers, os.cpu_count() or 1)
-        pixels, labels = zip(*self._decoded(chunks, workers), strict=True)
-        return Images(torch.cat(pixels), torch.cat(labels), self.classes)
+        pixels = torch.empty(len(self), self.shape.channels, self.height, self.width, dtype=torch.uint8)
+        labels, start = torch.empty(len(self), dtype=torch.long), 0
+        for some, their_labels in self._decoded(chunks, workers):  # copied at once: workers' batches hold file handles
+            end = start + len(some)
+            pixels[start:end], labels[start:end], start = some, their_labels, end
+        return Images(pixels, labels, self.classes)
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Launchers signal whole groups, and the main process still needs pictures to finish its step."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _is_picture(path: Path, root: Path) -> bool:

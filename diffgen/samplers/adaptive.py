@@ -33,21 +33,21 @@ def ode(
     return x
 
 
-def encode(denoise: Denoise, schedule: Schedule, x0: Tensor, *, rtol: float, atol: float) -> Tensor:
-    """The other way: the x_T at t_max from which `ode` finds x0 again (Song et al. 2021, sec. 4.3).
+def encode(denoise: Denoise, schedule: Schedule, x0: Tensor, *, t_end: float, rtol: float, atol: float) -> Tensor:
+    """The other way: the x at t_end from which `ode` finds x0 again (Song et al. 2021, sec. 4.3).
 
     Args:
         denoise: (x [B, ...], t []) -> x0_hat.
         schedule: Its clock.
         x0: Data; it enters at t_min, where the noise is imperceptible.
+        t_end: Where to stop; t_max for noise alone.
         rtol: As for `ode`.
         atol: As for `ode`.
 
     Returns:
-        x_T shaped like x0, distributed as sigma(t_max) z if the denoiser is right.
+        x shaped like x0; at t_max distributed as sigma(t_max) z if the denoiser is right.
     """
-    ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
-    low, high = (level(schedule, t) for t in ends)
+    low, high = (level(schedule, torch.tensor(t, dtype=torch.float64)) for t in (schedule.t_min, t_end))
     return flow(denoise, schedule, low.alpha * x0, low, high, rtol=rtol, atol=atol)
 
 
@@ -65,15 +65,17 @@ def flow(
         cos, sin = math.cos(angle), math.sin(angle)
         t = schedule.time_at(torch.full_like(start.t, sin / cos)).clamp(schedule.t_min, schedule.t_max)
         at = level(schedule, t)
-        state = torch.as_tensor(y).to(x).reshape(x.shape)
+        state = torch.as_tensor(y).to(x.dtype).to(x.device).reshape(x.shape)
         x0_hat = denoise(math.hypot(at.alpha, at.sigma) * state, t)
-        return (cos * (state - cos * x0_hat) / sin - sin * x0_hat).double().cpu().reshape(-1).numpy()
+        return (cos * (state - cos * x0_hat) / sin - sin * x0_hat).cpu().double().reshape(-1).numpy()
 
     angles = [math.atan2(at.sigma, at.alpha) for at in (start, end)]
-    y = (x / math.hypot(start.alpha, start.sigma)).double().cpu().reshape(-1).numpy()
+    y = (x / math.hypot(start.alpha, start.sigma)).cpu().double().reshape(-1).numpy()
     solution = solve_ivp(slope, angles, y, method="RK45", rtol=rtol, atol=atol, t_eval=angles[1:])
     require(
         solution.success,
         f"sampler=ode stopped: {solution.message}; give sampler.rtol and sampler.atol more room",
     )
-    return torch.as_tensor(solution.y[:, -1]).to(x).reshape(x.shape) * math.hypot(end.alpha, end.sigma)
+    return torch.as_tensor(solution.y[:, -1]).to(x.dtype).to(x.device).reshape(x.shape) * math.hypot(
+        end.alpha, end.sigma
+    )

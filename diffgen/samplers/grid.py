@@ -39,7 +39,7 @@ def time_grid(
     kinds = ("uniform", "quadratic", "karras", "logsnr")
     spacing = schedule.spacing if spacing == "auto" else spacing
     require(1 <= steps <= 100_000, f"sampler.steps={steps} must be in [1, 100000]")
-    require(rho > 0 and sigma_max > 0, f"sampler.rho={rho} and sigma_max={sigma_max} must be positive")
+    require(rho > 0, f"sampler.rho={rho} must be positive")
     require(spacing in kinds, f"sampler.spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]")
     if spacing in ("uniform", "quadratic"):
         ts = _clock_nodes(schedule, steps, power=2 if spacing == "quadratic" else 1)
@@ -78,7 +78,9 @@ def _clock_nodes(schedule: Schedule, steps: int, power: int) -> Tensor:
 
 def _nsr_nodes(schedule: Schedule, steps: int, spacing: str, rho: float, sigma_max: float) -> Tensor:
     ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
-    high, low = (schedule.sigma(ends) / schedule.alpha(ends)).clamp(max=sigma_max)
+    high, low = schedule.sigma(ends) / schedule.alpha(ends)
+    high = high.clamp(max=sigma_max)
+    require(bool(high > low), f"sampler.sigma_max={sigma_max} must be above sigma/alpha at t_min, {float(low):g}")
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     if spacing == "logsnr":
         return torch.exp(torch.lerp(high.log(), low.log(), ramp))
