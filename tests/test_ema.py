@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from diffgen.ema import EMA
+from diffgen.errors import UsageError
+from diffgen.settings import section
 
 
 class Scalar(nn.Module):
@@ -70,7 +72,25 @@ def test_batch_size_does_not_matter_in_the_long_run() -> None:
 
 def test_the_model_is_untouched_and_the_average_needs_no_gradient() -> None:
     model, averaged = nn.Linear(3, 3), nn.Linear(3, 3)
-    before = model.weight.clone()
+    before, start = model.weight.clone(), averaged.weight.detach().clone()
     EMA(model, averaged, halflife=10, ramp=1.0).update(10, 10)
     assert torch.equal(model.weight, before)
-    torch.testing.assert_close(averaged.weight.detach(), averaged.weight.detach())
+    torch.testing.assert_close(averaged.weight.detach(), (start + before.detach()) / 2)  # a half-life has passed
+
+
+@pytest.mark.parametrize(
+    ("halflife", "ramp", "words"), [(0, 1, "halflife=0"), (-1, 1, "halflife=-1"), (1, 0, "ramp=0"), (1, 2, "ramp=2")]
+)
+def test_lengths_are_positive(halflife: float, ramp: float, words: str) -> None:
+    with pytest.raises(UsageError, match=f"ema.{words}"):
+        section({"ema": {"halflife": halflife, "ramp": ramp}}, "ema")
+
+
+def test_statistics_of_the_network_are_copied() -> None:
+    """A batch norm's running mean is an average already."""
+    model, averaged = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    ema = EMA(model, averaged, halflife=10, ramp=1.0)
+    model(torch.randn(50, 2) + 3)
+    ema.update(10, 1)
+    assert torch.equal(averaged.running_mean, model.running_mean)
+    assert averaged.num_batches_tracked == 1
