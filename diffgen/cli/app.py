@@ -64,8 +64,9 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
             complain(f"job {HydraConfig.get().job.num} failed: {' '.join(HydraConfig.get().overrides.task)}")
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
-    # On a busy CPU a spinning thread holds the core that the thread it waits for needs: several times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A spinning thread holds the core that the thread it waits for may need. With short spins a CPU that is busy with
+    # other work trains about three times faster than with libgomp's default, and an idle one as fast.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     logging.captureWarnings(True)
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
