@@ -27,7 +27,7 @@ LAYERS = [
     },
     {"times", "samplers", "datasets"},
     {"denoiser", "checkpoint", "tasks"},
-    {"losses", "guidance", "build", "run_directory", "processes"},
+    {"losses", "guidance", "likelihood", "build", "run_directory", "processes"},
     {"sampling", "training_state", "header"},
     {"trainer"},
     {"generate"},
