@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffgen.samplers import Denoise
+from diffgen.samplers.adaptive import level_at
 from diffgen.samplers.steps import level
 from diffgen.schedules import Schedule
 
@@ -37,13 +38,12 @@ def log_likelihood(denoise: Denoise, schedule: Schedule, x0: Tensor, *, rtol: fl
 
     def slope(angle: float, state: Any) -> Any:
         sin, cos = math.sin(angle), math.cos(angle)
-        t = schedule.time_at(torch.full_like(low.t, sin / cos)).clamp(schedule.t_min, schedule.t_max)
-        at = level(schedule, t)
+        at = level_at(schedule, angle)
         radius = math.hypot(at.alpha, at.sigma)
         y = torch.as_tensor(state[: batch * dims]).reshape(batch, dims)
         with torch.enable_grad():
             x = (radius * y).to(x0.dtype).to(x0.device).requires_grad_()
-            x0_hat = denoise(x.reshape(x0.shape), t).reshape(batch, dims)
+            x0_hat = denoise(x.reshape(x0.shape), at.t).reshape(batch, dims)
             trace = sum(torch.autograd.grad(x0_hat[:, d].sum(), x, retain_graph=True)[0][:, d] for d in range(dims))
         slopes = cos / sin * y - x0_hat.detach().cpu().double() / sin
         divergence = dims * cos / sin - radius / sin * torch.as_tensor(trace).cpu().double()

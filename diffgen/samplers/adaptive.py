@@ -51,6 +51,12 @@ def encode(denoise: Denoise, schedule: Schedule, x0: Tensor, *, t_end: float, rt
     return flow(denoise, schedule, low.alpha * x0, low, high, rtol=rtol, atol=atol)
 
 
+def level_at(schedule: Schedule, angle: float) -> Level:
+    """The level at which atan2(sigma, alpha) is `angle`, kept inside [t_min, t_max]."""
+    nsr = torch.tensor(math.tan(angle), dtype=torch.float64)
+    return level(schedule, schedule.time_at(nsr).clamp(schedule.t_min, schedule.t_max))
+
+
 def flow(
     denoise: Denoise, schedule: Schedule, x: Tensor, start: Level, end: Level, *, rtol: float, atol: float
 ) -> Tensor:
@@ -63,10 +69,9 @@ def flow(
 
     def slope(angle: float, y: Any) -> Any:
         cos, sin = math.cos(angle), math.sin(angle)
-        t = schedule.time_at(torch.full_like(start.t, sin / cos)).clamp(schedule.t_min, schedule.t_max)
-        at = level(schedule, t)
+        at = level_at(schedule, angle)
         state = torch.as_tensor(y).to(x.dtype).to(x.device).reshape(x.shape)
-        x0_hat = denoise(math.hypot(at.alpha, at.sigma) * state, t)
+        x0_hat = denoise(math.hypot(at.alpha, at.sigma) * state, at.t)
         return (cos * (state - cos * x0_hat) / sin - sin * x0_hat).cpu().double().reshape(-1).numpy()
 
     angles = [math.atan2(at.sigma, at.alpha) for at in (start, end)]
