@@ -13,7 +13,6 @@ file; the embedded config is JSON, checked to be plain bounded data, and can onl
 import hashlib
 import json
 import math
-import os
 import shutil
 import struct
 from collections.abc import Mapping
@@ -37,6 +36,10 @@ MAX_ITEMS = 1024
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 
 Tensors = dict[str, Tensor]
+
+
+class OtherVersionError(CheckpointError):
+    """A checkpoint is whole, but of a version of diffgen that this one does not read."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,34 @@ def find_newest(run_dir: Path) -> Path | None:
         CheckpointError: There are some, but none is complete: such a run must not be taken for a new one.
     """
     folders = run_dir / "checkpoints"
+    newest = next(iter(complete(folders)), None)
+    for folder in folders.iterdir() if newest is None and folders.is_dir() else ():
+        if folder.name.isdecimal():
+            raise CheckpointError(f"{folder} is not a complete checkpoint: it has no state.json; mend it or delete it")
+    return newest
+
+
+def complete(folders: Path) -> list[Path]:
+    """The complete checkpoint folders in `<run>/checkpoints`, the newest first, by images seen; no clock is asked."""
     numbered = [p for p in folders.iterdir() if p.name.isdecimal()] if folders.is_dir() else []
-    complete = [p for p in numbered if (p / "state.json").is_file()]
-    if numbered and not complete:
-        raise CheckpointError(f"{numbered[0]} is not a complete checkpoint: it has no state.json; mend it or delete it")
-    return max(complete, key=lambda p: int(p.name), default=None)
+    whole = [p for p in numbered if (p / "state.json").is_file()]
+    return sorted(whole, key=lambda p: int(p.name), reverse=True)
+
+
+def damage(folder: Path) -> str | None:
+    """Why a complete checkpoint folder cannot be used, or None if it can.
+
+    Raises:
+        CheckpointError: It is of another version of diffgen, which is no damage.
+    """
+    try:
+        load(folder)
+        load_state(folder)
+    except OtherVersionError:
+        raise
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def load(path: Path) -> Checkpoint:
@@ -105,7 +131,7 @@ def load(path: Path) -> Checkpoint:
     if "format_version" not in metadata:
         raise CheckpointError(f"{path} is the state of a run, not its model: give model.safetensors beside it")
     if metadata["format_version"] != FORMAT:
-        raise CheckpointError(f"{path} was written by another version of diffgen; this one reads format {FORMAT}")
+        raise OtherVersionError(f"{path} was written by another version of diffgen; this one reads format {FORMAT}")
     config = _parse(metadata.get("config", ""), path)
     check_plain(config, str(path))
     weights = load_tensors(path)
@@ -305,13 +331,13 @@ def save(
 
 
 def _save_file(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # as the umask wants it; the library writes 0600, which colleagues cannot read
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:  # its only cause here is the disk
         raise OSError(str(error)) from error
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)  # the library writes 0600, which colleagues cannot read
+    path.chmod(mode)
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
@@ -324,7 +350,9 @@ def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
         counters = json.loads((folder / "state.json").read_text())
         sums = {name: entry["sha256"] for name, entry in counters.pop("files").items()}
         if counters["format"] != int(FORMAT):
-            raise CheckpointError(f"{folder} was written by another version of diffgen; this one reads format {FORMAT}")
+            raise OtherVersionError(
+                f"{folder} was written by another version of diffgen; this one reads format {FORMAT}"
+            )
         for name in ("model.safetensors", "state.safetensors"):
             if _sha256(folder / name) != sums[name]:
                 raise CheckpointError(f"{folder / name} is damaged: it does not match the checksum in state.json")
@@ -337,13 +365,19 @@ def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
 
 
 def rotate(folders: Path, keep: int) -> None:
-    """Delete all but the newest `keep` (>= 1) complete checkpoints."""
-    complete = [p for p in folders.iterdir() if p.name.isdecimal() and (p / "state.json").is_file()]
-    complete.sort(key=lambda p: int(p.name))
-    for folder in complete[:-keep]:
-        doomed = folder.with_name(f".del_{folder.name}")
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    """Delete all but the newest `keep` (>= 1) complete checkpoints and those that are to stay (`counters["stays"]`)."""
+    for folder in complete(folders)[keep:]:
+        if not _stays(folder):
+            doomed = folder.with_name(f".del_{folder.name}")
+            folder.rename(doomed)  # never half a checkpoint under its name
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _stays(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "state.json").read_text()).get("stays"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return True  # not ours to delete
 
 
 def digest(tensors: Tensors, config: str) -> str:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -15,7 +16,14 @@ PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 class Terminal(Console):
-    """A rich console that falls silent when its reader goes away; the work goes on."""
+    """A rich console that falls silent when its reader goes away or its disk is full; the work goes on."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See rich."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         """Say no more, here and when Python flushes at the end."""
@@ -29,6 +37,7 @@ class Reporter:
     def __init__(self, *, speaks: bool) -> None:
         """Args: speaks: whether this process writes at all."""
         self.console = Terminal(quiet=not speaks, soft_wrap=True)
+        self.warned: set[str] = set()
 
     def header(self, title: str, rows: Mapping[str, str]) -> None:
         """What will run, as a small table."""
@@ -47,6 +56,12 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line."""
         self.console.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """Something went wrong and the work goes on; the same text is told once."""
+        if text not in self.warned:
+            self.warned.add(text)
+            self.console.print(Text("warning: ", style="bold yellow") + Text(text))
 
     def progress(self, total: float, done: float) -> "ProgressLine":
         """A bar on a terminal, a line every few seconds elsewhere."""

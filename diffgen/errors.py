@@ -8,8 +8,8 @@
 | 3 | data: missing, damaged or unreadable |
 | 4 | checkpoint: missing, damaged, foreign or refused |
 | 5 | training diverged: the loss is not finite |
-| 75 | the machine: disk full or not writable; type the same command again once mended |
-| 130, 143 | stopped by Ctrl-C or SIGTERM; a checkpoint was written, resume with the same command |
+| 75 | the machine: disk full, folder not writable or in use, memory or another process lost; mend it, type it again |
+| 130, 143, 138 | stopped by Ctrl-C, SIGTERM, SIGUSR1 (128 + the signal): a checkpoint was written, type it again |
 """
 
 import difflib
@@ -23,6 +23,9 @@ class DiffgenError(Exception):
     told = False
     """Whether another process of the run tells it."""
 
+    alone = False
+    """Whether one process of a run may meet it alone, so that each tells it."""
+
 
 class UsageError(DiffgenError):
     """A setting is unknown, of the wrong type or out of range."""
@@ -34,6 +37,7 @@ class DataError(DiffgenError):
     """A data set is missing, damaged or unreadable."""
 
     exit_code = 3
+    alone = True
 
 
 class CheckpointError(DiffgenError):
@@ -49,9 +53,15 @@ class NonFiniteError(DiffgenError):
 
 
 class EnvironmentFault(DiffgenError):
-    """The machine stood in the way: disk full, not writable."""
+    """The machine stood in the way: disk full, not writable, in use."""
 
     exit_code = 75
+
+
+class ProcessFault(EnvironmentFault):
+    """This process ran out of memory, or lost another one of its run."""
+
+    alone = True
 
 
 def require(condition: bool, sentence: str) -> None:

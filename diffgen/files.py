@@ -58,7 +58,7 @@ def _replace_folder(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
         return
-    old = path.with_name(f".del_{path.name}_{secrets.token_hex(4)}")
+    old = path.with_name(f".old_{path.name}_{secrets.token_hex(4)}")
     path.rename(old)
     try:
         new.rename(path)
@@ -66,6 +66,27 @@ def _replace_folder(new: Path, path: Path) -> None:
         old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Take away what a killed process left in a folder, and bring back what it was about to replace."""
+    with explained(folder):
+        for old in folder.glob(".old_*"):
+            path = folder / old.name.removeprefix(".old_").rpartition("_")[0]
+            if not path.exists():
+                old.rename(path)
+        for kind in (".tmp_*", ".old_*", ".del_*"):
+            for left in folder.glob(kind):
+                remove(left)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder; what cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -91,7 +112,19 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append one line to a log."""
-    with explained(path), path.open("a") as file:
-        file.write(line + "\n")
+def append_text(path: Path, text: str) -> None:
+    """Append to a log, all or nothing.
+
+    Raises:
+        EnvironmentFault: It cannot be written.
+    """
+    with explained(path), path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            data = text.encode()
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise

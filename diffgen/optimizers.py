@@ -37,3 +37,12 @@ def adamw(
     return torch.optim.AdamW(
         parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True
     )
+
+
+def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """One step, or none if `bad`, bool []; a fused optimizer finds that out on the device, without a wait."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not bad:
+        optimizer.step()

@@ -10,10 +10,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-from diffgen.errors import DiffgenError, require
+from diffgen.errors import DiffgenError, ProcessFault, require
 
-PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others: the main one may be downloading, or drawing a preview in 1000 steps."""
+PATIENCE = timedelta(hours=1)
+"""How long a process waits for one that hangs: the main one may be downloading, or drawing a preview in 1000 steps.
+
+One that dies is noticed at once.
+"""
 
 
 @contextmanager
@@ -36,11 +39,23 @@ def accelerated(precision: str) -> Iterator[Accelerator]:
     try:
         yield accelerator
         accelerator.wait_for_everyone()
+    except RuntimeError as error:
+        if accelerator.num_processes > 1 and _says_that_a_peer_is_lost(error):
+            raise ProcessFault(
+                f"process {accelerator.process_index} lost another process of this run, which was killed or failed; "
+                "the newest checkpoint is whole: type the same command again"
+            ) from error
+        raise
     finally:
         accelerator.free_memory()
         accelerator.end_training()
         AcceleratorState._reset_state(False)
         GradientState._reset_state()
+
+
+def _says_that_a_peer_is_lost(error: RuntimeError) -> bool:
+    """Whether an exchange failed; gloo raises plain RuntimeErrors."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
 def on_main(accelerator: Accelerator, call: Callable[[], Any]) -> Any:

@@ -1,52 +1,95 @@
 """The folder of a run: which one, and its log, config and loss curve.
 
-config.yaml   metrics.jsonl   loss.png   samples/<images>.png   checkpoints/<images>/   checkpoints/latest
+config.yaml   metrics.jsonl   loss.png   status.json   samples/<images>.png   checkpoints/<images>/   checkpoints/latest
 """
 
 import json
+import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffgen import checkpoint
 from diffgen.errors import CheckpointError, UsageError
-from diffgen.files import append_line, explained, write_atomically
+from diffgen.files import append_text, explained, tidy, write_atomically, write_json
+from diffgen.lock import RunLock
+
+OUR_MARKS = (".lock", ".writable")
+"""Files of a run that was killed before it had written anything."""
 
 
-def choose_run(run_dir: str | None, resume: str, default: str) -> tuple[Path, Path | None]:
-    """Where to write, and the checkpoint folder to go on from, if any.
+@dataclass(frozen=True)
+class Place:
+    """Where a run writes, and what it goes on from.
+
+    Attributes:
+        run_dir: Its directory.
+        resumed_from: The checkpoint folder to go on from, or None for a new run.
+        notes: What the user should know about that choice.
+    """
+
+    run_dir: Path
+    resumed_from: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def choose_run(run_dir: str | None, resume: str, default: str, lock: RunLock) -> Place:
+    """Where to write, and the checkpoint folder to go on from, if any; the directory is then locked.
 
     Args:
         run_dir: The user's run directory, or None.
         resume: `auto`, `none` or a path to a checkpoint folder or run directory.
         default: The run directory of a new run; a number is appended where it exists.
+        lock: Takes the directory, before anything in it is changed.
 
     Raises:
         UsageError: The directory holds a run and `resume` is none, or a run that goes on beyond the checkpoint, or
             files of somebody else's.
-        CheckpointError: The path holds no checkpoint, or an incomplete one.
-        EnvironmentFault: The directory cannot be made.
+        CheckpointError: The path holds no checkpoint, or an incomplete one, or no checkpoint of the run is whole.
+        EnvironmentFault: The directory cannot be made, or another run is in it.
     """
     if resume not in ("auto", "none"):
-        folder = _checkpoint_folder(Path(resume))
-        target = Path(run_dir) if run_dir else folder.parent.parent
-        newest = checkpoint.find_newest(target)
-        if newest and newest.resolve() != folder.resolve():
-            raise UsageError(f"run_dir={str(target)!r} holds {newest.name}, beyond {folder}: give another run_dir")
-        return _make(target), folder
+        return _go_on_from(_checkpoint_folder(Path(resume)), run_dir, lock)
     if run_dir is None:
-        return _make(_unused(Path(default))), None
-    newest = checkpoint.find_newest(Path(run_dir))
+        return Place(_make(_unused(Path(default)), lock))
+    target = Path(run_dir)
+    newest = checkpoint.find_newest(target)
     if newest and resume == "none":
         raise UsageError(
             f"run_dir={run_dir!r} holds a run and train.resume=none: choose another run_dir, or resume=auto"
         )
-    if newest is None and not (Path(run_dir) / "metrics.jsonl").exists() and _holds_files(Path(run_dir)):
+    if newest is None and not (target / "metrics.jsonl").exists() and _holds_files(target):
         raise UsageError(f"run_dir={run_dir!r} holds files that are no run of diffgen's: choose another folder")
-    return _make(Path(run_dir)), newest
+    return _newest_whole(_make(target, lock))
+
+
+def _go_on_from(folder: Path, run_dir: str | None, lock: RunLock) -> Place:
+    target = Path(run_dir) if run_dir else folder.parent.parent
+    newest = checkpoint.find_newest(target)
+    if newest and newest.resolve() != folder.resolve():
+        raise UsageError(f"run_dir={str(target)!r} holds {newest.name}, beyond {folder}: give another run_dir")
+    return Place(_make(target, lock), folder)
+
+
+def _newest_whole(run_dir: Path) -> Place:
+    """The newest checkpoint that is not damaged; damaged ones beyond it are set aside, not deleted."""
+    damaged: list[Path] = []
+    notes: list[str] = []
+    for folder in checkpoint.complete(run_dir / "checkpoints"):
+        reason = checkpoint.damage(folder)
+        if reason is None:
+            for other in damaged:
+                other.rename(other.with_name(f"{other.name}-damaged-{secrets.token_hex(2)}"))
+            return Place(run_dir, folder, tuple(notes))
+        damaged.append(folder)
+        notes.append(f"{reason}; set aside, going on from an earlier one")
+    if damaged:
+        raise CheckpointError(f"{notes[0].partition('; set aside')[0]}; no other checkpoint of the run is whole")
+    return Place(run_dir)
 
 
 def _holds_files(path: Path) -> bool:
-    return any(not item.is_dir() for item in path.rglob("*"))
+    return any(not item.is_dir() and item.name not in OUR_MARKS for item in path.rglob("*"))
 
 
 def _checkpoint_folder(path: Path) -> Path:
@@ -73,12 +116,16 @@ def _unused(path: Path) -> Path:
                 candidate = path.with_name(f"{path.name}-{number}")
 
 
-def _make(path: Path) -> Path:
+def _make(path: Path, lock: RunLock) -> Path:
     with explained(path):
-        for folder in (path / "samples", path / "checkpoints"):
-            folder.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         (path / ".writable").touch()
         (path / ".writable").unlink()
+        lock.take(path)
+        for folder in (path / "samples", path / "checkpoints"):
+            folder.mkdir(exist_ok=True)
+    for folder in (path, path / "samples", path / "checkpoints"):
+        tidy(folder)
     return path
 
 
@@ -88,6 +135,7 @@ class RunLog:
     def __init__(self, run_dir: Path) -> None:
         """The log in `run_dir`; `start` begins to write it."""
         self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
+        self.pending: list[str] = []
 
     def start(self, config_yaml: str, images: int) -> None:
         """Write the config, and drop rows from beyond `images`, where the run stands."""
@@ -96,8 +144,14 @@ class RunLog:
         write_atomically(self.run_dir / "config.yaml", config_yaml)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row."""
-        append_line(self.path, json.dumps(row))
+        """Add a row, and those that a full disk did not take before.
+
+        Raises:
+            EnvironmentFault: It cannot be written now; it is kept for the next time.
+        """
+        self.pending.append(json.dumps(row) + "\n")
+        append_text(self.path, "".join(self.pending))
+        self.pending.clear()
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows; a line cut short by a crash is skipped."""
@@ -113,5 +167,18 @@ class RunLog:
         """Draw `loss.png`."""
         from diffgen.plots import loss_curve
 
-        rows = self.rows()
+        rows = [row for row in self.rows() if row["loss"] is not None]
         write_atomically(self.run_dir / "loss.png", loss_curve([r["images"] for r in rows], [r["loss"] for r in rows]))
+
+    def status(self, state: str, images: int, code: int | None = None, reason: str = "") -> None:
+        """Write `status.json`: what became of the run; launchers of several processes hide their exit codes.
+
+        Args:
+            state: running, done, stopped or failed.
+            images: Training images seen.
+            code: The exit code, once there is one.
+            reason: The sentence that the user was told.
+        """
+        write_json(
+            self.run_dir / "status.json", {"state": state, "images": images, "exit_code": code, "reason": reason}
+        )

@@ -32,6 +32,8 @@ class Sampling:
     device: torch.device
     plan: Plan | None = None
     """Where to start and what to keep, if not new images from noise."""
+    before_each: Callable[[], None] | None = None
+    """Called before each network evaluation; it may raise, to end the sampling."""
     nfe: int = 0
     """Network evaluations of each image in the latest `draw`; guidance evaluates twice at once and counts as one."""
 
@@ -74,6 +76,8 @@ class Sampling:
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             self.nfe += 1
+            if self.before_each:
+                self.before_each()
             if watch:
                 watch(x, t)
             return predict(x, t)

@@ -34,6 +34,9 @@ class TrainSettings:
     log_every: int
     print_log: bool
     keep_checkpoints: int
+    keep_every: int | None
+    max_skipped: int
+    preemption_signal: Literal["SIGUSR1", "SIGUSR2", "SIGHUP"] | None
     threads: int | None
 
     def __post_init__(self) -> None:
@@ -43,8 +46,12 @@ class TrainSettings:
         )
         require(self.images is None or self.images >= 1, f"train.images={self.images} must be at least 1")
         require(self.minutes is None or self.minutes > 0, f"train.minutes={self.minutes} must be positive")
-        for name in ("batch_size", "checkpoint_every", "preview_every", "log_every", "keep_checkpoints"):
+        for name in ("batch_size", "checkpoint_every", "preview_every", "log_every", "keep_checkpoints", "max_skipped"):
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.keep_every is None or self.keep_every >= 1,
+            f"train.keep_every={self.keep_every} must be at least 1 or null",
+        )
         require(
             self.micro_batch == "auto" or self.micro_batch >= 1,
             f"train.micro_batch={self.micro_batch} must be >= 1",

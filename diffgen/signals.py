@@ -1,11 +1,16 @@
 """Ending a run by a signal: finish the step, write a checkpoint, leave with 128 + the signal's number."""
 
+import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from diffgen.errors import DiffgenError
+
+ECHO = 2.0  # seconds in which a launcher passes on the Ctrl-C that its processes have had from the terminal already
 
 
 class Stopped(DiffgenError):
@@ -17,20 +22,48 @@ class Stopped(DiffgenError):
         self.exit_code = 128 + signum
 
 
+class Interrupted(Exception):
+    """Something that can be left out was cut short because the run is to stop."""
+
+
+class StopRequest:
+    """What has been received so far; `signum` is 0 until a signal asks the run to stop."""
+
+    signum = 0
+    at = 0.0
+
+    def receive(self, signum: int, frame: object = None) -> None:
+        """Note the first signal; a second Ctrl-C leaves at once. Other repetitions are a launcher's, and no news."""
+        now = time.monotonic()
+        if not self.signum:
+            self.signum, self.at = signum, now
+        elif signum == signal.SIGINT and not ("TORCHELASTIC_RUN_ID" in os.environ and now - self.at < ECHO):
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, LEFT_AT_ONCE)
+            os._exit(128 + signum)  # no clean-up that could wait for another thread or process
+
+    def check(self) -> None:
+        """Raise `Interrupted` if the run is to stop."""
+        if self.signum:
+            raise Interrupted
+
+
+LEFT_AT_ONCE = (
+    b"\nstopped at once by a second Ctrl-C; the newest checkpoint is whole, go on from it with the same command\n"
+)
+
+
 @contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying; a second one has its usual effect."""
-    caught: list[int] = []
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+def stop_requests(preemption: str | None) -> Iterator[StopRequest]:
+    """Collect SIGINT, SIGTERM and a cluster's own signal instead of dying of them.
 
-    def note(signum: int, frame: object) -> None:
-        caught.append(signum)
-        signal.signal(signum, before[signal.Signals(signum)])
-
-    for signum in before:
-        signal.signal(signum, note)
+    Args:
+        preemption: Name of the signal that the cluster sends before it takes the machine away, such as SIGUSR1.
+    """
+    request = StopRequest()
+    signals = {signal.SIGINT, signal.SIGTERM, *([signal.Signals[preemption]] if preemption else [])}
+    before = {signum: signal.signal(signum, request.receive) for signum in signals}
     try:
-        yield caught
+        yield request
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

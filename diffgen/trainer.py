@@ -9,8 +9,7 @@ import copy
 import inspect
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,28 @@ from diffgen import augment, checkpoint, header, training_state
 from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, make_weighting
 from diffgen.console import Reporter, count
 from diffgen.datasets import ImageSource, Vectors
-from diffgen.denoiser import NO_LABEL
 from diffgen.ema import EMA
-from diffgen.errors import CheckpointError, NonFiniteError, require
+from diffgen.errors import CheckpointError, DiffgenError, EnvironmentFault, NonFiniteError, require
+from diffgen.feed import Feed
+from diffgen.gradients import Gradients
 from diffgen.guidance import Guidance
-from diffgen.images import grid, save_png, to_float
+from diffgen.images import grid, save_png
+from diffgen.lock import RunLock
 from diffgen.losses import denoising_loss
-from diffgen.optimizers import OPTIMIZERS
+from diffgen.optimizers import OPTIMIZERS, step_unless
 from diffgen.processes import accelerated, on_main
-from diffgen.randomness import data_order, generator, mix, uniforms
+from diffgen.randomness import mix
 from diffgen.registry import bind, build
 from diffgen.run_directory import RunLog, choose_run
 from diffgen.sampling import Sampling, columns, cycle_labels
 from diffgen.settings import EmaSettings, LrSchedule, PreviewSettings, TrainSettings, section
-from diffgen.signals import Stopped, catch_signals
+from diffgen.signals import Interrupted, Stopped, StopRequest, stop_requests
+from diffgen.tally import Tally
 from diffgen.times import TIMES
+from diffgen.writer import Snapshot, Writer
 
 PREVIEW_BATCH = 64
 DEFAULT_THREADS = torch.get_num_threads()  # a job of a sweep may have changed it for itself
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
-"""Arguments of the loss: x0, label, t, z and what augmentation did."""
 
 
 def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> None:
@@ -58,23 +58,20 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
     """
     settings: TrainSettings = section(config, "train")
     torch.set_num_threads(settings.threads or DEFAULT_THREADS)
-    with accelerated(settings.precision) as accelerator:
-        trainer = Trainer(config, config_yaml, default_run_dir, settings, accelerator)
-        with catch_signals() as caught:
-            trainer.fit(caught)
+    with (
+        stop_requests(settings.preemption_signal) as request,
+        accelerated(settings.precision) as accelerator,
+        RunLock() as lock,
+    ):
+        trainer = Trainer(config, settings, accelerator)
+        trainer.open_run(config_yaml, default_run_dir, lock)
+        trainer.run(request)
 
 
 class Trainer:
     """One run: its parts, its counters, and the loop."""
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        config_yaml: str,
-        default_run_dir: str,
-        settings: TrainSettings,
-        accelerator: Accelerator,
-    ) -> None:
+    def __init__(self, config: dict[str, Any], settings: TrainSettings, accelerator: Accelerator) -> None:
         """Build every part; nothing is written before all of them fit together."""
         self.settings, self.accelerator = settings, accelerator
         self.lr_schedule: LrSchedule = section(config, "lr_schedule")
@@ -82,7 +79,6 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.main: bool = accelerator.is_main_process
         self.local_batch = self._split_batch()
-        self.micro_batch = settings.micro_batch if isinstance(settings.micro_batch, int) else self.local_batch
         self.reporter = Reporter(speaks=self.main)
         self.time = bind(TIMES, config["time"])
 
@@ -101,6 +97,7 @@ class Trainer:
         checkpoint.check_plain(self.kept, "this run")  # else its own checkpoints could not be read
         self._build_network()
         self._build_optimizer()
+        self._build_steps()
         self._rehearse()
         self.sampling = Sampling.from_config(
             make_denoiser(self.config, self.averaged),
@@ -109,10 +106,9 @@ class Trainer:
             seed=self.preview_settings.seed,
             device=self.device,
         )
-        self.step = self.images = self.loss_count = 0
+        self.step = self.images = 0
         self.seconds = self.seconds_before = 0.0
-        self.loss_sum = torch.zeros((), device=self.device)
-        self._open_run(default_run_dir, config_yaml)
+        self.tally = Tally.zeros(self.device)
 
     def _split_batch(self) -> int:
         world, batch = self.accelerator.num_processes, self.settings.batch_size
@@ -141,6 +137,20 @@ class Trainer:
         self.base_lr: float = optimizer.param_groups[0]["lr"]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
+    def _build_steps(self) -> None:
+        first = self.accelerator.process_index * self.local_batch
+        share = slice(first, first + self.local_batch)
+        self.feed = Feed(self.settings, self.denoiser.schedule, self.time, share)
+        given = self.settings.micro_batch
+        self.gradients = Gradients(
+            self.accelerator,
+            [module for module in (self.model, self.weighting) if isinstance(module, nn.Module)],
+            lambda *batch: denoising_loss(self.denoiser, self.weighting, *batch),
+            self.settings.seed,
+            given if isinstance(given, int) else self.local_batch,
+            self.reporter.warn,
+        )
+
     def _rehearse(self) -> None:
         """Call what checks its numbers when it runs, so that a bad one is told before anything is written."""
         t = self.time(torch.full((1,), 0.5, device=self.device), self.denoiser.schedule)
@@ -149,14 +159,19 @@ class Trainer:
 
     # --- the run directory ----------------------------------------------------------------------------------------
 
-    def _open_run(self, default_run_dir: str, config_yaml: str) -> None:
+    def open_run(self, config_yaml: str, default_run_dir: str, lock: RunLock) -> None:
         """Decide where to write and where to go on from, on the main process; then load."""
-        wanted = (self.config["run_dir"], self.settings.resume, default_run_dir)
-        self.run_dir, self.resumed_from = on_main(self.accelerator, lambda: choose_run(*wanted))
+        wanted = (self.config["run_dir"], self.settings.resume, default_run_dir, lock)
+        place = on_main(self.accelerator, lambda: choose_run(*wanted))
+        self.run_dir, self.resumed_from = place.run_dir, place.resumed_from
+        for note in place.notes:
+            self.reporter.warn(note)
         self.changes: list[str] = []
         if self.resumed_from:
             self._load(self.resumed_from)
+        self.first_images = self.images
         self.log = RunLog(self.run_dir)
+        self.writer = Writer(self.run_dir / "checkpoints", self.settings.keep_checkpoints, self.reporter.warn)
         on_main(self.accelerator, lambda: self.log.start(config_yaml, self.images))
 
     def _load(self, folder: Path) -> None:
@@ -169,158 +184,147 @@ class Trainer:
             training_state.apply(tensors, self.trained, self.optimizer.optimizer, self.device, folder)
             if counters["scaler"] and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(counters["scaler"])
-            self.loss_sum = tensors["loss_sum"].to(self.device)
-            self.step, self.images, self.loss_count = (counters[key] for key in ("step", "images", "loss_count"))
+            rank, world = self.accelerator.process_index, self.accelerator.num_processes
+            self.tally = Tally.from_tensors(tensors, rank, world, self.device)
+            self.step, self.images = counters["step"], counters["images"]
             self.seconds = self.seconds_before = counters["seconds"]
+            if self.settings.micro_batch == "auto":
+                self.gradients.micro_batch = min(self.local_batch, counters["micro_batch"])
         except KeyError as error:
             raise CheckpointError(f"{folder} is not a whole training state: it lacks {error}") from None
 
-    def _save(self) -> None:
-        """Write a checkpoint (main process), then rotate old ones."""
-        self.loss_sum = self.accelerator.reduce(self.loss_sum, "mean")  # what is saved must be right on every process
-        self._check_finite(float(self.loss_sum))
+    def _save(self, *, wait: bool) -> None:
+        """Write a checkpoint, on the main process; in the background unless `wait`."""
         if not all(weight.isfinite().all() for weight in self.averaged.state_dict().values()):
-            self._check_finite(math.nan)  # of the last step only the gradient was not finite
-        on_main(self.accelerator, self._write_checkpoint)
+            self._diverged("the averaged weights are not finite")
+        losses = self.accelerator.gather(self.tally.loss[None])
+        on_main(self.accelerator, lambda: self.writer.submit(lambda: self._snapshot(losses), wait=wait))
 
-    def _write_checkpoint(self) -> None:
-        tensors = training_state.gather(self.trained, self.optimizer.optimizer)
-        tensors["loss_sum"] = self.loss_sum
+    def _snapshot(self, losses: Tensor) -> Snapshot:
         counters = {
             "step": self.step,
             "images": self.images,
             "seconds": self.seconds,
-            "loss_count": self.loss_count,
+            "micro_batch": self.gradients.micro_batch,
+            "stays": bool(self.settings.keep_every and self._crossed(self.settings.keep_every)),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "config": self.config,
         }
-        folder = self.run_dir / "checkpoints" / f"{self.images:08d}"
-        checkpoint.save(folder, self.kept, self.images, self.averaged.state_dict(), tensors, counters)
-        checkpoint.rotate(folder.parent, self.settings.keep_checkpoints)
+        tensors = training_state.gather(self.trained, self.optimizer.optimizer) | self.tally.tensors(losses)
+        return Snapshot(self.images, self.kept, self.averaged.state_dict(), tensors, counters)
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
-    def fit(self, caught: list[int]) -> None:
-        """Train to the end of the budget.
-
-        Args:
-            caught: Signals received so far; one ends the run after its step, with a checkpoint.
+    def run(self, request: StopRequest) -> None:
+        """Train to the end, and leave word in the run directory of what became of it.
 
         Raises:
             Stopped: A signal came.
-            NonFiniteError: The loss is not finite.
+            NonFiniteError: Too many steps in a row had a gradient that is not finite.
+            EnvironmentFault: The last checkpoint cannot be written, or memory or another process is gone.
         """
+        try:
+            self._tell_status("running")
+            self._fit(request)
+        except DiffgenError as error:
+            stopped = isinstance(error, Stopped)
+            self._tell_status("stopped" if stopped else "failed", error.exit_code, str(error))
+            raise
+        self._tell_status("done", 0)
+
+    def _fit(self, request: StopRequest) -> None:
         self._header()
-        if self._progress() >= 1:
-            self.reporter.say(f"nothing to do: {self.images:,} images are done")
-            return self._farewell()
         self.model.train()
         self.started = self.logged_at = time.monotonic()
         self.logged_images = self.images
-        stop = 0
-        with self.reporter.progress(1.0, self._progress()) as self.line:
-            for pixels, labels in self.dataset.batches(self._entries(), self.device):
+        if self._progress() >= 1:
+            self.reporter.say(f"nothing to do: {self.images:,} images are done")
+            return self._farewell()
+        if stop := self._agree(request, always=True):
+            raise Stopped(stop, self.images, self.run_dir)
+        self.sampling.before_each = request.check
+        entries = self.feed.entries(len(self.dataset), self.images)
+        with self.reporter.progress(1.0, self._progress()) as self.line, self.writer:
+            for pixels, labels in self.dataset.batches(entries, self.device):
                 norm, lr = self._step(pixels, labels)
-                stop = self._agree(caught)
-                done = stop or self._progress() >= 1
-                self.line.advance(min(self._progress(), 1))
-                if done or self._crossed(self.settings.log_every):
-                    self._log(norm, lr)
-                if done or self._crossed(self.settings.checkpoint_every):
-                    self._save()
-                if not stop and (done or self._crossed(self.settings.preview_every)):
-                    on_main(self.accelerator, self._preview)
-                if done:
+                stop = self._agree(request)
+                if self._after_step(norm, lr, stop):
                     break
         if stop:
             raise Stopped(stop, self.images, self.run_dir)
         self._farewell()
 
-    def _entries(self) -> Iterator[Tensor]:
-        """Entries of this process's share of each global batch, from the present image on."""
-        rank, position, batch = self.accelerator.process_index, self.images, self.settings.batch_size
-        while True:
-            entries = data_order(self.settings.seed, len(self.dataset), position, batch)
-            yield entries[rank * self.local_batch : (rank + 1) * self.local_batch]
-            position += batch
+    def _after_step(self, norm: Tensor, lr: float, stop: int) -> bool:
+        """Log, save and preview when it is time; whether the run is over."""
+        settings, done = self.settings, bool(stop) or self._progress() >= 1
+        self.line.advance(min(self._progress(), 1))
+        if done or self._crossed(settings.log_every):
+            self._log(norm, lr)
+        if done or self._crossed(settings.checkpoint_every) or self._crossed(settings.keep_every):
+            self._save(wait=done)
+        if not stop and (done or self._crossed(settings.preview_every)):
+            on_main(self.accelerator, lambda: self._try(self._preview))
+        return done
 
     def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-        """One optimizer step on this process's share of the batch; returns the gradient norm and learning rate."""
-        batch = self._draw(to_float(pixels), labels)
-        starts = range(0, self.local_batch, self.micro_batch)
-        for number, start in enumerate(starts):
-            micro = slices(batch, start, start + self.micro_batch)
-            torch.manual_seed(mix(self.settings.seed, "dropout", self.step, self.accelerator.process_index, number))
-            last = number == len(starts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = denoising_loss(self.denoiser, self.weighting, *micro).sum() / self.local_batch
-                self.accelerator.backward(loss)
-            self.loss_sum += loss.detach()
+        """One optimizer step on this process's share of the batch; returns the gradient norm and learning rate.
+
+        A gradient that is not finite, on any process, would make every weight so: its step is skipped, and counted.
+        """
+        batch = self.feed.batch(self.step, pixels, labels)
+        if self.images == self.first_images:
+            self.gradients.rehearse(self.step, batch)
+        loss = self.gradients.accumulate(self.step, batch)
         lr = self.base_lr * self.lr_schedule.factor(self.images, self._progress())
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), self.settings.grad_clip or math.inf)
-        self.optimizer.step()
+        bad = ~norm.isfinite()
+        if self.accelerator.scaler:
+            self.optimizer.step()  # the gradient's scaler skips by itself
+        else:
+            step_unless(self.optimizer.optimizer, bad)
         self.optimizer.zero_grad()
-        self.step, self.loss_count = self.step + 1, self.loss_count + 1
+        self.tally.add(loss, bad)
+        self.step += 1
         self.images += self.settings.batch_size
         self.ema.update(self.images, self.settings.batch_size)
         return norm, lr
-
-    def _draw(self, x0: Tensor, label: Tensor) -> Batch:
-        """The arguments of the loss for this process's images: x0, label, t, z and augmentation labels.
-
-        Step k's random numbers are drawn for the global batch; each process takes its slice.
-        """
-        n, settings, schedule = self.settings.batch_size, self.settings, self.denoiser.schedule
-        first = self.accelerator.process_index * self.local_batch
-        mine = slice(first, first + self.local_batch)
-        rng = generator(self.device, settings.seed, "step", self.step)
-        u = uniforms(n, rng, stratified=settings.stratified_times)[mine]
-        flip, drop = torch.rand(2, n, generator=rng, device=self.device)[:, mine]
-        z = torch.randn(n, *x0.shape[1:], generator=rng, device=self.device)[mine]
-        told = None
-        if settings.horizontal_flip:
-            x0 = torch.where((flip < 0.5)[:, None, None, None], x0.flip(-1), x0)
-        if settings.augment:
-            gates, values = augment.draw(n, rng)
-            x0, told = augment.augment(x0, augment.Draws(gates[mine], values[mine]), settings.augment)
-        label = torch.where(drop < settings.label_dropout, NO_LABEL, label)
-        t = self.time(u, schedule).clamp(schedule.t_min, schedule.t_max)
-        return x0, label, schedule.snap(t), z, told
 
     def _progress(self) -> float:
         """Share of the run that is done, by images or by minutes, whichever is further."""
         by_images = self.images / (self.settings.images or math.inf)
         return max(by_images, self.seconds / (60 * (self.settings.minutes or math.inf)))
 
-    def _agree(self, caught: list[int]) -> int:
+    def _agree(self, request: StopRequest, *, always: bool = False) -> int:
         """Take the main process's clock, and a signal that any process received; returns the signal or 0.
 
-        Where agreeing costs a synchronisation with a GPU, it is done every log interval only.
+        Where agreeing costs a synchronisation with a GPU, it is done every log interval only, unless `always`.
         """
         seconds = self.seconds_before + time.monotonic() - self.started
-        signum = caught[0] if caught else 0
         if self.accelerator.num_processes == 1:
             self.seconds = seconds
-            return signum
-        if self.device.type != "cpu" and not self._crossed(self.settings.log_every):
+            return request.signum
+        if self.device.type != "cpu" and not always and not self._crossed(self.settings.log_every):
             return 0
-        mine = torch.tensor([seconds if self.main else 0.0, signum], dtype=torch.float64, device=self.device)
+        mine = torch.tensor([seconds if self.main else 0.0, request.signum], dtype=torch.float64, device=self.device)
         gathered = self.accelerator.gather(mine[None])
         self.seconds = float(gathered[:, 0].max())
         return int(gathered[:, 1].max())
 
-    def _crossed(self, every: int) -> bool:
-        return self.images // every > (self.images - self.settings.batch_size) // every
+    def _crossed(self, every: int | None) -> bool:
+        return every is not None and self.images // every > (self.images - self.settings.batch_size) // every
 
     # --- what is told ---------------------------------------------------------------------------------------------
 
     def _log(self, norm: Tensor, lr: float) -> None:
-        loss = float(self.accelerator.reduce(self.loss_sum.clone(), "mean")) / max(self.loss_count, 1)
-        self._check_finite(loss)
-        self.loss_sum.zero_()
-        self.loss_count = 0
+        steps, skipped = int(self.tally.steps), int(self.tally.skipped)
+        if self.tally.longest > self.settings.max_skipped:
+            self._diverged(
+                f"{self.settings.max_skipped} steps in a row had a gradient that is not finite and were skipped"
+            )
+        loss = float(self.accelerator.reduce(self.tally.loss.clone(), "mean")) / steps if steps else None
+        self.tally.begin_line()
         now = time.monotonic()
         pace = (self.images - self.logged_images) / max(now - self.logged_at, 1e-9)
         self.logged_at, self.logged_images = now, self.images
@@ -329,22 +333,38 @@ class Trainer:
             "step": self.step,
             "loss": loss,
             "lr": lr,
-            "grad_norm": float(norm),
+            "grad_norm": float(norm) if norm.isfinite() else None,
+            "skipped": skipped,
             "images_per_second": round(pace, 2),
             "seconds": round(self.seconds, 3),
         }
-        on_main(self.accelerator, lambda: self.log.append(row))
+        if self.main:
+            self._try(lambda: self.log.append(row))
         epochs = f"epoch {self.images / len(self.dataset):g}  " if self.settings.print_log else ""
-        figures = f"{epochs}{count(self.images)} img  loss {loss:.4f}  {count(pace)} img/s  "
-        figures += header.memory(self.device)
+        figures = (
+            f"{epochs}{count(self.images)} img  loss {math.nan if loss is None else loss:.4f}  {count(pace)} img/s  "
+        )
+        figures += header.memory(self.device) + (f"  {skipped} steps skipped" if skipped else "")
         self.line.update(min(self._progress(), 1), figures, keep=self.settings.print_log)
 
-    def _check_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise NonFiniteError(
-                f"the loss is {loss} at {self.images:,} images: lower optimizer.lr, set train.grad_clip=1 "
-                f"or train.precision=no; a checkpoint in {self.run_dir}, if there is one, is from before"
-            )
+    def _diverged(self, what: str) -> None:
+        raise NonFiniteError(
+            f"{what}, at {self.images:,} images: lower optimizer.lr, set train.grad_clip=1 or train.precision=no; "
+            f"a checkpoint in {self.run_dir}, if there is one, is from before"
+        )
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """Write something that training can do without."""
+        try:
+            write()
+        except EnvironmentFault as error:
+            self.reporter.warn(f"{error}; training goes on")
+        except Interrupted:
+            self.reporter.warn("the preview is left out, since the run is to stop")
+
+    def _tell_status(self, state: str, code: int | None = None, reason: str = "") -> None:
+        if self.main:
+            self._try(lambda: self.log.status(state, self.images, code, reason))
 
     def _preview(self) -> None:
         """Write the grid of the fixed seeds, or the data set's own report, and the loss curve."""
@@ -379,12 +399,9 @@ class Trainer:
         self.reporter.header(f"diffgen-train: {self.config['dataset']['name']}, {self.config['method']}", rows)
 
     def _farewell(self) -> None:
+        if self.writer.newest:
+            size = count(sum(file.stat().st_size for file in self.writer.newest.iterdir()))
+            pause = f"training paused {self.writer.longest_pause:.2f} s for each at most"
+            self.reporter.say(f"weights: {self.writer.newest}, {size}B, {pause}")
         self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
         self.reporter.say(f"next:    diffgen-sample ckpt={self.run_dir}")
-
-
-def slices(batch: Batch, start: int, stop: int) -> Batch:
-    """Images start .. stop - 1 of the arguments of the loss."""
-    x0, label, t, z, told = (None if part is None else part[start:stop] for part in batch)
-    assert x0 is not None and label is not None and t is not None and z is not None
-    return x0, label, t, z, told

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffgen.errors import EnvironmentFault
-from diffgen.files import append_line, folder_atomically, write_atomically, write_json
+from diffgen.files import append_text, folder_atomically, tidy, write_atomically, write_json
 
 Patch = pytest.MonkeyPatch
 
@@ -58,7 +58,7 @@ def test_unwritable_places_are_named(tmp_path: Path, path: str) -> None:
     with pytest.raises(EnvironmentFault, match="cannot write .*a.txt: "):
         write_atomically(tmp_path / path, "x")
     with pytest.raises(EnvironmentFault, match="cannot write .*a.txt: "):
-        append_line(tmp_path / path, "x")
+        append_text(tmp_path / path, "x")
     with pytest.raises(EnvironmentFault, match="cannot write .*a.txt: "), folder_atomically(tmp_path / path):
         pass
 
@@ -112,7 +112,22 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: Pat
     assert names(tmp_path) == ["folder"]
 
 
-def test_lines_are_appended(tmp_path: Path) -> None:
-    for line in ("a", "b"):
-        append_line(tmp_path / "log", line)
-    assert (tmp_path / "log").read_text() == "a\nb\n"
+def test_text_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    append_text(log, "one\n")
+    append_text(log, "two\nthree\n")
+    assert log.read_text() == "one\ntwo\nthree\n"
+    with pytest.raises(EnvironmentFault, match=r"cannot write .*: Is a directory"):
+        append_text(tmp_path, "x")
+
+
+def test_what_a_killed_process_left_is_tidied(tmp_path: Path) -> None:
+    """Half-written files go; a folder that was about to be replaced comes back, unless the new one stands there."""
+    for name in (".tmp_a_12", ".del_b", ".old_c_12", ".old_d_12", "d", "e"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / ".tmp_f.png_12").write_text("half")
+    tidy(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "d", "e"]
+    assert (tmp_path / "c" / "file").read_text() == ".old_c_12"
+    assert (tmp_path / "d" / "file").read_text() == "d"

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffgen import __version__
 from diffgen.cli import plugins
 from diffgen.console import complain
-from diffgen.errors import DataError, DiffgenError, UsageError, unknown
+from diffgen.errors import DiffgenError, UsageError, unknown
 
 Job = Callable[[dict[str, Any], str], None]
 
@@ -123,7 +123,7 @@ def answer(call: Callable[[], object], name: str = "") -> int:
     try:
         call()
     except DiffgenError as error:
-        _tell(str(error), silent=error.told or not isinstance(error, DataError))
+        _tell(str(error), silent=error.told or not error.alone)
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         _tell(explain(name, error), silent=True)

@@ -139,7 +139,7 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     """Launchers signal whole groups, and the main process still needs pictures to finish its step."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
 
 

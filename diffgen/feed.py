@@ -1,0 +1,66 @@
+"""What step k of a run is fed: which images, turned how, with which noise, times and labels.
+
+All of it is a function of the seed, the step and the images seen, drawn for the global batch; each process takes its
+slice. So one process and eight train on the same numbers, and nothing has to be saved to go on.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from diffgen import augment
+from diffgen.denoiser import NO_LABEL
+from diffgen.images import to_float
+from diffgen.randomness import data_order, generator, uniforms
+from diffgen.schedules import Schedule
+from diffgen.settings import TrainSettings
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+"""Arguments of the loss: x0, label, t, z and what augmentation did."""
+
+
+class Feed:
+    """One process's share of every batch."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        schedule: Schedule,
+        time: Callable[[Tensor, Schedule], Tensor],
+        share: slice,
+    ) -> None:
+        """Args: share: which images of the global batch are this process's."""
+        self.settings, self.schedule, self.time, self.share = settings, schedule, time, share
+
+    def entries(self, size: int, images: int) -> Iterator[Tensor]:
+        """Entries of a data set of `size`, batch by batch, for a run that has seen so many images."""
+        while True:
+            order = data_order(self.settings.seed, size, images, self.settings.batch_size)
+            yield order[self.share]
+            images += self.settings.batch_size
+
+    def batch(self, step: int, pixels: Tensor, label: Tensor) -> Batch:
+        """The arguments of the loss for this process's images of a step, uint8 or float32 [B, C, H, W]."""
+        settings, mine, x0 = self.settings, self.share, to_float(pixels)
+        n, device = settings.batch_size, x0.device
+        rng = generator(device, settings.seed, "step", step)
+        u = uniforms(n, rng, stratified=settings.stratified_times)[mine]
+        flip, drop = torch.rand(2, n, generator=rng, device=device)[:, mine]
+        z = torch.randn(n, *x0.shape[1:], generator=rng, device=device)[mine]
+        told = None
+        if settings.horizontal_flip:
+            x0 = torch.where((flip < 0.5)[:, None, None, None], x0.flip(-1), x0)
+        if settings.augment:
+            gates, values = augment.draw(n, rng)
+            x0, told = augment.augment(x0, augment.Draws(gates[mine], values[mine]), settings.augment)
+        label = torch.where(drop < settings.label_dropout, NO_LABEL, label)
+        t = self.time(u, self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
+        return x0, label, self.schedule.snap(t), z, told
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """Images start .. stop - 1 of the arguments of the loss."""
+    x0, label, t, z, told = batch
+    here = slice(start, stop)
+    return x0[here], label[here], t[here], z[here], None if told is None else told[here]
