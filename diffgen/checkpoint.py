@@ -337,7 +337,19 @@ def _save_file(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:  # its only cause here is the disk
         raise OSError(str(error)) from error
+    _sort_metadata(path)
     path.chmod(mode)
+
+
+def _sort_metadata(path: Path) -> None:
+    """The library writes metadata in random order; sorted, the same run gives the same file, byte for byte."""
+    with path.open("r+b") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:

@@ -37,15 +37,9 @@ def accelerated(precision: str) -> Iterator[Accelerator]:
     patient = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patient])
     try:
-        yield accelerator
-        accelerator.wait_for_everyone()
-    except RuntimeError as error:
-        if accelerator.num_processes > 1 and _says_that_a_peer_is_lost(error):
-            raise ProcessFault(
-                f"process {accelerator.process_index} lost another process of this run, which was killed or failed; "
-                "the newest checkpoint is whole: type the same command again"
-            ) from error
-        raise
+        with lost_processes_told(accelerator):
+            yield accelerator
+            accelerator.wait_for_everyone()
     finally:
         accelerator.free_memory()
         accelerator.end_training()
@@ -53,9 +47,26 @@ def accelerated(precision: str) -> Iterator[Accelerator]:
         GradientState._reset_state()
 
 
-def _says_that_a_peer_is_lost(error: RuntimeError) -> bool:
-    """Whether an exchange failed; gloo raises plain RuntimeErrors."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+@contextmanager
+def lost_processes_told(accelerator: Accelerator) -> Iterator[None]:
+    """Turn the libraries' errors about a process that died into one sentence.
+
+    Raises:
+        ProcessFault: Another process of the run, or one that decodes pictures, is gone.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        text = str(error)
+        if "DataLoader worker" in text or not isinstance(error, RuntimeError):  # torch raises it wherever we are
+            what = "a process that decodes pictures was killed, perhaps for want of memory"
+        elif accelerator.num_processes > 1 and (
+            isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text
+        ):
+            what = f"process {accelerator.process_index} lost another process of this run, which was killed or failed"
+        else:
+            raise
+        raise ProcessFault(f"{what}: the newest checkpoint is whole, type the same command again") from error
 
 
 def on_main(accelerator: Accelerator, call: Callable[[], Any]) -> Any:

@@ -30,7 +30,7 @@ from diffgen.images import grid, save_png
 from diffgen.lock import RunLock
 from diffgen.losses import denoising_loss
 from diffgen.optimizers import OPTIMIZERS, step_unless
-from diffgen.processes import accelerated, on_main
+from diffgen.processes import accelerated, lost_processes_told, on_main
 from diffgen.randomness import mix
 from diffgen.registry import bind, build
 from diffgen.run_directory import RunLog, choose_run
@@ -198,7 +198,7 @@ class Trainer:
         if not all(weight.isfinite().all() for weight in self.averaged.state_dict().values()):
             self._diverged("the averaged weights are not finite")
         losses = self.accelerator.gather(self.tally.loss[None])
-        on_main(self.accelerator, lambda: self.writer.submit(lambda: self._snapshot(losses), wait=wait))
+        on_main(self.accelerator, lambda: self.writer.submit(self._snapshot(losses), wait=wait))
 
     def _snapshot(self, losses: Tensor) -> Snapshot:
         counters = {
@@ -225,7 +225,8 @@ class Trainer:
         """
         try:
             self._tell_status("running")
-            self._fit(request)
+            with lost_processes_told(self.accelerator):
+                self._fit(request)
         except DiffgenError as error:
             stopped = isinstance(error, Stopped)
             self._tell_status("stopped" if stopped else "failed", error.exit_code, str(error))
@@ -400,8 +401,8 @@ class Trainer:
 
     def _farewell(self) -> None:
         if self.writer.newest:
-            size = count(sum(file.stat().st_size for file in self.writer.newest.iterdir()))
-            pause = f"training paused {self.writer.longest_pause:.2f} s for each at most"
-            self.reporter.say(f"weights: {self.writer.newest}, {size}B, {pause}")
+            size = sum(file.stat().st_size for file in self.writer.newest.iterdir())
+            pause = f"training waited {self.writer.pause:.2f} s for {self.writer.count} of them"
+            self.reporter.say(f"weights: {self.writer.newest} ({count(size)}B; {pause})")
         self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
         self.reporter.say(f"next:    diffgen-sample ckpt={self.run_dir}")

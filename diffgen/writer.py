@@ -6,12 +6,12 @@ One at a time; a fault of the disk is told and tried again with the next checkpo
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from diffgen import checkpoint
 from diffgen.checkpoint import Tensors
@@ -28,21 +28,13 @@ class Snapshot:
     state: Tensors
     counters: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        self.model, self.state = copied(self.model), copied(self.state)
-
-
-def copied(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Copies on the CPU, which training does not change."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-
 
 class Writer:
     """Writes the checkpoints of one run, and deletes old ones.
 
     Attributes:
-        pause: Seconds for which training has waited since `pause` was last set to 0.
-        longest_pause: The longest wait for one checkpoint, in seconds.
+        pause: Seconds for which training has waited.
+        count: Checkpoints that it waited for.
         newest: The newest folder that was written, if any.
     """
 
@@ -51,23 +43,33 @@ class Writer:
         self.folders, self.keep, self.warn = folders, keep, warn
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.written: Future[Path] | None = None
-        self.pause = self.longest_pause = 0.0
+        self.copies: Tensors = {}
+        self.pause, self.count = 0.0, 0
         self.newest: Path | None = None
 
-    def submit(self, snapshot: Callable[[], Snapshot], *, wait: bool) -> None:
-        """Take a snapshot and write it, in the background unless `wait`.
+    def submit(self, snapshot: Snapshot, *, wait: bool) -> None:
+        """Copy a snapshot and write it, in the background unless `wait`.
 
         Raises:
             EnvironmentFault: It cannot be written, with `wait`; earlier checkpoints are untouched.
         """
         started = time.monotonic()
         self._finish(warn=True)
-        self.written = self.thread.submit(self._write, snapshot())
+        model, state = self._copied("model", snapshot.model), self._copied("state", snapshot.state)
+        self.written = self.thread.submit(self._write, replace(snapshot, model=model, state=state))
+        self.pause, self.count = self.pause + time.monotonic() - started, self.count + 1
         if wait:
             self._finish(warn=False)
-        else:
-            spent = time.monotonic() - started
-            self.pause, self.longest_pause = self.pause + spent, max(self.longest_pause, spent)
+
+    def _copied(self, part: str, tensors: Tensors) -> Tensors:
+        """Copies on the CPU, which training does not change, in memory that is used again: fresh pages are slow."""
+        copies = {}
+        for name, tensor in tensors.items():
+            copy = self.copies.get(f"{part}.{name}")
+            if copy is None or (copy.shape, copy.dtype) != (tensor.shape, tensor.dtype):
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            copies[name] = self.copies[f"{part}.{name}"] = copy.copy_(tensor.detach())
+        return copies
 
     def _write(self, snapshot: Snapshot) -> Path:
         folder = self.folders / f"{snapshot.images:08d}"

@@ -141,6 +141,7 @@ RAW: dict[str, tuple[Callable[[Path], object], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.fault("a foreign or empty file as checkpoint", "exit 4, and what it is")
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("case", RAW)
 def test_files_that_are_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
@@ -167,6 +168,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
 # --- damage -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("a checkpoint cut short", "exit 4, one sentence")
 @pytest.mark.parametrize("keep", [7, 8, 100, "header", "half", -1])
 def test_truncated_anywhere(tmp_path: Path, tiny_model: Path, keep: int | str) -> None:
     data = tiny_model.read_bytes()
@@ -185,6 +187,7 @@ def test_bytes_appended(tmp_path: Path, tiny_model: Path) -> None:
     assert "do not cover the file exactly" in refused(path)
 
 
+@pytest.mark.fault("a flipped bit in a checkpoint", "exit 4: it does not match its checksum")
 @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
 def test_one_flipped_bit_in_the_weights(tmp_path: Path, tiny_model: Path, place: float) -> None:
     data = bytearray(tiny_model.read_bytes())

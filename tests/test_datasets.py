@@ -134,6 +134,7 @@ def test_classes_have_names() -> None:
     assert mnist.CLOTHES[9] == "ankle boot"
 
 
+@pytest.mark.fault("a data file with a wrong checksum (MNIST)", "exit 3, the file is named and not used")
 @pytest.mark.parametrize("ending", [".gz", "ubyte"])
 def test_a_damaged_idx_file_is_named(tmp_path: Path, idx_files: dict[str, bytes], ending: str) -> None:
     raw = put(tmp_path / "MNIST" / "raw", idx_files, ending)
@@ -166,6 +167,7 @@ def test_malformed_idx_is_refused(data: bytes) -> None:
     assert "a/b is not a whole idx file of bytes" in told(lambda: parse_idx(data, Path("a/b")))
 
 
+@pytest.mark.fault("a data set that is missing, with no network", "exit 3: the file and where it belongs")
 def test_missing_files_say_where_they_belong(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
     sentence = told(lambda: mnist.mnist(root=str(tmp_path), split="train"))
     assert str(tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte.gz") in sentence
@@ -248,6 +250,7 @@ def test_fetch_tries_again(tmp_path: Path, mirror: tuple[str, type[Mirror]]) -> 
     assert (tmp_path / "a").read_bytes() == b"right"
 
 
+@pytest.mark.fault("a mirror that sends other bytes", "nothing of it is kept")
 @pytest.mark.parametrize(
     ("served", "words"), [(b"other bytes", "sent other bytes"), (b"", "sent other bytes"), (None, "404")]
 )
@@ -263,6 +266,7 @@ def test_fetch_keeps_nothing_wrong(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("a connection that breaks", "it is tried again")
 def test_a_connection_that_breaks_is_tried_again(tmp_path: Path, mirror: tuple[str, type[Mirror]]) -> None:
     address, handler = mirror
     handler.files.update({"/cut": b"ri", "/whole": b"right"})
@@ -276,6 +280,7 @@ def test_fetch_without_a_network(tmp_path: Path, mirror: tuple[str, type[Mirror]
     assert "refused" in sentence
 
 
+@pytest.mark.fault("a download that was interrupted", "what came is not taken for the whole")
 def test_a_partial_file_of_an_interrupted_download_is_not_taken(
     tmp_path: Path, mirror: tuple[str, type[Mirror]]
 ) -> None:
@@ -363,6 +368,7 @@ def test_cifar_from_its_archive(tmp_path: Path, cifar_official: dict[str, bytes]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
 
 
+@pytest.mark.fault("a data file with a wrong checksum (CIFAR-10)", "exit 3, the file is named, never unpickled")
 @pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
 def test_damaged_cifar_files_are_named_and_never_unpickled(
     tmp_path: Path, cifar_official: dict[str, bytes], monkeypatch: Patch, name: str
@@ -391,6 +397,7 @@ def test_a_damaged_cifar_archive_is_named(tmp_path: Path, cifar_official: dict[s
     assert "cifar-10-python.tar.gz is damaged" in told(lambda: cifar10(root=str(tmp_path), split="train"))
 
 
+@pytest.mark.fault("an archive that writes outside its folder", "refused before it is unpacked")
 @pytest.mark.parametrize(
     "members",
     [
@@ -531,6 +538,7 @@ def damage(path: Path, kind: str) -> None:
     path.write_bytes({"empty": b"", "text": b"hello", "cut": data[: len(data) // 2], "header": data[:10]}[kind])
 
 
+@pytest.mark.fault("a corrupt picture in a folder", "exit 3, the picture is named")
 @pytest.mark.parametrize(("kind", "workers"), [("empty", 0), ("text", 0), ("cut", 0), ("header", 0), ("cut", 2)])
 def test_a_corrupt_picture_is_named(tmp_path: Path, monkeypatch: Patch, kind: str, workers: int) -> None:
     monkeypatch.setattr(folder, "FEW", 0)
@@ -566,6 +574,7 @@ def test_streaming_gives_the_batches_of_memory(tmp_path: Path, monkeypatch: Patc
         assert torch.equal(labels, wanted)
 
 
+@pytest.mark.fault("a corrupt picture, met in the middle of a run", "exit 3, the picture is named")
 def test_streaming_names_the_corrupt_picture(tmp_path: Path, monkeypatch: Patch) -> None:
     make_classes(tmp_path)
     damage(tmp_path / "dogs" / "1.png", "cut")

@@ -12,7 +12,7 @@ CONFIGS = PACKAGE.parent / "configs"
 
 LAYERS = [
     {"errors"},
-    {"registry", "files", "console", "plots", "signals"},
+    {"registry", "files", "console", "plots", "signals", "lock"},
     {
         "settings",
         "schedules",
@@ -28,7 +28,8 @@ LAYERS = [
     {"times", "samplers", "datasets"},
     {"denoiser", "checkpoint", "tasks"},
     {"losses", "guidance", "likelihood", "build", "run_directory", "processes"},
-    {"sampling", "training_state", "header"},
+    {"sampling", "training_state", "header", "feed", "tally", "writer"},
+    {"gradients"},
     {"trainer"},
     {"generate"},
     {"cli"},
@@ -54,7 +55,7 @@ OWNERS = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "safetensors": {"checkpoint"},
-    "accelerate": {"processes", "trainer", "generate"},
+    "accelerate": {"processes", "gradients", "trainer", "generate"},
     "rich": {"console"},
     "sklearn": {"datasets"},
     "torchvision": {"datasets"},

@@ -84,12 +84,16 @@ def test_rotation_counts_complete_checkpoints_only(tmp_path: Path) -> None:
     assert names(folders) == ["00000002", "00000003", "00000009", "latest"]
 
 
+@pytest.mark.fault(
+    "many checkpoints on a small disk", "train.keep_checkpoints newest stay, and one every train.keep_every images"
+)
 def test_milestones_stay(tmp_path: Path) -> None:
     folders = run(tmp_path / "run", 10, 20, 30, 40, 50, 60, stays=20) / "checkpoints"
     checkpoint.rotate(folders, keep=1)
     assert names(folders) == ["00000020", "00000040", "00000060", "latest"]
 
 
+@pytest.mark.fault("a checkpoint that cannot be judged", "rotation does not delete it")
 def test_what_cannot_be_read_is_not_deleted(tmp_path: Path) -> None:
     folders = run(tmp_path / "run", 1, 2) / "checkpoints"
     (folders / "00000001" / "state.json").write_text("{")
@@ -97,6 +101,9 @@ def test_what_cannot_be_read_is_not_deleted(tmp_path: Path) -> None:
     assert names(folders) == ["00000001", "00000002", "latest"]
 
 
+@pytest.mark.fault(
+    "the newest checkpoint damaged", "a warning; going on from the newest whole one, the other is set aside"
+)
 def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path: Path) -> None:
     """The run goes on from the newest whole one; the damaged ones beyond it are kept under another name."""
     folder = run(tmp_path / "run", 10, 20, 30, 40)
@@ -112,6 +119,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.fault("every checkpoint damaged", "exit 4; the run is never silently begun anew")
 def test_a_run_with_damaged_checkpoints_only_is_not_begun_anew(tmp_path: Path) -> None:
     folder = run(tmp_path / "run", 10, 20)
     for state in folder.rglob("state.json"):

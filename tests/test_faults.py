@@ -1,0 +1,635 @@
+"""What can go wrong while a run goes on, each made to happen: nothing is lost, and one sentence says what to do.
+
+Every test here is a row of docs/reliability.md (`scripts/fault_table.py` writes it), and so are those elsewhere that
+carry the mark `fault(what happens, what diffgen does)`.
+"""
+
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffgen import checkpoint, files, run_directory, trainer
+from diffgen.console import Reporter
+from diffgen.errors import EnvironmentFault, NonFiniteError
+from diffgen.lock import RunLock
+from diffgen.signals import Stopped
+
+Fit = Callable[..., Path]
+Metrics = Callable[[Path], list[dict[str, Any]]]
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
+fault = pytest.mark.fault
+
+ROOT = Path(__file__).parents[1]
+TIMING = {"images_per_second", "seconds"}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def same_run(first: Path, second: Path, metrics: Metrics, images: int = 128) -> None:
+    """Files of the checkpoint are equal byte for byte, and rows of the log but for their times."""
+    for file in ("model.safetensors", "state.safetensors"):
+        one, two = (run / "checkpoints" / f"{images:08d}" / file for run in (first, second))
+        assert one.read_bytes() == two.read_bytes(), file
+    rows = [[{k: v for k, v in row.items() if k not in TIMING} for row in metrics(run)] for run in (first, second)]
+    assert rows[0] == rows[1]
+
+
+def at_step(monkeypatch: Patch, number: int, act: Callable[[Tensor], Tensor | None], *, until: int = 0) -> None:
+    """Before the losses of step `number` (to `until` - 1) are handed on, `act` sees and may change them."""
+    loss = trainer.denoising_loss
+    calls = iter(range(1000))
+
+    def changed(*arguments: Any) -> Tensor:
+        values = loss(*arguments)
+        if number <= next(calls) < (until or number + 1):
+            other = act(values)
+            return values if other is None else other
+        return values
+
+    monkeypatch.setattr(trainer, "denoising_loss", changed)
+
+
+# --- signals ------------------------------------------------------------------------------------------------
+
+
+@fault(
+    "Ctrl-C, SIGTERM or the cluster's signal", "the step is finished and saved, exit 128 + signal; resuming is exact"
+)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_in_a_step(
+    fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch, signum: signal.Signals
+) -> None:
+    before = signal.getsignal(signum)
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda _: signal.raise_signal(signum))
+        with pytest.raises(Stopped) as caught:
+            fit(tmp_path / "run")
+    assert signal.getsignal(signum) is before
+    assert caught.value.exit_code == 128 + signum
+    assert str(caught.value).startswith(f"stopped by {signum.name} at 48 images; go on with the same command")
+    assert names(tmp_path / "run" / "checkpoints") == ["00000048", "latest"]
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["images"]) == ("stopped", 128 + signum, 48)
+    same_run(fit(tmp_path / "run"), tiny_run, metrics)
+
+
+@fault("a pre-emption signal other than SIGUSR1", "`train.preemption_signal` names it")
+def test_the_preemption_signal_can_be_chosen(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
+    at_step(monkeypatch, 2, lambda _: signal.raise_signal(signal.SIGUSR2))
+    with pytest.raises(Stopped) as caught:
+        fit(tmp_path / "run", "train.preemption_signal=SIGUSR2")
+    assert caught.value.exit_code == 128 + signal.SIGUSR2
+
+
+@fault("a signal while the run starts", "it ends before its first step; the same command begins again")
+def test_a_signal_before_the_first_step(
+    fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch
+) -> None:
+    make = trainer.make_dataset
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "make_dataset", lambda config: (signal.raise_signal(signal.SIGTERM), make(config))[1])
+        with pytest.raises(Stopped, match="at 0 images"):
+            fit(tmp_path / "run")
+    assert names(tmp_path / "run" / "checkpoints") == []
+    same_run(fit(tmp_path / "run"), tiny_run, metrics)
+
+
+@fault("a signal while a preview is drawn", "the preview is left out; the checkpoint is written within the step")
+def test_a_signal_in_a_preview(fit: Fit, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    preview = trainer.Trainer._preview
+    monkeypatch.setattr(trainer.Trainer, "_preview", lambda self: (signal.raise_signal(signal.SIGTERM), preview(self)))
+    with pytest.raises(Stopped, match="at 48 images"):
+        fit(tmp_path / "run", "train.preview_every=32")
+    assert names(tmp_path / "run" / "samples") == []
+    assert "the preview is left out" in capsys.readouterr().out
+
+
+@fault("a signal while a checkpoint is written", "it is finished first")
+def test_a_signal_in_a_checkpoint(
+    fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch
+) -> None:
+    save_file = checkpoint.save_file
+    with monkeypatch.context() as patch:
+
+        def slow(*arguments: Any, **options: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+            save_file(*arguments, **options)
+
+        patch.setattr(checkpoint, "save_file", slow)
+        with pytest.raises(Stopped):
+            fit(tmp_path / "run")
+    made = names(tmp_path / "run" / "checkpoints")
+    assert made[0] == "00000064"
+    assert not any(name.startswith(".") for name in made)
+    assert all(checkpoint.damage(tmp_path / "run" / "checkpoints" / name) is None for name in made[:-1])
+    same_run(fit(tmp_path / "run"), tiny_run, metrics)
+
+
+TWICE = """
+import os, signal, sys, time
+from diffgen import trainer
+from diffgen.cli import train
+loss, calls = trainer.denoising_loss, iter(range(99))
+def impatient(*arguments):
+    if next(calls) == 5:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    return loss(*arguments)
+trainer.denoising_loss = impatient
+sys.exit(train.main())
+"""
+
+
+@fault("a second Ctrl-C", "exit 130 at once; the newest checkpoint is whole")
+def test_a_second_ctrl_c(
+    fit: Fit, metrics: Metrics, tmp_path: Path, tiny: list[str], tiny_run: Path, python: Callable[..., Any]
+) -> None:
+    done = python("-c", TWICE, *tiny, "run_dir=run")
+    assert done.returncode == 130, done.stderr
+    assert "stopped at once by a second Ctrl-C" in done.stderr
+    assert checkpoint.find_newest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "00000064"
+    same_run(fit(tmp_path / "run"), tiny_run, metrics)
+
+
+# --- kills --------------------------------------------------------------------------------------------------
+
+
+def state_after_kill(folder: Path, number: int) -> bool:
+    """In a child process: write checkpoint 20 over 10, and die at file-system call `number`; whether it died."""
+    child = os.fork()
+    if child == 0:
+        left = iter(range(number))
+
+        def kill(event: str, arguments: object) -> None:
+            changes = event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree")
+            if changes and next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        weights = {"w": torch.full((3,), 2.0)}
+        sys.addaudithook(kill)
+        checkpoint.save(folder / "checkpoints" / "00000020", {}, 20, weights, weights, {})
+        checkpoint.rotate(folder / "checkpoints", keep=1)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@fault("SIGKILL at any file-system call of a checkpoint", "the old or the new checkpoint is there, whole; leftovers go")
+@pytest.mark.parametrize("again", [False, True], ids=["new", "replaced"])
+def test_a_kill_at_every_call_of_a_checkpoint(tmp_path: Path, again: bool) -> None:
+    weights = {"w": torch.ones(3)}
+    for number in range(1000):
+        run = tmp_path / str(number)
+        checkpoint.save(run / "checkpoints" / "00000010", {}, 10, weights, weights, {})
+        if again:
+            checkpoint.save(run / "checkpoints" / "00000020", {}, 20, weights, weights, {})
+        died = state_after_kill(run, number)
+        with RunLock() as lock:
+            place = run_directory.choose_run(str(run), "auto", "", lock)
+        assert place.resumed_from and place.notes == ()
+        held = checkpoint.load(place.resumed_from).weights["w"][0]
+        assert held == (2 if place.resumed_from.name == "00000020" else 1) or again
+        assert not [p for p in run.rglob(".*") if p.name != ".lock"]
+        if not died:
+            break
+    assert number > 20, "the audit hook saw the calls"
+    assert place.resumed_from.name == "00000020"
+    assert held == 2
+
+
+@fault("power failure: data reaches the disk before names do", "fsync of files, folder, then rename, then fsync")
+def test_the_order_of_a_checkpoint(tmp_path: Path, monkeypatch: Patch) -> None:
+    events: list[str] = []
+    fsync, replace = files._fsync, files._replace_folder
+    monkeypatch.setattr(files, "_fsync", lambda path: (events.append(f"fsync {path.name[:5]}"), fsync(path)))
+    monkeypatch.setattr(files, "_replace_folder", lambda a, b: (events.append("rename"), replace(a, b)))
+    weights = {"w": torch.ones(3)}
+    checkpoint.save(tmp_path / "checkpoints" / "00000010", {}, 10, weights, weights, {})
+    assert sorted(events[:3]) == ["fsync model", "fsync state", "fsync state"]
+    assert events[3:] == ["fsync .tmp_", "rename", "fsync check"]
+
+
+HOLD = "import sys, time; from pathlib import Path; from diffgen.lock import RunLock; lock = RunLock(); lock.take(Path(sys.argv[1])); print('held', flush=True); {then}; time.sleep(60)"
+
+
+@contextmanager
+def another_run(run_dir: Path, then: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A process that holds a run directory."""
+    code = HOLD.format(then=then or "pass")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run_dir)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        yield other
+    finally:
+        other.kill()
+        other.wait()
+
+
+@fault("two runs in one directory", "the second refuses, exit 75, and names the first's process")
+def test_a_second_run_refuses(fit: Fit, tmp_path: Path, tiny_run: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    with another_run(run) as other, pytest.raises(EnvironmentFault) as caught:
+        fit(run, "train.images=256")
+    assert caught.value.exit_code == 75
+    assert f"is in use by process {other.pid} on " in str(caught.value)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+@fault("the lock of a run that was killed", "it is recognised as nobody's, also while a worker of that run lingers")
+def test_a_dead_runs_lock_is_taken(fit: Fit, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with another_run(run, then="import os; os.fork() or time.sleep(5)") as other:
+        other.kill()
+        other.wait()
+        assert json.loads((run / ".lock").read_text())["pid"] == other.pid
+        fit(run)
+    assert checkpoint.load(run).images == 128
+
+
+@pytest.mark.slow
+@fault(
+    "SIGKILL at 50 random moments of a run",
+    "it resumes each time; the last checkpoint has the SHA-256 of a run left alone",
+)
+@pytest.mark.parametrize(
+    ("processes", "kills", "settings"),
+    [(1, 50, []), (1, 10, ["train.precision=bf16"]), (2, 10, [])],
+    ids=["one process", "bf16", "two processes"],
+)
+@pytest.mark.timeout(1500)
+def test_a_run_survives_kills(tmp_path: Path, processes: int, kills: int, settings: list[str]) -> None:
+    script = [sys.executable, str(ROOT / "scripts" / "chaos.py"), f"--kills={kills}", f"--processes={processes}"]
+    done = subprocess.run(
+        [*script, f"--folder={tmp_path}", *settings],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{kills} kills" in done.stdout
+    assert done.stdout.strip().splitlines()[-1].startswith("the same")
+
+
+# --- disks --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A real limit of this process, as a quota sets it: writing beyond it fails with `File too large`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 640 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=640k", "none", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@fault(
+    "a checkpoint that a quota forbids",
+    "training goes on with a warning; exit 75 if the last one fails; earlier ones whole",
+)
+def test_a_quota_on_checkpoints(fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, capsys: Capture) -> None:
+    run = fit(tmp_path / "run", "train.images=64")
+    with largest_file(50_000), pytest.raises(EnvironmentFault) as caught:
+        fit(run, "train.checkpoint_every=32")
+    assert caught.value.exit_code == 75
+    assert "cannot write" in str(caught.value) and "File too large" in str(caught.value)
+    assert "00000096" in capsys.readouterr().out, "a warning for the one that was not the last"
+    assert names(run / "checkpoints") == ["00000064", "latest"]
+    assert [row["images"] for row in metrics(run)][-1] == 128, "the run went on to its end"
+    fit(run)
+    assert checkpoint.load(run).images == 128
+
+
+@fault("a disk that is full", "nothing is torn: old checkpoint whole, log without gaps, the same command goes on")
+def test_a_full_disk(
+    fit: Fit, metrics: Metrics, tiny_run: Path, small_disk: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    """From step 5 on another file takes all the space; previews, log and checkpoints find no room."""
+    run, filler = small_disk / "run", small_disk / "filler"
+
+    def fill(_: Tensor) -> None:
+        while not (run / "checkpoints" / "00000064").exists():  # it is written in the background
+            time.sleep(0.01)
+        with filler.open("wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                return
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, fill)
+        with pytest.raises(EnvironmentFault, match=r"cannot write .*No space left on device"):
+            fit(run, "train.preview_every=96")
+    said = capsys.readouterr().out
+    assert "samples/00000096.png: No space left on device; training goes on" in said
+    assert checkpoint.find_newest(run) == run / "checkpoints" / "00000064"
+    assert checkpoint.damage(run / "checkpoints" / "00000064") is None
+    filler.unlink()
+    fit(run)
+    same_run(run, tiny_run, metrics)
+
+
+@fault("a log on a full disk, or any other that fails", "a warning; rows are kept and written when there is room")
+def test_a_log_that_cannot_be_written(
+    fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    """For three steps the log is /dev/full, where every write fails as on a full disk."""
+    log = tmp_path / "run" / "metrics.jsonl"
+
+    def full(_: Tensor) -> None:
+        log.rename(tmp_path / "aside")
+        log.symlink_to("/dev/full")
+
+    def mended(_: Tensor) -> None:
+        log.unlink()
+        (tmp_path / "aside").rename(log)
+
+    at_step(monkeypatch, 2, full)
+    at_step(monkeypatch, 5, mended)
+    same_run(fit(tmp_path / "run"), tiny_run, metrics)
+    assert capsys.readouterr().out.count("metrics.jsonl: No space left on device; training goes on") == 1
+
+
+@fault("a terminal or redirected output on a full disk", "silence; training goes on")
+def test_output_that_cannot_be_written() -> None:
+    reporter = Reporter(speaks=True)
+    stdout, full = sys.stdout, Path("/dev/full").open("w")  # noqa: SIM115
+    try:
+        reporter.console.file = full
+        reporter.say("hello" * 10_000)
+        assert reporter.console.quiet
+        reporter.say("again")
+    finally:
+        sys.stdout = stdout
+        with suppress(OSError):
+            full.close()
+
+
+@fault("a run directory that cannot be written", "one sentence with the path and the reason, exit 75, before training")
+@pytest.mark.parametrize("path", ["/proc/nothing", "/dev/null/run"])
+def test_an_unwritable_run_directory(fit: Fit, path: str) -> None:
+    with pytest.raises(EnvironmentFault, match=f"cannot write {path}: "):
+        fit(Path(path))
+
+
+# --- numbers ------------------------------------------------------------------------------------------------
+
+
+class Poison(torch.autograd.Function):
+    """Zero forwards, NaN backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.full_like(grad, math.nan)
+
+
+BAD: dict[str, Callable[[Tensor], Tensor]] = {
+    "NaN loss": lambda values: values * math.nan,
+    "infinite loss": lambda values: values * math.inf,
+    "NaN gradient": lambda values: values + Poison.apply(values),
+}
+
+
+@fault("a loss or gradient that is NaN or infinite", "the step is skipped and counted; weights stay as they were")
+@pytest.mark.parametrize("how", BAD)
+@pytest.mark.parametrize("optimizer", ["adamw", "plain"])
+def test_a_step_that_is_not_finite_is_skipped(
+    fit: Fit, metrics: Metrics, tmp_path: Path, monkeypatch: Patch, how: str, optimizer: str
+) -> None:
+    """Both with a fused optimizer, which finds out on the device, and with one that cannot."""
+    if optimizer == "plain":
+        monkeypatch.setattr(torch.optim.AdamW, "_step_supports_amp_scaling", False, raising=False)
+    seen: list[Tensor] = []
+    step = trainer.Trainer._step
+
+    def watched(self: trainer.Trainer, *batch: Tensor) -> Any:
+        result = step(self, *batch)
+        seen.append(torch.cat([p.detach().flatten() for p in self.network.parameters()]))
+        return result
+
+    monkeypatch.setattr(trainer.Trainer, "_step", watched)
+    at_step(monkeypatch, 3, BAD[how], until=5)
+    run = fit(tmp_path / "run")
+    changed = [not torch.equal(a, b) for a, b in pairwise(seen)]
+    assert changed == [True, True, False, False, True, True, True]
+    rows = metrics(run)
+    assert [row["skipped"] for row in rows] == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert [row["loss"] is None for row in rows] == [row["step"] in (4, 5) for row in rows]
+    assert all(weight.isfinite().all() for weight in checkpoint.load(run).weights.values())
+
+
+@fault("NaN or Inf in more than train.max_skipped steps in a row", "exit 5 with advice; the last good checkpoint stays")
+@pytest.mark.parametrize("how", BAD)
+def test_divergence_ends_the_run(fit: Fit, tmp_path: Path, monkeypatch: Patch, how: str) -> None:
+    at_step(monkeypatch, 5, BAD[how], until=99)
+    with pytest.raises(NonFiniteError) as caught:
+        fit(tmp_path / "run", "train.max_skipped=2")
+    assert caught.value.exit_code == 5
+    assert "2 steps in a row" in str(caught.value)
+    assert "optimizer.lr" in str(caught.value)
+    assert names(tmp_path / "run" / "checkpoints") == ["00000064", "latest"]
+    assert checkpoint.load(tmp_path / "run").images == 64
+
+
+@fault("weights that overflow", "they are never saved; exit 5")
+def test_weights_that_are_not_finite_are_not_saved(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
+    lerp = torch._foreach_lerp_
+    calls = iter(range(99))
+
+    def overflow(averages: list[Tensor], *rest: Any) -> None:
+        lerp(averages, *rest)
+        if next(calls) == 6:
+            averages[0].fill_(math.inf)
+
+    monkeypatch.setattr(torch, "_foreach_lerp_", overflow)
+    with pytest.raises(NonFiniteError, match="the averaged weights are not finite, at 128 images"):
+        fit(tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run").images == 64
+
+
+# --- memory and processes -----------------------------------------------------------------------------------
+
+
+def needs_memory(monkeypatch: Patch, most: int) -> None:
+    """Beyond `most` images the CPU's allocator really fails."""
+    loss = trainer.denoising_loss
+
+    def hungry(*arguments: Any) -> Tensor:
+        values = loss(*arguments)
+        if len(values) > most:
+            torch.empty(2**50)
+        return values
+
+    monkeypatch.setattr(trainer, "denoising_loss", hungry)
+
+
+@fault("out of memory", "the micro-batch is halved until it fits, and this is told; the batch is the same")
+def test_out_of_memory(
+    fit: Fit, metrics: Metrics, tmp_path: Path, monkeypatch: Patch, capsys: Capture, tiny_run: Path
+) -> None:
+    small = fit(tmp_path / "small", "train.micro_batch=4")
+    needs_memory(monkeypatch, 5)
+    capsys.readouterr()
+    run = fit(tmp_path / "run", "train.images=64")
+    said = capsys.readouterr().out
+    assert "out of memory with 16 images at once: going on with micro-batches of 8" in said
+    assert "out of memory with 8 images at once: going on with micro-batches of 4" in said
+    fit(run)
+    assert "out of memory" not in capsys.readouterr().out, "a resumed run knows the size that fits"
+    for mine, theirs, full in zip(metrics(run), metrics(small), metrics(tiny_run), strict=True):
+        if mine["images"] > 64:  # before, the decay of the shorter run differed
+            continue
+        assert mine["loss"] == theirs["loss"] or mine["images"] > 16
+        assert math.isclose(mine["loss"], full["loss"], rel_tol=1e-3) or mine["images"] > 16
+
+
+@fault("out of memory with one image", "one sentence, exit 75")
+def test_no_memory_at_all(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
+    needs_memory(monkeypatch, 0)
+    with pytest.raises(EnvironmentFault, match="out of memory with a single image at a time"):
+        fit(tmp_path / "run")
+
+
+@fault("the clock going backwards", "nothing depends on it: order is by images, durations by the monotonic clock")
+def test_a_clock_that_goes_backwards(
+    fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch
+) -> None:
+    now = iter(range(2_000_000_000, 0, -10_000))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    run = fit(tmp_path / "run", "train.images=96", "train.checkpoint_every=48", "lr_schedule.decay=constant")
+    assert names(run / "checkpoints") == ["00000048", "00000096", "latest"]
+    os.utime(run / "checkpoints" / "00000048", (2e9, 2e9))
+    os.utime(run / "checkpoints" / "00000096", (1e9, 1e9))
+    fit(run, "lr_schedule.decay=constant", "train.minutes=60")
+    seconds = [row["seconds"] for row in metrics(run)]
+    assert [row["images"] for row in metrics(run)] == list(range(16, 129, 16))
+    assert seconds == sorted(seconds)
+    assert seconds[-1] < 60
+
+
+DYING = """
+import os, signal, sys
+from diffgen import trainer
+from diffgen.cli import train
+loss, calls = trainer.denoising_loss, iter(range(99))
+def dying(*arguments):
+    if next(calls) == 6 and os.environ["RANK"] == "{rank}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss(*arguments)
+trainer.denoising_loss = dying
+sys.exit(train.main())
+"""
+
+
+@fault("one process of two dying", "the other leaves within seconds, says why, exit 75; the checkpoint is whole")
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_dies(tmp_path: Path, tiny: list[str], python: Callable[..., Any], rank: int) -> None:
+    (tmp_path / "dying.py").write_text(DYING.format(rank=rank))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    started = time.monotonic()
+    done = python(*torchrun, "dying.py", *tiny, "run_dir=run")
+    assert time.monotonic() - started < 60
+    assert done.returncode != 0
+    assert "cpu x 2" in done.stdout
+    assert f"process {1 - rank} lost another process of this run" in done.stderr
+    assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "00000064") is None
+
+
+CROWDED = """
+import os, sys
+from diffgen import trainer
+import torch
+from diffgen.cli import train
+loss = trainer.denoising_loss
+def hungry(*arguments):
+    values = loss(*arguments)
+    if os.environ["RANK"] == "1" and len(values) > 2:
+        torch.empty(2**50)
+    return values
+trainer.denoising_loss = hungry
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+@fault("out of memory on one of several processes", "all of them halve the micro-batch before the first step")
+def test_out_of_memory_on_one_process(tmp_path: Path, tiny: list[str], python: Callable[..., Any]) -> None:
+    (tmp_path / "crowded.py").write_text(CROWDED)
+    done = python(
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "crowded.py", *tiny, "run_dir=run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "out of memory with 8 images at once: going on with micro-batches of 4" in done.stdout
+    assert "out of memory with 4 images at once: going on with micro-batches of 2" in done.stdout
+    assert checkpoint.load(tmp_path / "run").images == 128
+
+
+@fault("a process that decodes pictures being killed", "one sentence, exit 75; the checkpoint is whole")
+def test_a_worker_that_dies(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
+    import multiprocessing
+
+    from PIL import Image
+
+    from diffgen.datasets import folder
+
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(folder, "RESIDENT_BYTES", 0)
+    at_step(monkeypatch, 5, lambda _: [child.kill() for child in multiprocessing.active_children()] and None)
+    pictures = ["dataset=image_folder", f"dataset.root={tmp_path}", "dataset.workers=2"]
+    with pytest.raises(EnvironmentFault, match="a process that decodes pictures was killed"):
+        fit(tmp_path / "run", *pictures, "train.images=1280")
+    assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "00000064") is None
+
+
+@fault("a launcher that signals every process twice", "a repeated SIGTERM is no news: the save is not cut short")
+def test_a_repeated_sigterm(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
+    def twice(_: Tensor) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    at_step(monkeypatch, 2, twice)
+    with pytest.raises(Stopped, match="at 48 images"):
+        fit(tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run").images == 48
