@@ -12,9 +12,10 @@ CONFIGS = PACKAGE.parent / "configs"
 
 LAYERS = [
     {"errors"},
-    {"registry", "files", "console", "plots", "signals", "lock"},
+    {"registry", "files", "console", "plots", "signals"},
     {
         "settings",
+        "lock",
         "schedules",
         "parameterizations",
         "weightings",
