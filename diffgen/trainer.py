@@ -17,16 +17,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffgen import augment, checkpoint, header, training_state
+from diffgen import augment, checkpoint, header, preview, training_state
 from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, make_weighting
 from diffgen.console import Reporter, count
-from diffgen.datasets import ImageSource, Vectors
+from diffgen.datasets import ImageSource
 from diffgen.ema import EMA
 from diffgen.errors import CheckpointError, DiffgenError, EnvironmentFault, NonFiniteError, require
 from diffgen.feed import Feed
 from diffgen.gradients import Gradients
 from diffgen.guidance import Guidance
-from diffgen.images import grid, save_png
 from diffgen.lock import RunLock
 from diffgen.losses import denoising_loss
 from diffgen.optimizers import OPTIMIZERS, step_unless
@@ -34,14 +33,13 @@ from diffgen.processes import accelerated, lost_processes_told, on_main
 from diffgen.randomness import mix
 from diffgen.registry import bind, build
 from diffgen.run_directory import RunLog, choose_run
-from diffgen.sampling import Sampling, columns, cycle_labels
+from diffgen.sampling import Sampling
 from diffgen.settings import EmaSettings, LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.signals import Interrupted, Stopped, StopRequest, stop_requests
 from diffgen.tally import Tally
 from diffgen.times import TIMES
 from diffgen.writer import Snapshot, Writer
 
-PREVIEW_BATCH = 64
 DEFAULT_THREADS = torch.get_num_threads()  # a job of a sweep may have changed it for itself
 
 
@@ -259,7 +257,7 @@ class Trainer:
         """Log, save and preview when it is time; whether the run is over."""
         settings, done = self.settings, bool(stop) or self._progress() >= 1
         self.line.advance(min(self._progress(), 1))
-        if done or self._crossed(settings.log_every):
+        if (done and not stop) or self._crossed(settings.log_every):  # a run that goes on logs as if never stopped
             self._log(norm, lr)
         if done or self._crossed(settings.checkpoint_every) or self._crossed(settings.keep_every):
             self._save(wait=done)
@@ -368,17 +366,13 @@ class Trainer:
             self._try(lambda: self.log.status(state, self.images, code, reason))
 
     def _preview(self) -> None:
-        """Write the grid of the fixed seeds, or the data set's own report, and the loss curve."""
-        shape, n = self.dataset.shape, self.preview_settings.n
-        size = (shape.channels, shape.height, shape.width)
-        num_classes = self.config["data"]["num_classes"]
-        labels = cycle_labels(n, num_classes)
+        """Draw the images of the fixed seeds, and the loss curve."""
         path = self.run_dir / "samples" / f"{self.images:08d}.png"
-        if isinstance(self.dataset, Vectors):
-            self.reporter.say(self.dataset.report(self.sampling, labels, path))
-        else:
-            pixels = torch.cat(list(self.sampling.pixels(size, list(range(n)), labels, PREVIEW_BATCH)))
-            save_png(grid(pixels, columns=columns(n, num_classes)), path)
+        said = preview.draw(
+            self.sampling, self.dataset, self.preview_settings.n, self.config["data"]["num_classes"], path
+        )
+        if said:
+            self.reporter.say(said)
         self.log.plot()
 
     def _header(self) -> None:

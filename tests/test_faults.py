@@ -91,6 +91,16 @@ def test_a_signal_in_a_step(
     same_run(fit(tmp_path / "run"), tiny_run, metrics)
 
 
+@fault("a signal between two lines of the log", "the lines of the run that goes on are those of one left alone")
+def test_the_log_of_a_stopped_run(fit: Fit, metrics: Metrics, tmp_path: Path, monkeypatch: Patch) -> None:
+    alone = fit(tmp_path / "alone", "train.log_every=48")
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Stopped, match="at 64 images"):
+            fit(tmp_path / "run", "train.log_every=48")
+    same_run(fit(tmp_path / "run", "train.log_every=48"), alone, metrics)
+
+
 @fault("a pre-emption signal other than SIGUSR1", "`train.preemption_signal` names it")
 def test_the_preemption_signal_can_be_chosen(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
     at_step(monkeypatch, 2, lambda _: signal.raise_signal(signal.SIGUSR2))

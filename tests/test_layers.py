@@ -30,7 +30,7 @@ LAYERS = [
     {"denoiser", "checkpoint", "tasks"},
     {"losses", "guidance", "likelihood", "build", "run_directory", "processes"},
     {"sampling", "training_state", "header", "feed", "tally", "writer"},
-    {"gradients"},
+    {"gradients", "preview"},
     {"trainer"},
     {"generate"},
     {"cli"},
