@@ -602,6 +602,38 @@ sys.exit(train.main())
 """
 
 
+ASKED = """
+import os, signal, sys
+from diffgen import trainer
+from diffgen.cli import train
+loss, calls = trainer.denoising_loss, iter(range(99))
+def asked(*arguments):
+    if next(calls) == 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return loss(*arguments)
+trainer.denoising_loss = asked
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+@fault("a signal to one of several processes", "all stop after the same step; status.json holds the exit code")
+def test_one_process_is_asked_to_stop(
+    tmp_path: Path, tiny: list[str], python: Callable[..., Any], metrics: Metrics
+) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    (tmp_path / "asked.py").write_text(ASKED)
+    done = python(*torchrun, "asked.py", *tiny, "run_dir=run")
+    assert "stopped by SIGUSR1 at 64 images" in done.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("stopped", 138)
+    assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "00000064") is None
+    for run in ("run", "alone"):
+        done = python(*torchrun, "-m", "diffgen.cli.train", *tiny, f"run_dir={run}")
+        assert done.returncode == 0, done.stderr
+    same_run(tmp_path / "run", tmp_path / "alone", metrics)
+
+
 @pytest.mark.slow
 @fault("out of memory on one of several processes", "all of them halve the micro-batch before the first step")
 def test_out_of_memory_on_one_process(tmp_path: Path, tiny: list[str], python: Callable[..., Any]) -> None:

@@ -136,6 +136,23 @@ def test_old_checkpoints_rotate(fit: Fit, tmp_path: Path) -> None:
     assert names(run / "checkpoints") == ["00000064", "00000080", "00000096", "latest"]
 
 
+def test_milestones_are_written_and_kept(fit: Fit, tmp_path: Path) -> None:
+    """Also between two checkpoints that rotate."""
+    run = fit(tmp_path / "run", "train.keep_checkpoints=1", "train.keep_every=48", "train.checkpoint_every=32")
+    assert names(run / "checkpoints") == ["00000048", "00000096", "00000128", "latest"]
+
+
+def test_the_time_used_counts_after_a_resume(fit: Fit, metrics: Metrics, tmp_path: Path) -> None:
+    run = fit(tmp_path / "run", "train.images=64")
+    state = run / "checkpoints" / "00000064" / "state.json"
+    counters = json.loads(state.read_text())
+    state.write_text(json.dumps({**counters, "seconds": 3600.0}))
+    fit(run, "train.images=null", "train.minutes=60.0001")
+    rows = metrics(run)
+    assert rows[-1]["images"] < 1024, "60 minutes were used up, six milliseconds were left"
+    assert rows[-1]["seconds"] > 3600
+
+
 def test_intervals_need_not_fit_the_batch(fit: Fit, metrics: Metrics, tmp_path: Path) -> None:
     run = fit(
         tmp_path / "run",
