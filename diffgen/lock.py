@@ -5,6 +5,7 @@ what a killed run leaves behind never blocks the next. Unlike flock it is not in
 outlive the run for a moment, and network file systems know it.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,9 @@ from types import TracebackType
 
 from diffgen.errors import EnvironmentFault
 from diffgen.files import explained
+
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+"""What a file system answers that knows no locks; a run there goes on without."""
 
 
 class RunLock:
@@ -41,6 +45,9 @@ class RunLock:
                 raise EnvironmentFault(
                     f"run_dir={str(run_dir)!r} is in use by {_holder(path)}: wait for it, or choose another run_dir"
                 ) from None
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
             who = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
             os.truncate(self.file, 0)
             os.pwrite(self.file, json.dumps(who).encode(), 0)

@@ -42,3 +42,36 @@ def test_images_are_those_of_the_cpu(tiny_model: Path, compose: Any, name: str) 
         sampling = Sampling.from_config(denoiser, settings, guidance=Guidance(scale=1.5), seed=0, device=device)
         drawn.append(sampling.draw((1, 8, 8), [0, 1, 2, 3], [0, 1, 2, -1]).cpu())
     torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_step_that_is_not_finite_is_skipped(
+    fit: Callable[..., Path], metrics: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    from diffgen import trainer
+
+    loss, calls = trainer.denoising_loss, iter(range(1000))
+    monkeypatch.setattr(trainer, "denoising_loss", lambda *a: loss(*a) * (float("nan") if next(calls) == 30 else 1))
+    run = fit(tmp_path / "run", f"train.precision={precision}", "train.compile=false", "train.images=1280")
+    rows = metrics(run)
+    assert rows[-1]["skipped"] - rows[29]["skipped"] == 1
+    assert all(weight.isfinite().all() for weight in checkpoint.load(run).weights.values())
+
+
+def test_no_step_waits_for_the_device(
+    fit: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two lines of the log, nothing of a step asks the GPU for a number."""
+    from diffgen import trainer
+
+    step = trainer.Trainer._step
+
+    def strict(self: trainer.Trainer, *batch: torch.Tensor) -> Any:
+        torch.cuda.set_sync_debug_mode("error" if self.step > 2 else "default")
+        try:
+            return step(self, *batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(trainer.Trainer, "_step", strict)
+    fit(tmp_path / "run", "train.compile=false", "train.precision=bf16")
