@@ -161,6 +161,8 @@ from diffgen.cli import train
 loss, calls = trainer.denoising_loss, iter(range(99))
 def impatient(*arguments):
     if next(calls) == 5:
+        while not os.path.exists("run/checkpoints/00000064"):  # it is written in the background
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
@@ -559,12 +561,14 @@ def test_a_clock_that_goes_backwards(
 
 
 DYING = """
-import os, signal, sys
+import os, signal, sys, time
 from diffgen import trainer
 from diffgen.cli import train
 loss, calls = trainer.denoising_loss, iter(range(99))
 def dying(*arguments):
     if next(calls) == 6 and os.environ["RANK"] == "{rank}":
+        while not os.path.exists("run/checkpoints/00000064"):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return loss(*arguments)
 trainer.denoising_loss = dying
