@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffgen.checkpoint import Checkpoint, assign
 from diffgen.datasets import DATASETS, ImageSource
-from diffgen.denoiser import Denoiser
+from diffgen.denoiser import Denoiser, Model
 from diffgen.errors import CheckpointError, UsageError
 from diffgen.models import MODELS, DataShape
 from diffgen.optimizers import OPTIMIZERS
@@ -57,7 +57,7 @@ def make_model(config: Config) -> nn.Module:
     return build(MODELS, config["model"], shape)
 
 
-def make_denoiser(config: Config, model: nn.Module) -> Denoiser:
+def make_denoiser(config: Config, model: Model) -> Denoiser:
     """The denoiser around a network."""
     return Denoiser(
         model,

@@ -120,15 +120,24 @@ class Trainer:
         ema: EmaSettings = section(self.config, "ema")
         self.ema = EMA(self.network, self.averaged, halflife=ema.halflife, ramp=ema.ramp)
         compiles = self.settings.compile is True or (self.settings.compile == "auto" and self.device.type == "cuda")
-        self.model = self.accelerator.prepare_model(torch.compile(self.network) if compiles else self.network)
-        self.denoiser = make_denoiser(self.config, self.model)
+        self.model = self._shared(torch.compile(self.network) if compiles else self.network)
+        self.denoiser = make_denoiser(self.config, self._autocast)
         told = "augment" in inspect.signature(self.network.forward).parameters
         require(told or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
         self.weighting = make_weighting(self.config)
         self.trained = nn.ModuleDict({"model": self.network})  # all that has parameters: what is optimized and saved
         if isinstance(self.weighting, nn.Module):
             self.trained["weighting"] = self.weighting.to(self.device)
-            self.weighting = self.accelerator.prepare_model(self.weighting)
+            self.weighting = self._shared(self.weighting)
+
+    def _shared(self, module: Any) -> Any:
+        """A module whose gradients all processes exchange."""
+        return self.accelerator.prepare_model(module) if self.accelerator.num_processes > 1 else module
+
+    def _autocast(self, *inputs: Tensor | None) -> Tensor:
+        """The network in the run's precision; what is around it stays in float32."""
+        with self.accelerator.autocast():
+            return self.model(*inputs)
 
     def _build_optimizer(self) -> None:
         optimizer = build(OPTIMIZERS, self.config["optimizer"], self.trained.parameters())
