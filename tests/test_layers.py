@@ -28,7 +28,7 @@ LAYERS = [
     {"times", "samplers", "datasets"},
     {"denoiser", "checkpoint", "tasks"},
     {"losses", "guidance", "likelihood", "build", "run_directory", "processes"},
-    {"sampling", "training_state", "header"},
+    {"sampling", "training_state", "header", "evaluation"},
     {"trainer"},
     {"generate"},
     {"cli"},
@@ -53,10 +53,11 @@ PURE = {
 OWNERS = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
-    "safetensors": {"checkpoint"},
+    "safetensors": {"checkpoint", "evaluation"},
     "accelerate": {"processes", "trainer", "generate"},
     "rich": {"console"},
     "sklearn": {"datasets"},
+    "torch_fidelity": {"evaluation"},
     "torchvision": {"datasets"},
     "matplotlib": {"plots"},
 }
