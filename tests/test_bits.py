@@ -8,6 +8,9 @@ from cases import SCHEDULE_NAMES, finite, schedule
 from gmm import mixture
 from torch.distributions import Normal, kl_divergence
 
+from diffgen.build import restore
+from diffgen.checkpoint import load
+from diffgen.datasets.digits import digits
 from diffgen.denoiser import Denoiser
 from diffgen.errors import UsageError
 from diffgen.evaluation.likelihood import (
@@ -229,3 +232,21 @@ def test_the_bound_of_an_image_does_not_depend_on_its_batch():
 def test_one_step_is_no_chain():
     with pytest.raises(UsageError, match="steps=1"):
         bound(PIXELS, 1)
+
+
+# --- a network ----------------------------------------------------------------------------------------------------
+
+
+def test_a_trained_network_has_bits_and_a_bound(tiny_model):
+    """Float32 weights that ask for no gradient, labels, eight steps of training: finite, and no better than the digits
+    allow, of which half of the pixels are black."""
+    denoiser = restore(load(tiny_model))
+    data = digits(split="test")
+    label = data.labels[:6]
+    denoise = guided(denoiser, label, Guidance(scale=1), clip=False)
+    found = bits_per_dim(denoise, denoiser.schedule, data.pixels[:6], IMAGES, seed=0, rtol=1e-3, atol=1e-3)
+    assert found.each.isfinite().all() and found.each.shape == (6,)
+    assert 0 < found.each.mean() < 20
+    clipped = guided(denoiser, label, Guidance(scale=1), clip=True)
+    total = variational_bound(clipped, denoiser.schedule, data.pixels[:6], IMAGES, steps=20, seed=0).total
+    assert total.isfinite().all() and total.mean() > 0

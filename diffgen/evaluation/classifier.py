@@ -65,8 +65,8 @@ class Classifier(nn.Module):
 def train_classifier(source: ImageSource, *, width: int, epochs: int, seed: int, device: torch.device) -> Classifier:
     """Train a classifier; the same weights each time on one kind of device with one number of threads.
 
-    SGD with Nesterov momentum and one cycle of the learning rate (Smith & Topin 2018), label smoothing, and shifts by
-    up to an eighth of the image, which suit digits and photographs alike.
+    SGD with Nesterov momentum and one cycle of the learning rate (Smith & Topin 2018), and shifts by up to an eighth of
+    the image, which suit digits and photographs alike.
 
     Raises:
         DataError: The images have no labels.
@@ -85,7 +85,7 @@ def train_classifier(source: ImageSource, *, width: int, epochs: int, seed: int,
     )
     for step, (pixels, labels) in enumerate(source.batches(_epochs(len(source), total, seed), device)):
         x = shift(to_float(pixels), generator("cpu", seed, "shift", step))
-        F.cross_entropy(model(x), labels, ignore_index=-1, label_smoothing=0.1).backward()
+        F.cross_entropy(model(x), labels, ignore_index=-1).backward()
         optimizer.step()
         optimizer.zero_grad()
         cycle.step()

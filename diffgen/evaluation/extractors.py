@@ -65,7 +65,7 @@ class Small:
         self.dim = model.head.in_features
 
     @torch.inference_mode()
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Extractor`.
 
         Raises:
@@ -127,7 +127,7 @@ class Inception:
         self.network, self.device, self.hash = network.to(device), device, INCEPTION_SHA256
 
     @torch.inference_mode()
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Extractor`; grey images are shown as RGB.
 
         Raises:
