@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffgen.datasets import Images
 from diffgen.datasets.digits import digits
 from diffgen.errors import CheckpointError, UsageError
 from diffgen.evaluation import extractors
@@ -37,6 +38,12 @@ def test_the_classifier_is_trained_once(cache, monkeypatch):
     assert features.shape == (360, 16) and features.dtype == torch.float32 and logits.shape == (360, 10)
     assert second.hash == first.hash
     assert torch.equal(first(SPLITS.test.pixels)[0], features)
+
+
+def test_a_cache_of_other_data_is_refused(cache):
+    images = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
+    with pytest.raises(CheckpointError, match="another data set"):
+        build(EXTRACTORS, CLASSIFIER, Splits(images, images), cache, CPU)
 
 
 def test_its_file_tells_its_accuracy(cache):

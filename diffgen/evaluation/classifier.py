@@ -7,7 +7,7 @@ hash.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -158,7 +158,7 @@ def classification_accuracy_score(
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def save_classifier(model: Classifier, path: Path, facts: dict[str, object]) -> None:
+def save_classifier(model: Classifier, path: Path, facts: Mapping[str, object]) -> None:
     """Write the weights, with facts (test accuracy, recipe) and their SHA-256 as metadata."""
     weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
     metadata = {"library": "diffgen", "facts": json.dumps(facts), "sha256": digest(weights, "")}

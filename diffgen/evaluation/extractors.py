@@ -3,13 +3,13 @@
 A row is called as row(splits, cache, device, **settings) and gives an `Extractor`. Distances compare only between
 features with the same hash. The FID of the literature is that of `inception`, and of nothing else.
 
-DINOv2 is left out: no library loads its published weights from a local file with the preprocessing of the reference
-code (Stein et al. 2023), so its numbers could not be checked here.
+DINOv2 is left out: torch-fidelity takes it from torch.hub alone, and that a port agrees with the reference code (Stein
+et al. 2023) cannot be said without having compared them.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -58,7 +58,7 @@ class Splits:
 class Small:
     """The extractor around a `Classifier`: its pooled features and its logits."""
 
-    def __init__(self, name: str, model: Classifier, checksum: str, facts: dict[str, object], device: torch.device):
+    def __init__(self, name: str, model: Classifier, checksum: str, facts: Mapping[str, object], device: torch.device):
         """Wrap a classifier; `facts` are what its file says of it."""
         self.name, self.hash, self.facts = name, checksum, facts
         self.model, self.device = model.to(device), device
@@ -96,14 +96,18 @@ def classifier(splits: Splits, cache: Path, device: torch.device, *, width: int,
 
     Raises:
         DataError: The data has no labels.
-        CheckpointError: The file in the cache is damaged.
+        CheckpointError: The file in the cache is damaged, or of other data.
     """
     path = cache / f"classifier-{width}-{epochs}-{seed}.safetensors"
     if not path.exists():
         model = train_classifier(splits.train, width=width, epochs=epochs, seed=seed, device=device)
-        facts = {"test_accuracy": accuracy(model, splits.test, device), "images": len(splits.train)}
-        save_classifier(model, path, {**facts, "width": width, "epochs": epochs, "seed": seed})
-    return Small("classifier", *load_classifier(path), device)
+        recipe = {"images": len(splits.train), "width": width, "epochs": epochs, "seed": seed}
+        save_classifier(model, path, {"test_accuracy": accuracy(model, splits.test, device), **recipe})
+    model, checksum, facts = load_classifier(path)
+    shape = splits.train.shape
+    if (model.channels, model.head.out_features) != (shape.channels, shape.num_classes):
+        raise CheckpointError(f"classifier {path} was trained on another data set: delete it, or use another folder")
+    return Small("classifier", model, checksum, facts, device)
 
 
 @EXTRACTORS.register("safetensors")
@@ -143,7 +147,8 @@ class Inception:
 def inception(splits: Splits, cache: Path, device: torch.device, *, weights: str | None) -> Inception:
     """The 2048 pooled features of TensorFlow's Inception of 2015-12-05, and its logits (Heusel et al. 2017).
 
-    The published weights are a pickle: it is opened only when its SHA-256 is right, and then for tensors alone.
+    The published weights (Apache-2.0, 96 MB) are a pickle: it is opened only when its SHA-256 is right, and then for
+    tensors alone.
 
     Args:
         splits: Not used.

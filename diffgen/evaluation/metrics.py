@@ -1,7 +1,7 @@
 """Metrics of generated images: pure functions on features [n, d] (or logits), in float64.
 
 `real` and `fake` are features of real and of generated images from the same extractor. Distances between all pairs are
-formed in blocks, so that 50,000 against 50,000 fit into memory.
+formed in blocks, so that 50,000 against 50,000 fit into memory. Features may lie on the CPU or on a CUDA device.
 """
 
 import math
