@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,13 +126,19 @@ def test_inception_sees_grey_as_rgb(published):
         ours(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
 
 
+def assert_tells_all(refusal: pytest.ExceptionInfo, path: Path) -> None:
+    """One sentence: the file, its checksum, where to put it, the pip line, and what does without."""
+    said = str(refusal.value)
+    assert "\n" not in said
+    url, checksum = extractors.INCEPTION_URL, extractors.INCEPTION_SHA256
+    for needed in (str(path), url, checksum, "pip install 'diffgen[eval]'", "extractor=classifier needs no download"):
+        assert needed in said
+
+
 def test_other_bytes_are_not_opened(random_inception):
     with pytest.raises(CheckpointError, match="is not the published file") as refusal:
         extractor({"name": "inception", "weights": str(random_inception)}, random_inception.parent)
-    said = str(refusal.value)
-    assert "\n" not in said
-    for needed in (str(random_inception), extractors.INCEPTION_SHA256, "pip install 'diffgen[eval]'", "classifier"):
-        assert needed in said
+    assert_tells_all(refusal, random_inception)
 
 
 def test_missing_weights_and_no_network(tmp_path, monkeypatch):
@@ -141,16 +148,18 @@ def test_missing_weights_and_no_network(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(CheckpointError, match=r"cannot be downloaded \(no route to host\)"):
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded \(no route to host\)") as refusal:
         extractor({"name": "inception", "weights": None}, tmp_path)
+    assert_tells_all(refusal, tmp_path / extractors.INCEPTION)
     with pytest.raises(CheckpointError, match="nowhere.pth is missing"):
         extractor({"name": "inception", "weights": "nowhere.pth"}, tmp_path)
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(UsageError, match=r"pip install 'diffgen\[eval\]'; extractor=classifier needs no download"):
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(UsageError, match="without torch-fidelity") as refusal:
         extractor({"name": "inception", "weights": None}, tmp_path)
+    assert_tells_all(refusal, tmp_path / extractors.INCEPTION)
 
 
 class Bomb:

@@ -30,7 +30,6 @@ EXTRACTORS = Table("extractor")
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-WITHOUT = "extractor=classifier needs no download"
 
 
 class Extractor(Protocol):
@@ -160,11 +159,11 @@ def inception(splits: Splits, cache: Path, device: torch.device, *, weights: str
         UsageError: torch-fidelity is not installed.
         CheckpointError: The weights are missing or other bytes.
     """
+    path = Path(weights) if weights else cache / INCEPTION
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
-        raise UsageError(f"extractor=inception needs torch-fidelity: pip install 'diffgen[eval]'; {WITHOUT}") from None
-    path = Path(weights) if weights else cache / INCEPTION
+        raise UsageError(_sentence(path, "is of no use without torch-fidelity")) from None
     if not weights and not path.exists():
         _download(path)
     _check_inception(path)
@@ -191,8 +190,8 @@ def _check_inception(path: Path) -> None:
 
 def _sentence(path: Path, what: str) -> str:
     return (
-        f"{path} {what}: put the file {INCEPTION_URL} (SHA-256 {INCEPTION_SHA256}) there, or name it with "
-        f"extractor.weights=PATH, after pip install 'diffgen[eval]'; {WITHOUT}"
+        f"{path} {what}: extractor=inception needs pip install 'diffgen[eval]' and the file {INCEPTION_URL} (SHA-256 "
+        f"{INCEPTION_SHA256}), put there or named with extractor.weights=PATH; extractor=classifier needs no download"
     )
 
 

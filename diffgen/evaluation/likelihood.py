@@ -2,7 +2,7 @@
 
 Level k of a pixel is trained on as k / 127.5 - 1, so its bin is one level wide with that in the middle. An upper bound
 on the bits of the level is -log2 of the density at a random point of the bin, and log2(127.5) for its width (Theis et
-al. 2016, eq. 4). `x = (k + u) / 256`, found elsewhere, is another such bound, with its bins a little off the levels.
+al. 2016, sec. 3.1). `x = (k + u) / 256`, found elsewhere, is another such bound, with its bins a little off the levels.
 """
 
 import math

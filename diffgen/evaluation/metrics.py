@@ -18,7 +18,7 @@ BLOCK = 2**24
 """Distances held at a time: 128 MiB of float64."""
 
 COPY = 1 / 3
-"""Ratio of the first two distances below which a sample counts as a copy (Yoon et al. 2023, sec. 4)."""
+"""Ratio of the first two distances below which a sample counts as a copy (Yoon et al. 2023)."""
 
 
 class PrecisionRecall(NamedTuple):
@@ -129,7 +129,7 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int) -> PrecisionRecall:
 
 
 def density_coverage(real: Tensor, fake: Tensor, *, k: int) -> DensityCoverage:
-    """Density and coverage (Naeem et al. 2020, eq. 3-4; k = 5 there), which an outlier cannot inflate.
+    """Density and coverage (Naeem et al. 2020, sec. 3; k = 5 there), which an outlier cannot inflate.
 
     Density is the mean number of real balls around a fake, over k; coverage the share of real balls with a fake inside.
 
@@ -180,7 +180,7 @@ def nearest_neighbours(query: Tensor, reference: Tensor, *, k: int) -> tuple[Ten
 
 
 def memorisation_ratio(samples: Tensor, train: Tensor) -> Tensor:
-    """Distance to the nearest training image over that to the second nearest (Yoon et al. 2023, sec. 4), in [0, 1].
+    """Distance to the nearest training image over that to the second nearest (Yoon et al. 2023), in [0, 1].
 
     Near 1 for an image that is new, 0 for a copy. The share below `COPY` is the usual summary; held-out images give its
     floor, since a training set may hold near-duplicates itself.

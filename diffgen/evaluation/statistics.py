@@ -20,7 +20,7 @@ class Gaussian(NamedTuple):
 class Moments:
     """Count, mean and scatter of a set of features; sets are joined with `+`.
 
-    The scatter is that around the mean, and joining is exact (Chan et al. 1979, eq. 2.1), so nothing cancels: the split
+    The scatter is that around the mean, and joining is exact (Chan et al. 1979), so nothing cancels: the split
     into batches and processes changes the result by rounding alone.
 
     Attributes:
