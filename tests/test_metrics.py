@@ -33,6 +33,13 @@ def test_kernel_distance_is_unbiased():
     assert error > 0
 
 
+def test_the_error_of_the_kernel_distance_is_its_spread_over_new_images():
+    """Twenty pairs of sets: their distances spread as much as each one says."""
+    pairs = [(features(300, 4, seed=i), features(300, 4, seed=100 + i, shift=0.5)) for i in range(20)]
+    found = torch.tensor([kernel_distance(*pair, subsets=20, size=100, seed=0) for pair in pairs])
+    assert float(found[:, 0].std()) == pytest.approx(float(found[:, 1].mean()), rel=0.4)
+
+
 def test_kernel_distance_follows_its_seed():
     real, fake = features(200, 4, seed=0), features(200, 4, seed=1)
     first = kernel_distance(real, fake, subsets=5, size=50, seed=3)

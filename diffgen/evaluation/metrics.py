@@ -49,8 +49,10 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, size: int, seed
         seed: Of the draws.
 
     Returns:
-        The mean over the subsets, which may be a little below 0, and its standard error. Subsets overlap once
-        subsets * size passes n, and the error is then too small.
+        The mean over the subsets, which may be a little below 0, and its standard error: that of the draws, and that
+        of having these n images and no others, by the jackknife that leaves out all but `size` of them (Shao & Wu
+        1989). The latter is infinite where a subset is all images. (The literature's +- is mostly the standard
+        deviation over subsets, which says neither.)
 
     Raises:
         UsageError: `subsets` or `size` does not fit.
@@ -65,7 +67,8 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, size: int, seed
         picks = [torch.randperm(len(x), generator=rng)[:size].to(x.device) for x in (real, fake)]
         values.append(squared_mmd(real[picks[0]], fake[picks[1]]))
     each = torch.tensor(values, dtype=torch.float64)
-    return float(each.mean()), float(each.std() / math.sqrt(subsets))
+    error = float(each.std()) * math.sqrt(1 / subsets + size / (smaller - size)) if size < smaller else math.inf
+    return float(each.mean()), error
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> float:
