@@ -1,24 +1,52 @@
 """The log-likelihood of data under a denoiser, by the change of variables along the probability-flow ODE."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffgen.errors import require
 from diffgen.samplers import Denoise
 from diffgen.samplers.adaptive import level_at
 from diffgen.samplers.steps import level
 from diffgen.schedules import Schedule
 
+Trace = Callable[[Tensor, Tensor], Tensor]
+"""(x0_hat [B, D], the x [B, D] it was computed from) -> trace of its Jacobian, [B]."""
 
-def log_likelihood(denoise: Denoise, schedule: Schedule, x0: Tensor, *, rtol: float, atol: float) -> Tensor:
-    """log p(x0) in nats, with the exact divergence (Song et al. 2021, eq. 39): for data of few dimensions.
+
+def exact_trace(x0_hat: Tensor, x: Tensor) -> Tensor:
+    """The trace itself, by D backward passes: for data of few dimensions."""
+    columns = range(x.shape[1])
+    rows = [torch.autograd.grad(x0_hat[:, d].sum(), x, retain_graph=True)[0][:, d] for d in columns]
+    return torch.stack(rows).sum(0)
+
+
+def hutchinson_trace(probe: Tensor) -> Trace:
+    """v^T J v, whose mean over random signs v is the trace (Hutchinson 1990); one backward pass.
+
+    Args:
+        probe: v, [B, D]: fixed along a path, so that the ODE stays one (Grathwohl et al. 2019, sec. 3.1).
+    """
+
+    def trace(x0_hat: Tensor, x: Tensor) -> Tensor:
+        v = probe.to(x0_hat)
+        return (torch.autograd.grad((x0_hat * v).sum(), x)[0] * v).sum(1)
+
+    return trace
+
+
+def log_likelihood(
+    denoise: Denoise, schedule: Schedule, x0: Tensor, *, rtol: float, atol: float, trace: Trace = exact_trace
+) -> Tensor:
+    """log p(x0) in nats (Song et al. 2021, eq. 39).
 
     In the angle a = atan2(sigma, alpha) and y = x / |(alpha, sigma)| the ODE is dy/da = y cot(a) - x0_hat / sin(a), and
     log p falls by the divergence of that along the path from t_min, where data enter, to t_max, where x is taken for
-    pure noise. One network call and D backward passes for each evaluation.
+    pure noise.
 
     Args:
         denoise: (x [B, ...], t []) -> x0_hat, differentiable in x, each image by itself.
@@ -26,9 +54,13 @@ def log_likelihood(denoise: Denoise, schedule: Schedule, x0: Tensor, *, rtol: fl
         x0: Data [B, ...], in float64 for tight tolerances.
         rtol: Relative tolerance of a step.
         atol: Absolute tolerance.
+        trace: How to find the trace of the Jacobian of x0_hat.
 
     Returns:
-        [B].
+        [B], float64 on the CPU.
+
+    Raises:
+        UsageError: The tolerances are too small for the solver.
     """
     from scipy.integrate import solve_ivp
 
@@ -44,9 +76,9 @@ def log_likelihood(denoise: Denoise, schedule: Schedule, x0: Tensor, *, rtol: fl
         with torch.enable_grad():
             x = (radius * y).to(x0.dtype).to(x0.device).requires_grad_()
             x0_hat = denoise(x.reshape(x0.shape), at.t).reshape(batch, dims)
-            trace = sum(torch.autograd.grad(x0_hat[:, d].sum(), x, retain_graph=True)[0][:, d] for d in range(dims))
+            found = trace(x0_hat, x)
         slopes = cos / sin * y - x0_hat.detach().cpu().double() / sin
-        divergence = dims * cos / sin - radius / sin * torch.as_tensor(trace).cpu().double()
+        divergence = dims * cos / sin - radius / sin * found.cpu().double()
         return np.concatenate([slopes.reshape(-1).numpy(), divergence.numpy()])
 
     start = (low.alpha * x0 / radius_low).cpu().double().reshape(-1).numpy()
@@ -54,6 +86,7 @@ def log_likelihood(denoise: Denoise, schedule: Schedule, x0: Tensor, *, rtol: fl
     solution = solve_ivp(
         slope, angles, np.concatenate([start, np.zeros(batch)]), rtol=rtol, atol=atol, t_eval=angles[1:]
     )
+    require(solution.success, f"the likelihood stopped: {solution.message}; give rtol={rtol} and atol={atol} more room")
     end = torch.as_tensor(solution.y[:, -1])
     y, gained = end[: batch * dims].reshape(batch, dims), end[batch * dims :]
     std = high.sigma / radius_high

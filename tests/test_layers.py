@@ -29,7 +29,7 @@ LAYERS = [
     {"times", "samplers", "datasets"},
     {"denoiser", "checkpoint", "tasks"},
     {"losses", "guidance", "likelihood", "build", "run_directory", "processes"},
-    {"sampling", "training_state", "header", "feed", "tally", "writer"},
+    {"sampling", "training_state", "header", "feed", "tally", "writer", "evaluation"},
     {"gradients", "preview"},
     {"trainer"},
     {"generate"},
@@ -55,10 +55,11 @@ PURE = {
 OWNERS = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
-    "safetensors": {"checkpoint"},
+    "safetensors": {"checkpoint", "evaluation"},
     "accelerate": {"processes", "gradients", "trainer", "generate"},
     "rich": {"console"},
     "sklearn": {"datasets"},
+    "torch_fidelity": {"evaluation"},
     "torchvision": {"datasets"},
     "matplotlib": {"plots"},
 }

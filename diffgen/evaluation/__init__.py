@@ -1,0 +1,9 @@
+"""Measuring a model: pure functions on features, likelihoods and denoising errors. No command, no files but weights.
+
+statistics  streaming mean and covariance, the Frechet distance
+metrics     kernel distance, inception score, precision and recall, density and coverage, memorisation
+extractors  images -> features: the table EXTRACTORS
+classifier  the small network that diffgen trains itself, and what labels of samples are worth
+likelihood  bits per dimension along the ODE, and the variational bound of DDPM
+denoising   held-out error in bins of the noise level
+"""

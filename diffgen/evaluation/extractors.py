@@ -1,0 +1,210 @@
+"""From images to features: the table of extractors.
+
+A row is called as row(splits, cache, device, **settings) and gives an `Extractor`. Distances compare only between
+features with the same hash. The FID of the literature is that of `inception`, and of nothing else.
+
+DINOv2 is left out: torch-fidelity takes it from torch.hub alone, and that a port agrees with the reference code (Stein
+et al. 2023) cannot be said without having compared them.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffgen.datasets import ImageSource
+from diffgen.errors import CheckpointError, UsageError, require
+from diffgen.evaluation.classifier import Classifier, accuracy, load_classifier, save_classifier, train_classifier
+from diffgen.images import to_float
+from diffgen.registry import Table
+
+EXTRACTORS = Table("extractor")
+
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+class Extractor(Protocol):
+    """What metrics ask of a feature network."""
+
+    name: str
+    """The row's name."""
+    hash: str
+    """SHA-256 of the weights, in hex."""
+    dim: int
+    """Size d of the features."""
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 [B, C, H, W] -> float32 features [B, d] and logits [B, k] or None, on the extractor's device."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data set on which a model is judged: what it was trained on, and what was held out."""
+
+    train: ImageSource
+    test: ImageSource
+
+
+class Small:
+    """The extractor around a `Classifier`: its pooled features and its logits."""
+
+    def __init__(self, name: str, model: Classifier, checksum: str, facts: Mapping[str, object], device: torch.device):
+        """Wrap a classifier; `facts` are what its file says of it."""
+        self.name, self.hash, self.facts = name, checksum, facts
+        self.model, self.device = model.to(device), device
+        self.dim = model.head.in_features
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Extractor`.
+
+        Raises:
+            UsageError: The classifier was made for another number of channels.
+        """
+        channels = self.model.channels
+        require(
+            pixels.shape[1] == channels,
+            f"extractor={self.name} takes images of {channels} channels, and these have {pixels.shape[1]}",
+        )
+        features = self.model.features(to_float(pixels.to(self.device)))
+        return features, self.model.head(features)
+
+
+@EXTRACTORS.register("classifier")
+def classifier(splits: Splits, cache: Path, device: torch.device, *, width: int, epochs: int, seed: int) -> Small:
+    """A classifier trained on the training split, once: it is kept in `cache` and read from there afterwards.
+
+    It has seen the training images, so distances to these and to held-out images have different floors: give both.
+
+    Args:
+        splits: The data set; labelled.
+        cache: A folder for this data set and no other.
+        device: Where to train and run.
+        width: Channels of the first layer; features have 4 times as many.
+        epochs: Passes over the training images.
+        seed: Of weights, order and shifts.
+
+    Raises:
+        DataError: The data has no labels.
+        CheckpointError: The file in the cache is damaged, or of other data.
+    """
+    path = cache / f"classifier-{width}-{epochs}-{seed}.safetensors"
+    if not path.exists():
+        model = train_classifier(splits.train, width=width, epochs=epochs, seed=seed, device=device)
+        recipe = {"images": len(splits.train), "width": width, "epochs": epochs, "seed": seed}
+        save_classifier(model, path, {"test_accuracy": accuracy(model, splits.test, device), **recipe})
+    model, checksum, facts = load_classifier(path)
+    shape = splits.train.shape
+    if (model.channels, model.head.out_features) != (shape.channels, shape.num_classes):
+        raise CheckpointError(f"classifier {path} was trained on another data set: delete it, or use another folder")
+    return Small("classifier", model, checksum, facts, device)
+
+
+@EXTRACTORS.register("safetensors")
+def from_file(splits: Splits, cache: Path, device: torch.device, *, weights: str) -> Small:
+    """A classifier from your own file, with the tensors that `classifier.Classifier` lists.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds another network.
+    """
+    return Small("safetensors", *load_classifier(Path(weights)), device)
+
+
+class Inception:
+    """The Inception of 2015 that FID is defined by, as torch-fidelity ports it, resizing included."""
+
+    name = "inception"
+    dim = 2048
+
+    def __init__(self, network: nn.Module, device: torch.device):
+        """Wrap torch-fidelity's network, which gives features and unbiased logits."""
+        self.network, self.device, self.hash = network.to(device), device, INCEPTION_SHA256
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Extractor`; grey images are shown as RGB.
+
+        Raises:
+            UsageError: The images have neither 1 nor 3 channels.
+        """
+        channels = pixels.shape[1]
+        require(channels in (1, 3), f"extractor=inception takes grey or RGB images, and these have {channels} channels")
+        features, logits = self.network(pixels.to(self.device).expand(-1, 3, -1, -1))
+        return features, logits
+
+
+@EXTRACTORS.register("inception")
+def inception(splits: Splits, cache: Path, device: torch.device, *, weights: str | None) -> Inception:
+    """The 2048 pooled features of TensorFlow's Inception of 2015-12-05, and its logits (Heusel et al. 2017).
+
+    The published weights (Apache-2.0, 96 MB) are a pickle: it is opened only when its SHA-256 is right, and then for
+    tensors alone.
+
+    Args:
+        splits: Not used.
+        cache: Where the weights are looked for, and downloaded to, if `weights` is null.
+        device: Where to run.
+        weights: Path of the published file.
+
+    Raises:
+        UsageError: torch-fidelity is not installed.
+        CheckpointError: The weights are missing or other bytes.
+    """
+    path = Path(weights) if weights else cache / INCEPTION
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise UsageError(_sentence(path, "is of no use without torch-fidelity")) from None
+    if not weights and not path.exists():
+        _download(path)
+    _check_inception(path)
+    with _tensors_only():
+        network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
+    return Inception(network, device)
+
+
+def _download(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(INCEPTION_URL, str(path), INCEPTION_SHA256)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise CheckpointError(_sentence(path, f"is missing and cannot be downloaded ({error})")) from None
+
+
+def _check_inception(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(_sentence(path, "is missing"))
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != INCEPTION_SHA256:
+            raise CheckpointError(_sentence(path, "is not the published file and is not opened"))
+
+
+def _sentence(path: Path, what: str) -> str:
+    return (
+        f"{path} {what}: extractor=inception needs pip install 'diffgen[eval]' and the file {INCEPTION_URL} (SHA-256 "
+        f"{INCEPTION_SHA256}), put there or named with extractor.weights=PATH; extractor=classifier needs no download"
+    )
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Make torch read pickles for tensors alone, also where a library asks for more (PyTorch's own switch)."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
