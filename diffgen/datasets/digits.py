@@ -1,6 +1,6 @@
 """The embedded data set: 1797 real handwritten digits, 8x8, that come with scikit-learn."""
 
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,11 @@ def digits(*, split: Literal["train", "test", "all"]) -> Images:
 
 def _table() -> np.ndarray:
     """The file inside scikit-learn, [1797, 65]; importing the library to read it would take a second."""
-    package = find_spec("sklearn")
-    assert package and package.origin, "scikit-learn is a dependency"
-    return np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    for folder in sys.path:
+        path = Path(folder, "sklearn", "datasets", "data", "digits.csv.gz")
+        if path.is_file():
+            return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return np.column_stack([data.data, data.target])
