@@ -317,7 +317,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "wide channels": (put("model", "channels", value=4096), "weight 'embedding.label.weight' is"),
     "many levels": (put("model", "channel_mult", value=[64] * 9), "must be 1 to 8 whole numbers"),
     "as large as allowed": (
-        lambda c: c["model"].update(channels=4096, channel_mult=[64] * 8, blocks=64), "weight 'embedding.label.weight' is",
+        lambda c: c["model"].update(channels=4096, channel_mult=[64] * 8, blocks=16), "weight 'embedding.label.weight' is",
     ),
     "giant image": (put("data", "height", value=10**9), "is out of range"),
     "many classes": (put("data", "num_classes", value=10**12), "is out of range"),
@@ -393,7 +393,9 @@ STATE = {
 
 
 def write(folder: Path, images: int = 64) -> Path:
-    checkpoint.save(folder, {"data": {"channels": 1}, "x": [1, None]}, images, MODEL, STATE, {"step": 3, "lr": 0.1})
+    checkpoint.save(
+        folder, {"data": {"channels": 1}, "x": [1, None]}, images, MODEL, STATE, {"step": 3, "config": {"lr": 0.1}}
+    )
     return folder
 
 
@@ -404,7 +406,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert loaded.path == folder / "model.safetensors"
     assert all(torch.equal(loaded.weights[name], MODEL[name]) for name in MODEL)
     counters, state = checkpoint.load_state(folder)
-    assert counters == {"format": 1, "step": 3, "lr": 0.1}
+    assert counters == {"format": 1, "step": 3, "config": {"lr": 0.1}}
     assert state.keys() == STATE.keys()
     assert all(torch.equal(state[name], STATE[name]) and state[name].dtype == STATE[name].dtype for name in STATE)
     assert (folder.parent / "latest").read_text() == "00000064\n"
