@@ -1,6 +1,7 @@
 """Sampling a checkpoint to a folder, shared among processes."""
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffgen import checkpoint, images
-from diffgen.build import restore
+from diffgen.build import MAX_VALUES, restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
 from diffgen.denoiser import NO_LABEL, Denoiser
@@ -253,7 +254,8 @@ def _draw_all(
     n, world, rank = settings.n, accelerator.num_processes, accelerator.process_index
     share = -(-n // world)
     mine = [min(i, n - 1) for i in range(rank * share, (rank + 1) * share)]  # the last share is padded
-    automatic = 256 if accelerator.device.type == "cuda" else 64
+    most = 256 if accelerator.device.type == "cuda" else 64
+    automatic = min(most, max(MAX_VALUES // math.prod(shape), 1))  # the memory of a batch is bounded too
     batch = settings.batch_size if isinstance(settings.batch_size, int) else automatic
     parts, started = [], time.monotonic()
     with reporter.progress(share, 0) as line:
