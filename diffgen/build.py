@@ -1,6 +1,7 @@
 """From plain data to objects: where all tables meet."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -31,6 +32,9 @@ TABLES: dict[str, Table] = {
 MODEL_SIDE = ("data", "model", "schedule", "parameterization", "denoiser")
 """The parts of a config that a checkpoint carries and that decide what its weights mean."""
 
+MAX_VALUES = 2**22
+"""Of one image; a network of a few kilobytes runs on images of any size, so its weights bound no memory."""
+
 Clip = bool | Literal["auto"]
 
 GRID = {"steps": int, **{k: v for k, v in parameters(time_grid).items() if k != "steps"}}
@@ -49,7 +53,8 @@ def make_model(config: Config) -> nn.Module:
     classes = data.pop("classes")
     shape = DataShape(**data)
     sides = (shape.channels, shape.height, shape.width)
-    sane = all(1 <= side <= 4096 for side in sides) and 0 <= shape.num_classes <= 100_000
+    sane = all(1 <= side <= 4096 for side in sides) and math.prod(sides) <= MAX_VALUES
+    sane = sane and 0 <= shape.num_classes <= 100_000
     if not (sane and 0 <= shape.augment_labels <= 64):
         raise UsageError(f"data of {'x'.join(map(str, sides))} and {shape.num_classes} classes is out of range")
     if len(classes) not in (0, shape.num_classes):
@@ -93,7 +98,7 @@ def restore(checkpoint: Checkpoint) -> Denoiser:
         make_sampler(config["sampler"], denoiser.schedule)
     except UsageError as error:
         hint = "; a part of a plugin needs plugins=[...]" if "is unknown" in str(error) else ""
-        raise CheckpointError(f"{checkpoint.path} is refused: its config says {error}{hint}") from None
+        raise CheckpointError(f"{checkpoint.path} is refused: its config says {str(error)[:500]}{hint}") from None
     assign(model, checkpoint.weights, checkpoint.path)
     model.eval().requires_grad_(False)
     return denoiser

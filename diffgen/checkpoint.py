@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import shutil
+import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +26,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffgen.errors import CheckpointError
+from diffgen.errors import CheckpointError, printable
 from diffgen.files import folder_atomically, write_atomically, write_json
 
 FORMAT = "1"
 MAX_HEADER = 2**20
 MAX_CONFIG = 2**16
+MAX_STATE = 2**20
 MAX_DEPTH = 8
 MAX_ITEMS = 1024
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
@@ -126,8 +128,11 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: It is missing, damaged, foreign or hostile. No code is run, and no more memory is taken than
             the size of the file.
     """
-    path = find_model(path)
-    metadata = read_header(path)["__metadata__"]
+    try:
+        path = find_model(path)
+        metadata = read_header(path)["__metadata__"]
+    except OSError as error:
+        raise CheckpointError(f"ckpt={str(path)!r} cannot be read: {error.strerror}") from None
     if "format_version" not in metadata:
         raise CheckpointError(f"{path} is the state of a run, not its model: give model.safetensors beside it")
     if metadata["format_version"] != FORMAT:
@@ -139,7 +144,7 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: its weights and config do not match their checksum")
     for name, weight in weights.items():
         if not weight.isfinite().all():
-            raise CheckpointError(f"{path}: weight {name!r} holds values that are not finite")
+            raise CheckpointError(f"{path}: weight {name[:80]!r} holds values that are not finite")
     images = metadata.get("images", "")
     if not images.isdecimal() or len(images) > 18:
         raise CheckpointError(f"{path}: its metadata gives images={images[:20]!r}, not a count")
@@ -151,10 +156,9 @@ def read_header(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: Not a regular file, not safetensors, cut short, or not diffgen's.
+        OSError: It cannot be opened.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a regular file")
-    size = path.stat().st_size
+    size = _size(path)
     with path.open("rb") as file:
         start = file.read(9)
         _refuse_other_formats(path, start)
@@ -173,6 +177,14 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def _size(path: Path) -> int:
+    """Bytes of a regular file; pipes and devices, which have no end, are refused before they are opened."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path} is not a regular file")
+    return status.st_size
+
+
 def _refuse_other_formats(path: Path, start: bytes) -> None:
     kinds = {
         b"\x80": "a Python pickle, which can run code,",
@@ -188,14 +200,15 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
             raise CheckpointError(f"{path} is {kind} and is not loaded; diffgen reads safetensors files")
 
 
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in items}) < len(items):
-            raise ValueError("a key twice")
-        return dict(items)
+def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in items}) < len(items):
+        raise ValueError("a key twice")
+    return dict(items)
 
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=pairs)
+        value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is not a diffgen checkpoint: its header or config is not JSON") from None
     if not isinstance(value, dict):
@@ -243,7 +256,8 @@ def check_plain(value: object, where: str, depth: int = 0) -> None:
         if len(value) > MAX_ITEMS:
             raise CheckpointError(f"{where} is refused: its config has a part with {len(value)} items")
         for key in value if isinstance(value, dict) else ():
-            if not isinstance(key, str) or not key.isascii() or not key.replace("_", "a").isalnum() or key[0] == "_":
+            named = key.isascii() and key.replace("_", "a").isalnum() and key[0] != "_" and len(key) <= 64
+            if not named:
                 raise CheckpointError(f"{where} is refused: its config has the key {key[:80]!r}")
         for item in value.values() if isinstance(value, dict) else value:
             check_plain(item, where, depth + 1)
@@ -262,7 +276,7 @@ def load_tensors(path: Path) -> Tensors:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+        raise CheckpointError(f"{path} cannot be read: {printable(str(error))[:300]}") from None
 
 
 def assign(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
@@ -356,24 +370,46 @@ def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
     """Counters and tensors of a checkpoint folder, verified against their checksums.
 
     Raises:
-        CheckpointError: Incomplete or damaged.
+        CheckpointError: Incomplete, damaged or hostile.
     """
     try:
-        counters = json.loads((folder / "state.json").read_text())
-        sums = {name: entry["sha256"] for name, entry in counters.pop("files").items()}
-        if counters["format"] != int(FORMAT):
-            raise OtherVersionError(
-                f"{folder} was written by another version of diffgen; this one reads format {FORMAT}"
-            )
+        counters = _read_counters(folder / "state.json")
         for name in ("model.safetensors", "state.safetensors"):
-            if _sha256(folder / name) != sums[name]:
+            if _sha256(folder / name) != counters["files"][name]["sha256"]:
                 raise CheckpointError(f"{folder / name} is damaged: it does not match the checksum in state.json")
+        read_header(folder / "state.safetensors")
     except OSError as error:
         raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{folder / 'state.json'} is damaged") from None
-    read_header(folder / "state.safetensors")
+    del counters["files"]
     return counters, load_tensors(folder / "state.safetensors")
+
+
+def _read_counters(path: Path) -> dict[str, Any]:
+    """A state.json, bounded in size and depth, whose counters are counts.
+
+    Raises:
+        CheckpointError: It is too large, or of another version (`OtherVersionError`).
+        ValueError, TypeError, AttributeError, KeyError, RecursionError: It is not what was written.
+    """
+    if _size(path) > MAX_STATE:
+        raise CheckpointError(f"{path} is refused: it is far larger than any run's")
+    counters: dict[str, Any] = json.loads(path.read_text(), object_pairs_hook=_unique)
+    if counters["format"] != int(FORMAT):
+        raise OtherVersionError(f"{path} was written by another version of diffgen; this one reads format {FORMAT}")
+    counts = [counters[key] for key in ("step", "images", "micro_batch") if key in counters]
+    numbers = [*counts, counters.get("seconds", 0), *(counters.get("scaler") or {}).values()]
+    sound = all(type(n) in (int, float) and 0 <= n < 1e15 for n in numbers) and all(type(n) is int for n in counts)
+    if not sound or not isinstance(counters["config"], dict) or _depth(counters) > MAX_DEPTH + 1:
+        raise ValueError("not what was written")
+    return counters
+
+
+def _depth(value: object) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
 
 
 def rotate(folders: Path, keep: int) -> None:
@@ -402,5 +438,6 @@ def digest(tensors: Tensors, config: str) -> str:
 
 
 def _sha256(path: Path) -> str:
+    _size(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from diffgen.errors import printable
+
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
@@ -41,16 +43,16 @@ class Reporter:
 
     def header(self, title: str, rows: Mapping[str, str]) -> None:
         """What will run, as a small table."""
-        self.console.print(Text(title, style="bold"))
+        self.console.print(Text(printable(title), style="bold"))
         if not self.console.is_terminal:  # a log: one line a row, whatever the width
             for key, value in rows.items():
-                self.console.print(Text(f"{key:>10}  {value}"))
+                self.console.print(Text(f"{key:>10}  {printable(value)}"))
             return
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold cyan", justify="right")
         table.add_column(overflow="fold")
         for key, value in rows.items():
-            table.add_row(key, Text(value))
+            table.add_row(key, Text(printable(value)))
         self.console.print(table, soft_wrap=False)
 
     def say(self, text: str) -> None:
@@ -139,4 +141,4 @@ def count(n: float) -> str:
 
 def complain(sentence: str) -> None:
     """An error, on standard error."""
-    Console(stderr=True, soft_wrap=True).print(Text("error: ", style="bold red") + Text(sentence))
+    Console(stderr=True, soft_wrap=True).print(Text("error: ", style="bold red") + Text(printable(sentence)))

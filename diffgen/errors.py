@@ -70,6 +70,11 @@ def require(condition: bool, sentence: str) -> None:
         raise UsageError(sentence)
 
 
+def printable(text: str) -> str:
+    """Text of unknown origin on one line: terminal codes, line breaks and invisible characters as escapes."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 def unknown(what: str, choices: Iterable[object]) -> str:
     """The sentence for `key='value'` outside its choices: all of them, and the nearest.
 

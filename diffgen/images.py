@@ -74,7 +74,7 @@ def read(path: str, shape: tuple[int, ...]) -> Tensor:
     try:
         with Image.open(path) as file:
             image = ImageOps.fit(eight_bit(file, MODES[channels]), (width, height), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as a picture: {error}") from None
     return to_float(torch.from_numpy(np.asarray(image).reshape(height, width, channels).copy())).permute(2, 0, 1)
 

@@ -261,6 +261,7 @@ class Sigmoid(Continuous):
             0 < width < 100,
             f"start={self.start} and end={self.end} must satisfy 0 < (end - start) / tau < 100",
         )
+        require(abs(self.start / self.tau) < 1000, f"start={self.start} must be below 1000 tau in size")
         check_interval(self.t_min, self.t_max, 1.0)
 
     def _legs(self, t: Tensor) -> tuple[Tensor, Tensor]:

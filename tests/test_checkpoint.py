@@ -82,7 +82,7 @@ def refused(path: Path) -> str:
     assert path.name in sentence
     assert "\n" not in sentence
     assert sentence.isprintable()
-    assert len(sentence) < 400 + len(str(path))
+    assert len(sentence) < 700 + len(str(path))
     assert caught.value.__cause__ is None
     return sentence
 
@@ -100,6 +100,12 @@ class Trap:
 def a_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", pickle.dumps(Trap()))
+
+
+def sparse(path: Path, header: int) -> None:
+    """A file that announces a header and has room for it, without taking any on the disk."""
+    path.write_bytes(struct.pack("<Q", header) + b'{"__metadata__":{"a":"')
+    os.truncate(path, header + 8)
 
 
 RAW: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -124,6 +130,28 @@ RAW: dict[str, tuple[Callable[[Path], object], str]] = {
     "header is nested 100,000 deep": (lambda p: join(p, b"[" * 10**5, b""), "not JSON"),
     "header of 2 MiB": (lambda p: join(p, {"__metadata__": {"a": "x" * 2**21}}, b""), "far larger"),
     "a number of 100,000 digits": (lambda p: join(p, b'{"a": ' + b"1" * 10**5 + b"}", b""), "not JSON"),
+    "a number of a million digits": (lambda p: join(p, b'{"a": ' + b"1" * 10**6 + b"}", b""), "not JSON"),
+    "header of nothing but lists": (lambda p: join(p, b'{"a": [' + b"[]," * 300_000 + b"1]}", b""), "does not fit the file"),
+    "header starts with a byte order mark": (lambda p: join(p, b'\xef\xbb\xbf{"a": {}}', b""), "not JSON"),
+    "header ends in NUL": (lambda p: join(p, b'{"a": {}}\0\0\0', b""), "not JSON"),
+    "infinite offsets": (
+        lambda p: join(p, b'{"a": {"dtype": "U8", "shape": [1e400], "data_offsets": [0, Infinity]}}', b""),
+        "does not fit the file",
+    ),
+    "NaN in an entry": (
+        lambda p: join(p, b'{"a": {"dtype": "U8", "shape": [NaN], "data_offsets": [0, 0]}}', b""),
+        "does not fit the file",
+    ),
+    "a lone surrogate as a name": (
+        lambda p: join(p, b'{"\\ud800": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}', b""),
+        "not a diffgen checkpoint",
+    ),
+    "metadata of 90 MB": (lambda p: sparse(p, 90 * 10**6), "far larger"),
+    "a million tensors": (
+        lambda p: join(p, b"{" + b'"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]},' * 10**6, b""),
+        "far larger",
+    ),
+    "header as long as a file of 1 TB": (lambda p: sparse(p, 10**12), "far larger"),
     "a key twice": (lambda p: join(p, b'{"a": {}, "a": {}}', b""), "not JSON"),
     "metadata is a list": (lambda p: join(p, {"__metadata__": ["diffgen"]}, b""), "malformed metadata"),
     "metadata is null": (lambda p: join(p, {"__metadata__": None}, b""), "malformed metadata"),
@@ -157,12 +185,32 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "is not a regular file" in refused(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    assert "is not a regular file" in refused(tmp_path / "link")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    assert "is not a regular file" in refused(tmp_path / "zero")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    refused(tmp_path / "loop")
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        checkpoint.load(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="cannot be read: File name too long"):
+        checkpoint.load(tmp_path / ("x" * 300))
     with pytest.raises(CheckpointError, match="/dev/zero is not a regular file"):
         checkpoint.load(Path("/dev/zero"))
     with pytest.raises(CheckpointError, match="ckpt='.*nothing' does not exist"):
         checkpoint.load(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds neither model.safetensors nor a complete checkpoints/<images>"):
-        checkpoint.load(tmp_path)
+        checkpoint.load(tmp_path / "empty")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "locked").write_bytes(b"")
+    (tmp_path / "locked").chmod(0)
+    assert "cannot be read: Permission denied" in refused(tmp_path / "locked")
 
 
 # --- damage -------------------------------------------------------------------------------------------------
@@ -257,6 +305,13 @@ WEIGHTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "other shape": (lambda w: w.update({"stem.bias": torch.zeros(9)}), "is torch.float32 [9], the model torch.float32 [8]"),
     "transposed": (lambda w: w.update({"stem.weight": w["stem.weight"].transpose(0, 1).contiguous()}), "weight 'stem.weight'"),
     "empty tensor": (lambda w: w.update({"stem.bias": torch.zeros(0)}), "is torch.float32 [0]"),
+    "NaN under a long name": (lambda w: w.update({"y" * 10**4: torch.tensor([float("nan")])}), "not finite"),
+    "terminal codes in a name": (lambda w: w.update({"\x1b[2J\n\u202e": torch.zeros(1)}), "belongs to no layer"),
+    "NUL in a name": (lambda w: w.update({"stem\0bias": torch.zeros(1)}), "belongs to no layer"),
+    "homoglyph in a name": (lambda w: w.update({"stem.biаs": w.pop("stem.bias")}), "weight 'stem.bias' is missing"),
+    "boolean": (lambda w: w.update({"stem.bias": torch.ones(8, dtype=torch.bool)}), "is torch.bool [8]"),
+    "double precision": (lambda w: w.update({"stem.bias": w["stem.bias"].double()}), "is torch.float64 [8]"),
+    "no dimensions": (lambda w: w.update({"stem.bias": torch.tensor(0.0)}), "is torch.float32 []"),
     "none": (lambda w: w.clear(), "is missing"),
 }  # fmt: skip
 
@@ -320,7 +375,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "wide channels": (put("model", "channels", value=4096), "weight 'embedding.label.weight' is"),
     "many levels": (put("model", "channel_mult", value=[64] * 9), "must be 1 to 8 whole numbers"),
     "as large as allowed": (
-        lambda c: c["model"].update(channels=4096, channel_mult=[64] * 8, blocks=64), "weight 'embedding.label.weight' is",
+        lambda c: c["model"].update(channels=4096, channel_mult=[64] * 8, blocks=16), "weight 'embedding.label.weight' is",
     ),
     "giant image": (put("data", "height", value=10**9), "is out of range"),
     "many classes": (put("data", "num_classes", value=10**12), "is out of range"),
@@ -339,6 +394,38 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
         put("schedule", value={"name": "ddpm_linear", "steps": 10**12, "zero_terminal_snr": False, "beta_start": 1e-18, "beta_end": 1e-17}), "schedule.steps",
     ),
     "a sampler of a trillion steps": (put("sampler", "steps", value=10**12), "sampler.steps"),
+    "interpolation as a key": (put("model", "${oc.env:HOME}", value=1), "has the key"),
+    "class names with a bidirectional control": (put("data", "classes", value=["a\u202eb"] * 10), "has the text"),
+    "class names with an invisible joiner": (put("data", "classes", value=["a\u200db"] * 10), "has the text"),
+    "class names with NUL": (put("data", "classes", value=["a\0b"] * 10), "has the text"),
+    "a lone surrogate": (put("data", "classes", value=["\ud800"] * 10), "has the text"),
+    "byte order mark": (lambda c: "\ufeff" + json.dumps(c), "not JSON"),
+    "1e400": (lambda c: json.dumps(c).replace('"t_min": 0.001', '"t_min": 1e400'), "has the number inf"),
+    "a number of 5000 digits": (lambda c: json.dumps(c).replace("0.001", "1" * 5000), "not JSON"),
+    "long key": (put("sampler", "x" * 65, value=1), "has the key"),
+    "long list": (put("sampler", "steps", value=["x" * 200] * 200), "sampler.steps=["),
+    "true for a side": (put("data", "height", value=True), "data.height=True must be a whole number"),
+    "1 for true": (put("data", "pixels", value=1), "data.pixels=1 must be true or false"),
+    "image of too many values": (lambda c: c["data"].update(height=4096, width=4096), "is out of range"),
+    "many names": (put("data", "classes", value=["a"] * 1025), "a part with 1025 items"),
+    "many blocks in all": (
+        lambda c: c["model"].update(channel_mult=[1] * 8, blocks=64), "model.blocks=64 on 8 levels are more than 128",
+    ),
+    "many heads": (put("model", "heads", value=10**9), "model.heads=1000000000 must be in [1, 64]"),
+    "wide perceptron": (put("model", value={"name": "mlp", "width": 10**9, "blocks": 1}), "model.width=1000000000 must be"),
+    "deep perceptron": (put("model", value={"name": "mlp", "width": 8, "blocks": 10**9}), "model.blocks=1000000000 must be"),
+    "a schedule that overflows": (
+        put("schedule", value={"name": "sigmoid", "start": 1e6, "end": 1e6 + 50, "tau": 1.0, "t_min": 0.001, "t_max": 1.0}),
+        "start=1000000.0 must be below 1000 tau",
+    ),
+    "a schedule that ends in nothing": (
+        lambda c: (put("schedule", "t_min", value=5e-324)(c), put("sampler", "spacing", value="karras")(c)),
+        "put nodes outside sigma/alpha",
+    ),
+    "two nodes in pure noise": (
+        lambda c: c["sampler"].update(spacing="karras", sigma_max=999999999999999), "put nodes outside sigma/alpha",
+    ),
+    "an exponent without end": (lambda c: c["sampler"].update(spacing="karras", rho=5e-324), "leave no falling times"),
     "a sampler with a key too many": (put("sampler", "foo", value=1), "sampler.foo is not a setting here"),
 }  # fmt: skip
 
@@ -396,7 +483,9 @@ STATE = {
 
 
 def write(folder: Path, images: int = 64) -> Path:
-    checkpoint.save(folder, {"data": {"channels": 1}, "x": [1, None]}, images, MODEL, STATE, {"step": 3, "lr": 0.1})
+    checkpoint.save(
+        folder, {"data": {"channels": 1}, "x": [1, None]}, images, MODEL, STATE, {"step": 3, "config": {"lr": 0.1}}
+    )
     return folder
 
 
@@ -407,7 +496,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert loaded.path == folder / "model.safetensors"
     assert all(torch.equal(loaded.weights[name], MODEL[name]) for name in MODEL)
     counters, state = checkpoint.load_state(folder)
-    assert counters == {"format": 1, "step": 3, "lr": 0.1}
+    assert counters == {"format": 1, "step": 3, "config": {"lr": 0.1}}
     assert state.keys() == STATE.keys()
     assert all(torch.equal(state[name], STATE[name]) and state[name].dtype == STATE[name].dtype for name in STATE)
     assert (folder.parent / "latest").read_text() == "00000064\n"
@@ -483,6 +572,16 @@ def edit_state(folder: Path, **entries: object) -> None:
     (folder / "state.json").write_text(json.dumps({**counters, **entries}))
 
 
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_link(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
 STATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "state missing": (lambda f: (f / "state.safetensors").unlink(), "state.safetensors"),
     "state cut": (lambda f: chop(f / "state.safetensors"), "state.safetensors is damaged: it does not match"),
@@ -504,9 +603,34 @@ STATES: dict[str, tuple[Callable[[Path], object], str]] = {
         "written by another version of diffgen",
     ),
     "state.json deep": (lambda f: (f / "state.json").write_text("[" * 10**5), "state.json is damaged"),
+    "state.json of 1 GB": (lambda f: os.truncate(f / "state.json", 2**30), "far larger than any run's"),
+    "state.json a pipe": (lambda f: replace_by_pipe(f / "state.json"), "is not a regular file"),
+    "state.json endless": (lambda f: replace_by_link(f / "state.json", "/dev/zero"), "is not a regular file"),
+    "state a pipe": (lambda f: replace_by_pipe(f / "state.safetensors"), "is not a regular file"),
+    "state endless": (lambda f: replace_by_link(f / "state.safetensors", "/dev/zero"), "is not a regular file"),
+    "model endless": (lambda f: replace_by_link(f / "model.safetensors", "/dev/zero"), "is not a regular file"),
+    "state.json not UTF-8": (lambda f: (f / "state.json").write_bytes(b'{"\xff": 1}'), "state.json is damaged"),
+    "state.json with a key twice": (
+        lambda f: (f / "state.json").write_text('{"a": 1, "a": 1}'),
+        "state.json is damaged",
+    ),
+    "config missing": (lambda f: edit_state(f, config=None), "state.json is damaged"),
+    "config deep": (lambda f: edit_state(f, config=nested(12)), "state.json is damaged"),
+    "config deeper": (lambda f: edit_state(f, config=nested(300)), "state.json is damaged"),
+    "step a text": (lambda f: edit_state(f, step="8"), "state.json is damaged"),
+    "step a truth": (lambda f: edit_state(f, step=True), "state.json is damaged"),
+    "step a fraction": (lambda f: edit_state(f, step=8.5), "state.json is damaged"),
+    "step negative": (lambda f: edit_state(f, step=-8), "state.json is damaged"),
+    "images huge": (lambda f: edit_state(f, images=10**400), "state.json is damaged"),
+    "seconds NaN": (lambda f: edit_state(f, seconds=float("nan")), "state.json is damaged"),
+    "scaler a list": (lambda f: edit_state(f, scaler=[1]), "state.json is damaged"),
+    "scaler of texts": (lambda f: edit_state(f, scaler={"scale": "1"}), "state.json is damaged"),
+    "files a text": (lambda f: edit_state(f, files="x"), "state.json is damaged"),
+    "checksum a number": (lambda f: edit_state(f, files={"model.safetensors": {"sha256": 1}}), "does not match"),
 }
 
 
+@pytest.mark.timeout(20)
 @pytest.mark.parametrize("case", STATES)
 def test_damaged_training_state(tmp_path: Path, case: str) -> None:
     folder = write(tmp_path / "checkpoints" / "64")

@@ -435,6 +435,31 @@ def test_a_link_out_of_the_archive_is_refused(
     assert [p.name for p in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        (tarfile.SYMTYPE, "../../../secret"),
+        (tarfile.SYMTYPE, "/etc/passwd"),
+        (tarfile.LNKTYPE, "/etc/passwd"),
+        (tarfile.LNKTYPE, "../../secret"),
+        (tarfile.FIFOTYPE, ""),
+        (tarfile.CHRTYPE, ""),
+    ],
+)
+def test_members_that_are_no_plain_files_are_refused(tmp_path: Path, kind: bytes, target: str) -> None:
+    """A batch that is a link would be read from anywhere, and one that is a pipe for ever."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    archive = root / "a.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+        member.type, member.linkname = kind, target
+        tar.addfile(member)
+    assert "a.tar.gz cannot be unpacked" in told(lambda: cifar.unpack(archive, root / "cifar-10-batches-py"))
+    assert [p.name for p in root.iterdir()] == ["a.tar.gz"]
+
+
 # --- folders of pictures ------------------------------------------------------------------------------------
 
 

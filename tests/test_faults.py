@@ -199,7 +199,7 @@ def state_after_kill(folder: Path, number: int) -> bool:
 
         weights = {"w": torch.full((3,), 2.0)}
         sys.addaudithook(kill)
-        checkpoint.save(folder / "checkpoints" / "00000020", {}, 20, weights, weights, {})
+        checkpoint.save(folder / "checkpoints" / "00000020", {}, 20, weights, weights, {"config": {}})
         checkpoint.rotate(folder / "checkpoints", keep=1)
         os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -211,9 +211,9 @@ def test_a_kill_at_every_call_of_a_checkpoint(tmp_path: Path, again: bool) -> No
     weights = {"w": torch.ones(3)}
     for number in range(1000):
         run = tmp_path / str(number)
-        checkpoint.save(run / "checkpoints" / "00000010", {}, 10, weights, weights, {})
+        checkpoint.save(run / "checkpoints" / "00000010", {}, 10, weights, weights, {"config": {}})
         if again:
-            checkpoint.save(run / "checkpoints" / "00000020", {}, 20, weights, weights, {})
+            checkpoint.save(run / "checkpoints" / "00000020", {}, 20, weights, weights, {"config": {}})
         died = state_after_kill(run, number)
         with RunLock() as lock:
             place = run_directory.choose_run(str(run), "auto", "", lock)
@@ -235,7 +235,7 @@ def test_the_order_of_a_checkpoint(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(files, "_fsync", lambda path: (events.append(f"fsync {path.name[:5]}"), fsync(path)))
     monkeypatch.setattr(files, "_replace_folder", lambda a, b: (events.append("rename"), replace(a, b)))
     weights = {"w": torch.ones(3)}
-    checkpoint.save(tmp_path / "checkpoints" / "00000010", {}, 10, weights, weights, {})
+    checkpoint.save(tmp_path / "checkpoints" / "00000010", {}, 10, weights, weights, {"config": {}})
     assert sorted(events[:3]) == ["fsync model", "fsync state", "fsync state"]
     assert events[3:] == ["fsync .tmp_", "rename", "fsync check"]
 

@@ -17,7 +17,7 @@ def run(folder: Path, *images: int, stays: int = 0) -> Path:
     """A run directory with checkpoints; those at multiples of `stays` are to stay."""
     for count in images:
         place = folder / "checkpoints" / f"{count:08d}"
-        checkpoint.save(place, {}, count, WEIGHTS, WEIGHTS, {"stays": bool(stays) and count % stays == 0})
+        checkpoint.save(place, {}, count, WEIGHTS, WEIGHTS, {"config": {}, "stays": bool(stays) and count % stays == 0})
     (folder / "metrics.jsonl").write_text("")
     return folder
 

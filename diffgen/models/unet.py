@@ -260,6 +260,8 @@ class UNet(nn.Module):
             f"channel_mult={list(channel_mult)} must be 1 to 8 whole numbers in [1, 64]",
         )
         require(1 <= blocks <= 64, f"blocks={blocks} must be in [1, 64]")
+        levels = len(channel_mult)
+        require(blocks * levels <= 128, f"blocks={blocks} on {levels} levels are more than 128 in all")
         require(1 <= heads <= 64, f"heads={heads} must be in [1, 64]")
         require(0 <= dropout < 1, f"dropout={dropout} must be in [0, 1)")
         require(

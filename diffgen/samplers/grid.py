@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from diffgen.errors import require
+from diffgen.samplers.steps import PURE_NOISE
 from diffgen.schedules import Schedule
 
 
@@ -35,7 +36,7 @@ def time_grid(
         UsageError: An argument is out of range, or `sigmas` leaves the range that the network was trained in.
     """
     if sigmas is not None:
-        return _listed(schedule, sigmas)
+        return _sound(schedule, _listed(schedule, sigmas))
     kinds = ("uniform", "quadratic", "karras", "logsnr")
     spacing = schedule.spacing if spacing == "auto" else spacing
     require(1 <= steps <= 100_000, f"sampler.steps={steps} must be in [1, 100000]")
@@ -47,7 +48,16 @@ def time_grid(
         ts = schedule.time_at(_nsr_nodes(schedule, steps, spacing, rho, sigma_max))
     ts = ts.clamp(min=schedule.t_min)
     ts[0] = schedule.t_max  # also where sigma/alpha is infinite there
-    return torch.cat([ts, torch.zeros_like(ts[:1])])
+    return _sound(schedule, torch.cat([ts, torch.zeros_like(ts[:1])]))
+
+
+def _sound(schedule: Schedule, ts: Tensor) -> Tensor:
+    """Refuse what extreme settings make of a grid: NaN, and nodes after the first where x is noise or data alone."""
+    require(bool((ts.diff() <= 0).all()), "sampler.rho, sampler.sigma_max or the schedule leave no falling times")
+    nsr = schedule.sigma(ts[1:-1]) / schedule.alpha(ts[1:-1])
+    inside = bool(((nsr > 1 / PURE_NOISE) & (nsr < PURE_NOISE)).all())
+    require(inside, f"sampler or schedule put nodes outside sigma/alpha = [{1 / PURE_NOISE:g}, {PURE_NOISE:g}]")
+    return ts
 
 
 def _listed(schedule: Schedule, sigmas: tuple[float, ...]) -> Tensor:
