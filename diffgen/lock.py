@@ -9,7 +9,7 @@ import errno
 import fcntl
 import json
 import os
-import socket
+import platform
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -48,7 +48,7 @@ class RunLock:
             except OSError as error:
                 if error.errno not in WITHOUT_LOCKS:
                     raise
-            who = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+            who = {"pid": os.getpid(), "host": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
             os.truncate(self.file, 0)
             os.pwrite(self.file, json.dumps(who).encode(), 0)
 
