@@ -4,6 +4,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from diffgen.settings import SampleSettings
 from diffgen.tasks import TASKS, Plan, Run
 
 GRID_LIMIT = 400  # tiles of a grid; the other images are in the other files
+WORTH_COMPILING = 2000  # images, below which the compiler takes longer than it saves
 FILM_LIMIT = 16  # rows of a grid of strips
 
 
@@ -44,7 +46,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
     Raises:
         DiffgenError: The checkpoint, a label, a picture or the output folder cannot be used.
     """
-    with accelerated("no") as accelerator:
+    with accelerated(settings.precision) as accelerator:
         saved = checkpoint.load(Path(str(settings.ckpt)))
         denoiser = restore(saved)  # from here on the config is known to be sound
         labels = choose_labels(settings, saved.config["data"], str(task.get("name")))
@@ -54,6 +56,9 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         )
         sampler = resolve_sampler(sampler, saved.config["sampler"])
         sampling = make_sampling(settings, sampler, saved, denoiser, accelerator.device)
+        compiles = accelerator.device.type == "cuda" and settings.n >= WORTH_COMPILING
+        if compiles if settings.compile == "auto" else settings.compile:
+            denoiser.model = torch.compile(denoiser.model)
         require(
             saved.config["data"]["pixels"] or task.get("name") == "generate",
             f"task={task.get('name')} is for pictures, and this model makes vectors: task=generate",
@@ -70,11 +75,17 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
                 "task": shown(task),
                 "sampler": shown(sampler),
                 "guidance": shown_guidance(sampling.guidance, settings.guide),
-                "device": f"{accelerator.device.type} x {accelerator.num_processes}",
+                "device": f"{accelerator.device.type} x {accelerator.num_processes}, "
+                f"precision {accelerator.mixed_precision}",
             },
         )
         started = time.monotonic()
-        drawn = _draw_all(batches_of(sampling, saved), shape_of(saved), labels, settings, accelerator, reporter)
+        pictures = Pictures(out / "images") if "png" in settings.kinds else None
+        draw = batches_of(sampling, saved)
+        with accelerator.autocast():
+            drawn = _draw_all(draw, shape_of(saved), labels, settings, accelerator, reporter, pictures)
+        if pictures:
+            pictures.finish()
         if accelerator.is_main_process:
             seconds = max(time.monotonic() - started, 1e-9)
             notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} {shown(task)}, {shown(sampler)}"}
@@ -240,11 +251,13 @@ def _prepare(out: Path, settings: SampleSettings) -> None:
         (out / "images" if "png" in settings.kinds else out).mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
         (out / ".writable").unlink()
+        for old in (out / "images").glob("[0-9]" * 6 + ".png"):
+            old.unlink()  # of a larger set that was here: a mixture would spoil an evaluation
 
 
 def batch_size(shape: tuple[int, ...], device: torch.device) -> int:
-    """Images at once where nobody says: 256 on a GPU, else 64, and fewer large ones: a file chooses their size."""
-    most = 256 if device.type == "cuda" else 64
+    """Images at once where nobody says: 1024 on a GPU, else 64, and fewer large ones: a file chooses their size."""
+    most = 1024 if device.type == "cuda" else 64
     return min(most, max(MAX_VALUES // math.prod(shape), 1))
 
 
@@ -255,17 +268,22 @@ def _draw_all(
     settings: SampleSettings,
     accelerator: Any,
     reporter: Reporter,
+    pictures: "Pictures | None",
 ) -> Tensor:
     """All images (uint8) or vectors (float), [n, C, H, W], on the main process (elsewhere the same or a part)."""
     n, world, rank = settings.n, accelerator.num_processes, accelerator.process_index
     share = -(-n // world)
     mine = [min(i, n - 1) for i in range(rank * share, (rank + 1) * share)]  # the last share is padded
     batch = settings.batch_size if isinstance(settings.batch_size, int) else batch_size(shape, accelerator.device)
-    parts, started = [], time.monotonic()
+    parts: list[Tensor] = []
+    started = time.monotonic()
     with reporter.progress(share, 0) as line:
         for part in batches(shape, mine, [labels[i] for i in mine], batch):
-            parts.append(part)
             done = sum(map(len, parts))
+            if pictures:
+                pictures.add(dict(zip(mine[done:], part, strict=False)))
+            parts.append(part)
+            done += len(part)
             line.update(done, f"{min(done * world, n)} img  {count(done * world / (time.monotonic() - started))} img/s")
     drawn = torch.cat(parts)
     if world > 1:
@@ -281,7 +299,7 @@ def write(
     grid_columns: int | None,
     notes: Mapping[str, str],
 ) -> None:
-    """Write grid.png, and images/*.png and samples.npz where asked for.
+    """Write grid.png, and samples.npz where asked for.
 
     `samples.npz` follows the public ADM evaluator: arr_0 uint8 [N, H, W, C], arr_1 int64 labels (-1 for none).
     Vectors (float [N, D, 1, 1]) are plotted in grid.png; their arr_0 is float32 [N, D]. Films (uint8 [N, F, C, H, W])
@@ -292,22 +310,45 @@ def write(
         rows = drawn[:FILM_LIMIT]
         save_gif([grid(frame) for frame in rows.unbind(1)], out / "trajectory.gif")
         save_png(grid(rows.flatten(0, 1), columns=drawn.shape[1]), out / "grid.png", notes)
-        write_files(out, drawn[:, -1], labels, kinds)
+        write_npz(out, drawn[:, -1], labels, kinds)
         return
     sheet = scatter_sheet(drawn, labels) if vectors else grid(drawn[:GRID_LIMIT], columns=grid_columns)
     save_png(sheet, out / "grid.png", notes)
-    write_files(out, drawn, labels, kinds)
+    write_npz(out, drawn, labels, kinds)
 
 
-def write_files(out: Path, drawn: Tensor, labels: list[int], kinds: tuple[str, ...]) -> None:
-    """Write images/*.png and samples.npz where asked for."""
-    if "png" in kinds:
-        for old in (out / "images").glob("[0-9]" * 6 + ".png"):
-            old.unlink()  # of a larger set that was here: a mixture would spoil an evaluation
-        for i, image in enumerate(drawn):
-            path = out / "images" / f"{i:06d}.png"
+class Pictures:
+    """A folder of PNG files, encoded and written by threads while the next images are drawn."""
+
+    def __init__(self, folder: Path) -> None:
+        """Args: folder: must exist."""
+        self.folder = folder
+        self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="png")
+        self.written: list[Future[None]] = []
+
+    def add(self, images: Mapping[int, Tensor]) -> None:
+        """Write images, uint8 [C, H, W] by their number; of films [F, C, H, W] the last frame."""
+        self.written.append(self.threads.submit(self._save, images))
+
+    def _save(self, images: Mapping[int, Tensor]) -> None:
+        for number, image in images.items():
+            path = self.folder / f"{number:06d}.png"
             with explained(path):
-                picture(image).save(path)
+                picture(image if image.ndim == 3 else image[-1]).save(path)
+
+    def finish(self) -> None:
+        """Wait for all files.
+
+        Raises:
+            EnvironmentFault: One cannot be written.
+        """
+        self.threads.shutdown()
+        for done in self.written:
+            done.result()
+
+
+def write_npz(out: Path, drawn: Tensor, labels: list[int], kinds: tuple[str, ...]) -> None:
+    """Write samples.npz where asked for."""
     if "npz" in kinds:
         buffer = io.BytesIO()
         array = drawn.flatten(1) if drawn.is_floating_point() else drawn.permute(0, 2, 3, 1)

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from diffgen import memory
 from diffgen.errors import EnvironmentFault, ProcessFault
 from diffgen.feed import Batch, part
 from diffgen.randomness import mix
@@ -49,7 +50,7 @@ class Gradients:
             try:
                 return self._pass(step, batch, exchange=True)
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not memory.is_gone(error):
                     raise
                 if self.accelerator.num_processes > 1:  # the others wait in an exchange that cannot be taken back
                     rank = self.accelerator.process_index
@@ -76,7 +77,7 @@ class Gradients:
         try:
             self._pass(step, batch, exchange=False)
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not memory.is_gone(error):
                 raise
             return False
         return True
@@ -101,8 +102,7 @@ class Gradients:
             raise EnvironmentFault("out of memory with a single image at a time: choose a smaller model or image size")
         self.micro_batch = (tried + 1) // 2
         self._clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        memory.give_back()
         self.say(
             f"out of memory with {tried} images at once: going on with micro-batches of {self.micro_batch}; "
             f"the batch stays what it is, its gradients add up"
@@ -111,8 +111,3 @@ class Gradients:
     def _clear(self) -> None:
         for module in self.modules:
             module.zero_grad()
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device or the CPU had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

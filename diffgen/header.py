@@ -1,6 +1,5 @@
 """The facts about a run that its header tells."""
 
-import resource
 from typing import Any
 
 import torch
@@ -10,18 +9,20 @@ from diffgen.console import clock, count
 from diffgen.settings import TrainSettings
 
 
-def data(config: Config, images: int) -> str:
-    """Number, size and classes of the training images."""
+def data(config: Config, images: int, home: str) -> str:
+    """Number, size and classes of the training images, and where they are kept."""
     shape = config["data"]
     labels = f"{shape['num_classes']} classes" if shape["num_classes"] else "no labels"
     kind = "images" if shape["pixels"] else "vectors"
-    return f"{images:,} {kind} {shape['channels']}x{shape['height']}x{shape['width']}, {labels}"
+    return f"{images:,} {kind} {shape['channels']}x{shape['height']}x{shape['width']}, {labels}, {home}"
 
 
 def model(config: Config, network: torch.nn.Module) -> str:
     """Name, parameters and cost of the network."""
     parameters = sum(p.numel() for p in network.parameters())
-    return f"{config['model']['name']}, {count(parameters)} parameters, {gflop(config):.3g} GFLOP per image"
+    forward = gflop(config)
+    cost = f"{forward:.3g} GFLOP per image, {3 * forward:.3g} in training"
+    return f"{config['model']['name']}, {count(parameters)} parameters, {cost}"
 
 
 def method(config: Config) -> str:
@@ -51,10 +52,3 @@ def gflop(config: Config) -> float:
         x = torch.zeros(1, shape["channels"], shape["height"], shape["width"])
         network(x, torch.zeros(1), torch.zeros(1, dtype=torch.long))
     return counter.get_total_flops() / 1e9
-
-
-def memory(device: torch.device) -> str:
-    """Peak memory so far, of the GPU or of this process."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"

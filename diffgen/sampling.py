@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffgen import memory
 from diffgen.build import make_sampler
 from diffgen.denoiser import Denoiser
 from diffgen.errors import NonFiniteError
@@ -96,10 +97,8 @@ class Sampling:
     def batches(
         self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
     ) -> Iterator[Tensor]:
-        """The same in batches, on the CPU."""
-        for start in range(0, len(indices), batch_size):
-            part = slice(start, start + batch_size)
-            yield self.draw(shape, indices[part], labels[part]).cpu()
+        """The same in batches, on the CPU; smaller ones where memory does not suffice."""
+        return in_batches(lambda part: self.draw(shape, indices[part], labels[part]).cpu(), len(indices), batch_size)
 
     def pixels(
         self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
@@ -113,17 +112,37 @@ class Sampling:
         A state on the way is shown as x / |(alpha, sigma)|: noise of unit size, then more and more the image.
         """
         count = self.plan.frames if self.plan else 1
-        for start in range(0, len(indices), batch_size):
-            part = slice(start, start + batch_size)
+
+        def film(part: slice) -> Tensor:
             seen: list[Tensor] = []
 
-            def watch(x: Tensor, t: Tensor, seen: list[Tensor] = seen) -> None:
+            def watch(x: Tensor, t: Tensor) -> None:
                 alpha, sigma = (float(of(t)) for of in (self.denoiser.schedule.alpha, self.denoiser.schedule.sigma))
                 seen.append(to_uint8(x / math.hypot(alpha, sigma)).cpu())
 
             image = to_uint8(self.draw(shape, indices[part], labels[part], watch)).cpu()
             kept = [seen[i * len(seen) // (count - 1)] for i in range(count - 1)]
-            yield torch.stack([*kept, image], dim=1)
+            return torch.stack([*kept, image], dim=1)
+
+        return in_batches(film, len(indices), batch_size)
+
+
+def in_batches(draw: Callable[[slice], Tensor], count: int, size: int) -> Iterator[Tensor]:
+    """`draw` of images 0 .. count - 1, `size` at a time; half as many from where memory runs out."""
+    start = 0
+    while start < count:
+        try:
+            drawn = draw(slice(start, start + size))
+        except RuntimeError as error:
+            if size == 1 or not memory.is_gone(error):
+                raise
+            drawn = None
+        if drawn is None:  # outside the handler, whose traceback keeps tensors alive
+            size = (min(size, count - start) + 1) // 2
+            memory.give_back()
+            continue
+        yield drawn
+        start += size
 
 
 def amplifies_errors(denoiser: Denoiser) -> bool:

@@ -38,6 +38,7 @@ class TrainSettings:
     max_skipped: int
     preemption_signal: Literal["SIGUSR1", "SIGUSR2", "SIGHUP"] | None
     threads: int | None
+    profile: bool
 
     def __post_init__(self) -> None:
         require(
@@ -154,6 +155,8 @@ class SampleSettings:
     guidance_rescale: float
     guide: str | None
     batch_size: int | Literal["auto"]
+    precision: Literal["auto", "no", "bf16"]
+    compile: bool | Literal["auto"]
     save: str | tuple[str, ...]
     out: str | None
     overwrite: bool

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffgen import augment, checkpoint, header, preview, training_state
+from diffgen import augment, checkpoint, header, memory, preview, speed, training_state
 from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, make_weighting
 from diffgen.console import Reporter, count
 from diffgen.datasets import ImageSource
@@ -115,7 +115,10 @@ class Trainer:
 
     def _build_network(self) -> None:
         torch.manual_seed(mix(self.settings.seed, "init"))
-        self.network: nn.Module = make_model(self.config).to(self.device)
+        layout = (
+            torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        )  # faster there, not here
+        self.network: nn.Module = make_model(self.config).to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
         ema: EmaSettings = section(self.config, "ema")
         self.ema = EMA(self.network, self.averaged, halflife=ema.halflife, ramp=ema.ramp)
@@ -252,9 +255,17 @@ class Trainer:
             raise Stopped(stop, self.images, self.run_dir)
         self.sampling.before_each = request.check
         entries = self.feed.entries(len(self.dataset), self.images)
-        with self.reporter.progress(1.0, self._progress()) as self.line, self.writer:
+        self.gflop = 3 * header.gflop(self.config)  # the backward pass costs two forward ones
+        self.peak = speed.peak_tflops(self.device, self.accelerator.mixed_precision)
+        folder = self.run_dir / "profile" if self.settings.profile and self.main else None
+        with (
+            self.reporter.progress(1.0, self._progress()) as self.line,
+            self.writer,
+            speed.profiled(folder, self.reporter.say) as profiled,
+        ):
             for pixels, labels in self.dataset.batches(entries, self.device):
                 norm, lr = self._step(pixels, labels)
+                profiled()
                 stop = self._agree(request)
                 if self._after_step(norm, lr, stop):
                     break
@@ -271,7 +282,8 @@ class Trainer:
         if done or self._crossed(settings.checkpoint_every) or self._crossed(settings.keep_every):
             self._save(wait=done)
         if not stop and (done or self._crossed(settings.preview_every)):
-            on_main(self.accelerator, lambda: self._try(self._preview))
+            with self.accelerator.autocast():
+                on_main(self.accelerator, lambda: self._try(self._preview))
         return done
 
     def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
@@ -352,7 +364,8 @@ class Trainer:
         figures = (
             f"{epochs}{count(self.images)} img  loss {math.nan if loss is None else loss:.4f}  {count(pace)} img/s  "
         )
-        figures += header.memory(self.device) + (f"  {skipped} steps skipped" if skipped else "")
+        rate = speed.shown(pace * self.gflop / 1000 / self.accelerator.num_processes, self.peak)
+        figures += f"{rate}  {memory.peak(self.device)}" + (f"  {skipped} steps skipped" if skipped else "")
         self.line.update(min(self._progress(), 1), figures, keep=self.settings.print_log)
 
     def _diverged(self, what: str) -> None:
@@ -388,7 +401,7 @@ class Trainer:
         batch, world, images = self.settings.batch_size, self.accelerator.num_processes, len(self.dataset)
         resumed = f"resumed at {self.images:,} images from {self.resumed_from}"
         rows = {
-            "data": header.data(self.config, images),
+            "data": header.data(self.config, images, self.dataset.home),
             "model": header.model(self.config, self.network),
             "method": header.method(self.config),
             "device": f"{self.device.type} x {world}, precision {self.accelerator.mixed_precision}",

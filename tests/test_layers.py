@@ -26,6 +26,8 @@ LAYERS = [
         "ema",
         "images",
         "augment",
+        "memory",
+        "speed",
     },
     {"times", "samplers", "datasets"},
     {"denoiser", "checkpoint", "tasks"},

@@ -67,6 +67,9 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     # A spinning thread holds the core that the thread it waits for may need. With short spins a CPU that is busy with
     # other work trains about three times faster than with libgomp's default, and an idle one as fast.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # torch keeps compiled networks below /tmp, which many machines empty; here a second run finds them again.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "diffgen" / "inductor"))
     logging.captureWarnings(True)
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]

@@ -27,6 +27,8 @@ class ImageSource(Protocol):
 
     shape: DataShape
     classes: tuple[str, ...]
+    home: str
+    """Where its images are, in words for the header of a run."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -50,6 +52,7 @@ class Images:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        self.home = "kept on the device"
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or not len(self.pixels):
             found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
             raise DataError(f"pixels must be torch.uint8 [N, C, H, W] with N >= 1, and are {found}")

@@ -70,6 +70,7 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
         self.classes = tuple(sorted({part[0] for part in parts})) if labelled else ()
         self.labels = [self.classes.index(part[0]) if labelled else -1 for part in parts]
         self.mode, self.workers = MODES[channels], workers
+        self.home = f"streamed by {workers} workers" if workers else "streamed by the main process"
         self.height, self.width = self._size(size)
         self.shape = DataShape(channels, self.height, self.width, len(self.classes))
         self.nbytes = len(self) * channels * self.height * self.width

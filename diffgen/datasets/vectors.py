@@ -55,6 +55,7 @@ class Vectors:
     fresh: Callable[[int, int], Tensor]
 
     def __post_init__(self) -> None:
+        self.home = "kept on the device"
         self.shape = DataShape(self.values.shape[1], 1, 1, len(self.classes), pixels=False)
 
     def __len__(self) -> int:
