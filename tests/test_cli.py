@@ -123,7 +123,7 @@ WRONG_TRAIN = [
     (["dataset=cifar"], "dataset='cifar' is unknown; choose one of [cifar10, digits, fashion_mnist, image_folder, mixture, mnist, points]"),
     (["method=edn"], "choose one of [ddpm, ddpm_cosine, edm, flow, vpred] (did you mean 'edm'?)"),
     (["model=unet"], "model='unet' is unknown; choose one of [mlp, unet_base, unet_large, unet_small, unet_tiny]"),
-    (["experiment=fast"], "experiment='fast' is unknown; choose one of [cifar10_ddpm, cifar10_edm, quickstart, tutorial]"),
+    (["experiment=fast"], "experiment='fast' is unknown; choose one of [cifar10_ddpm, cifar10_edm, cifar10_fast, quickstart, tutorial]"),
     (["dataset=null"], "dataset='null' is unknown; choose one of ["),
     (["model={name:unet}", "model=3"], "model='{name:unet}' is unknown; choose one of ["),
     (["sampler.name=eular"], "sampler.name='eular' is unknown; choose one of ["),
