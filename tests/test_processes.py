@@ -21,6 +21,26 @@ RUN = [
     "train.micro_batch=5", "lr_schedule.warmup=32",
 ]  # fmt: skip
 
+COUNTED = """
+import sys
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from diffgen import trainer
+from diffgen.cli import train
+shared, exchanged = trainer.Trainer._shared, []
+def counting(self, module):
+    module = shared(self, module)
+    def hook(group, bucket):
+        exchanged.append(bucket.is_last())
+        return allreduce_hook(group, bucket)
+    module.register_comm_hook(None, hook)
+    return module
+trainer.Trainer._shared = counting
+code = train.main()
+print("exchanges", sum(exchanged), "buckets", len(exchanged))
+sys.exit(code)
+"""
+
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 
 
@@ -35,7 +55,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, fit: Callable[..., Path]) -> 
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "200",
     }
-    command = [sys.executable, *TWO, "diffgen.cli.train", *RUN]
+    (root / "counted.py").write_text(COUNTED)
+    command = [sys.executable, *TWO[:-1], "counted.py", *RUN]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     (root / "said").write_text(done.stdout)
@@ -48,6 +69,11 @@ def test_two_processes_really_ran(runs: dict[str, Path]) -> None:
     said = runs["said"].read_text()
     assert "cpu x 2" in said
     assert "16 = 2 x 8" in said
+
+
+def test_gradients_are_exchanged_once_a_step(runs: dict[str, Path]) -> None:
+    """Twenty steps of two micro-batches each, on each of two processes."""
+    assert runs["said"].read_text().count("exchanges 20 buckets 20") == 2
 
 
 def test_only_the_main_process_speaks(runs: dict[str, Path]) -> None:

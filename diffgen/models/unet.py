@@ -82,7 +82,7 @@ class Embedding(nn.Module):
         """([B], int64 [B], negative for none, [B, augment_labels] or None for untouched) -> [B, width]."""
         h = self.sinusoidal(condition)
         if self.label is not None:
-            one_hot = F.one_hot(label.clamp(min=0), self.num_classes) * (label >= 0)[:, None]
+            one_hot = label[:, None] == torch.arange(self.num_classes, device=label.device)  # none of them for -1
             h = h + self.label(one_hot.to(h) * math.sqrt(self.num_classes))
         if self.augment is not None and augment is not None:
             h = h + self.augment(augment)

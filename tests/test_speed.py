@@ -1,0 +1,126 @@
+"""What makes a step slow, counted; how long it takes is measured by the benchmark, not here."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffgen import speed, trainer
+from diffgen.build import make_model
+from diffgen.cli.app import compose_group, defaults
+
+Fit = Callable[..., Path]
+Patch = pytest.MonkeyPatch
+
+CIFAR = {
+    "channels": 3,
+    "height": 32,
+    "width": 32,
+    "num_classes": 10,
+    "pixels": True,
+    "augment_labels": 0,
+    "classes": [],
+}
+
+
+class Counting(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted_steps(fit: Fit, run: Path, monkeypatch: Patch, *settings: str) -> list[Counter[str]]:
+    """Operators of each step of a tiny run, and its calls of the network."""
+    step, counts = trainer.Trainer._step, []
+
+    def counting(self: trainer.Trainer, *batch: torch.Tensor) -> Any:
+        calls = 0
+
+        def called(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        hook = self.network.register_forward_hook(called)
+        with Counting() as mode:
+            result = step(self, *batch)
+        hook.remove()
+        counts.append(mode.calls + Counter({"network": calls}))
+        return result
+
+    monkeypatch.setattr(trainer.Trainer, "_step", counting)
+    fit(run, *settings)
+    return counts
+
+
+@pytest.mark.parametrize(("settings", "calls"), [([], 1), (["train.micro_batch=4"], 4), (["weighting=uncertainty"], 1)])
+def test_a_step_calls_the_network_once_and_waits_for_nothing(
+    fit: Fit, tmp_path: Path, monkeypatch: Patch, settings: list[str], calls: int
+) -> None:
+    """A number that Python asks of a tensor makes it wait for the GPU."""
+    for counts in counted_steps(fit, tmp_path / "run", monkeypatch, *settings)[1:]:
+        assert counts["network"] == calls
+        waits = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero")
+        assert {name: counts[name] for name in waits if counts[name]} == {}
+
+
+def test_optimizer_and_average_are_one_call_each(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
+    counts = counted_steps(fit, tmp_path / "run", monkeypatch)[3]
+    assert counts["aten::_fused_adamw_"] == 1
+    assert counts["aten::_foreach_lerp_.Scalar"] == 1
+    assert counts["aten::_foreach_norm.Scalar"] <= 1
+    assert counts["aten::lerp_.Scalar"] == 0
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cifar10_edm", "cifar10_ddpm")]
+
+
+@pytest.mark.parametrize("experiment", ["cifar10_fast", *SLOW])
+def test_the_network_compiles_to_one_graph(experiment: str) -> None:
+    """A break of the graph costs a compiled step most of what it gains."""
+    model = {**defaults("train", [f"experiment={experiment}"])["model"], "channels": 16, "attention_resolutions": [16]}
+    network = make_model({"data": dict(CIFAR), "model": model})
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(network)(torch.randn(2, 3, 32, 32), torch.rand(2), torch.tensor([1, -1]))
+    assert explained.graph_break_count == 0, explained.break_reasons
+    assert explained.graph_count == 1
+
+
+def test_the_speed_runs_network_is_the_one_of_its_recipe() -> None:
+    model = defaults("train", ["experiment=cifar10_fast"])["model"]
+    with torch.device("meta"):
+        network = make_model({"data": dict(CIFAR), "model": model})
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 27.9
+    assert compose_group("model", "unet_large")["resample"] == model["resample"]
+
+
+def test_utilization_is_shown_where_the_peak_is_known(monkeypatch: Patch) -> None:
+    cuda = torch.device("cuda")
+    for name, peak in (
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA L40S", 362),
+        ("Some GPU", None),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert speed.peak_tflops(cuda, "bf16") == peak
+    assert speed.peak_tflops(cuda, "no") is None
+    assert speed.peak_tflops(torch.device("cpu"), "bf16") is None
+    assert speed.shown(412.3, 989) == "412 TFLOP/s (MFU 42%)"
+    assert speed.shown(0.0612, None) == "0.0612 TFLOP/s"
+
+
+def test_a_profile_is_written(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(tmp_path / "run", "train.profile=true", "train.images=400")
+    assert "convolution" in (run / "profile" / "table.txt").read_text()
+    assert (run / "profile" / "trace.json").read_text().lstrip().startswith("{")
+    assert "ui.perfetto.dev" in capsys.readouterr().out
