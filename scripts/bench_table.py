@@ -45,7 +45,7 @@ def training(section: Section) -> Lines:
     rows, bounds = section["rows"], section["bounds_gflops"]
     reference = "diffusers, published"
     ratios = times(rows, reference, lambda row: row[per_second(section)])
-    head = ["", "parameters", "GFLOP/image", "images/s", "images/CPU s", "of the bound", f"times {reference}"]
+    head = ["", "parameters", "GFLOP/image", "images/s", "images/CPU s", "of the bound", "spread", f"times {reference}"]
     cells = [
         [
             row["name"],
@@ -54,6 +54,7 @@ def training(section: Section) -> Lines:
             short(row["images_per_second"]),
             short(row["images_per_cpu_second"]),
             f"{row['share_of_bound']:.0%}",
+            f"{row['spread']:.0%}",
             ratio,
         ]
         for row, ratio in zip(rows, ratios, strict=True)
@@ -134,12 +135,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Section], Lines]]] = {
 
 
 def conditions(section: Section) -> str:
-    """One line on where and how a section was measured."""
+    """One line on where and with what a section was measured."""
     facts = section["facts"]
     where = facts["machine"] if facts["device"] == "cpu" else f"{facts['device']}, {facts['machine']}"
     packages = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    said = f"{where}, {facts['threads']} thread(s), load {facts['load']} at the start; {packages}."
-    return " ".join([said, *(f"{sentence}." for sentence in section["missing"])])
+    return f"{where}, {facts['threads']} thread(s); {packages}."
 
 
 def chapter(path: Path) -> Lines:
@@ -154,7 +154,12 @@ def chapter(path: Path) -> Lines:
     for name, (title, write) in SECTIONS.items():
         if name in sections:
             said = conditions(sections[name])
-            lines += ["", f"### {title}", "", *([said, ""] if said != known else []), *write(sections[name])]
+            notes = [
+                f"Load {sections[name]['facts']['load']} at the start.",
+                *map("{}.".format, sections[name]["missing"]),
+            ]
+            lines += ["", f"### {title}", "", *([said, ""] if said != known else []), " ".join(notes), ""]
+            lines += write(sections[name])
             known = said
     return [*lines, ""]
 
