@@ -41,8 +41,12 @@ format: $(READY)  ## rewrite in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure training speed on this machine
+# k-diffusion without its dependencies: its samplers need none of them but torchsde and torchdiffeq.
+bench: $(READY)  ## measure beside the peers on this machine, about ten minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps k-diffusion
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_table.py
 
 clean:  ## remove the environment and caches; runs in outputs/ stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

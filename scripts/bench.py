@@ -1,96 +1,134 @@
-"""Training speed of the networks on this machine: forward, loss, backward, clipping, optimizer and EMA.
+"""diffgen beside its peers on this machine: training, sampling, data, start-up, and a whole job.
 
-    python scripts/bench.py [--models unet_small unet_base] [--batch 8] [--steps 5] [--out FILE.json]
+    python scripts/bench.py [--threads 1] [--only training-mnist sampling] [--rounds 5] [--out FOLDER] [--quick]
 
-Prints images/s (median over steps, after a warm-up) and GFLOP/s beside the machine's own matrix product, its bound.
-Comparisons with other trainers are not measured yet.
+Whatever is compared takes turns, A B C A B C, in one process; figures are medians. Ratios are of CPU time on one
+thread, which other work on the machine hardly changes, and of wall time otherwise. Each section is written to the
+result file as soon as it is done, so a long measurement can be made in parts; `scripts/bench_table.py` turns the file
+into docs/performance.md. The peers come with `pip install -e '.[peers]'`; one that is not there is said to be missing.
+`--quick` only shows that everything runs: its figures mean nothing and are written only where `--out` says.
 """
 
 import argparse
-import copy
+import importlib.metadata
 import json
-import statistics
+import os
+import platform
+import re
+import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark import clock, commands
+from benchmark.layouts import DDPM, EDM, MNIST
+from benchmark.pipeline import pipeline
+from benchmark.sampling import overhead, sampling
+from benchmark.training import around_the_network, training
 from check_samples import machine
 
-from diffgen.build import make_denoiser, make_model
-from diffgen.ema import EMA
-from diffgen.header import gflop
-from diffgen.losses import denoising_loss
-from diffgen.weightings import unit
+from diffgen.files import write_json
 
-SHAPES = {"unet_tiny": (1, 8, 8), "unet_small": (1, 28, 28), "unet_base": (3, 32, 32), "unet_large": (3, 32, 32)}
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "denoising-diffusion-pytorch", "k-diffusion", "numpy")
+
+SECTIONS: dict[str, Callable[[int, Path, bool], clock.Row]] = {
+    "training-mnist": lambda rounds, folder, quick: training(MNIST, 2 * rounds, folder, quick=quick),
+    "training-ddpm": lambda rounds, folder, quick: training(DDPM, rounds, folder, quick=quick),
+    "training-edm": lambda rounds, folder, quick: training(EDM, rounds, folder, quick=quick),
+    "around-the-network": lambda rounds, folder, quick: around_the_network(4 * rounds, folder, quick=quick),
+    "sampling": lambda rounds, folder, quick: sampling(rounds, quick=quick),
+    "overhead": lambda rounds, folder, quick: overhead(rounds, quick=quick),
+    "data": lambda rounds, folder, quick: pipeline(rounds, quick=quick),
+    "checkpoint": lambda rounds, folder, quick: commands.checkpoint(rounds, folder),
+    "start-up": lambda rounds, folder, quick: commands.startup(rounds, folder),
+    "job": lambda rounds, folder, quick: commands.job((rounds + 1) // 2, folder, quick=quick),
+}
+"""(rounds, an empty folder, quick) -> figures."""
+
+GPU_ONLY = ("training-edm",)
 
 
-def seconds(call: Callable[[], object], times: int) -> float:
-    """Median wall time of a call, after one to warm up."""
-    taken = []
-    for _ in range(times + 1):
-        start = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
-
-
-def training_step(name: str, batch: int, device: str) -> tuple[Callable[[], None], float]:
-    """One optimizer step of a shipped network on random images, and its GFLOP per image."""
-    from diffgen.cli.app import compose_group
-
-    channels, height, width = SHAPES[name]
-    data = {"channels": channels, "height": height, "width": width, "num_classes": 10, "classes": []}
-    config: dict[str, Any] = {
-        "data": {**data, "pixels": True, "augment_labels": 0},
-        "model": compose_group("model", name),
-        "schedule": compose_group("schedule", "rectified_flow"),
-        "parameterization": {"name": "flow"},
-        "denoiser": {"sigma_data": 0.5, "scale_input": False},
+def facts(rounds: int) -> dict[str, Any]:
+    """What figures of a section depend on; read when it begins."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    return {
+        "machine": machine(),
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "ratios_of": clock.basis(device),
+        "rounds": rounds,
+        "load": round(os.getloadavg()[0], 1),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
-    network = make_model(config).to(device)
-    denoiser, ema = make_denoiser(config, network), EMA(network, copy.deepcopy(network), halflife=5e5, ramp=0.05)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-    x0 = torch.randn(batch, channels, height, width, device=device)
-    z, t, label = torch.randn_like(x0), torch.rand(batch, device=device), torch.zeros(batch, dtype=torch.long)
 
-    def step() -> None:
-        denoising_loss(denoiser, unit, x0, label.to(device), t, z).mean().backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(batch, batch)
 
-    return step, gflop(config)
+def version(package: str) -> str:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def result_file(folder: Path) -> Path:
+    """One file a machine, number of threads and day."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else machine()
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {torch.get_num_threads()} threads".lower()).strip("-")
+    return folder / f"{slug}-{date.today()}.json"
+
+
+def add(path: Path, name: str, section: dict[str, Any]) -> None:
+    """Put one section into a result file, which keeps the others."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {**known, name: section})
+
+
+def show(section: dict[str, Any]) -> None:
+    """The rows of a section, as they were measured."""
+    for row in section.get("rows", []):
+        figures = [f"{key} {value:.4g}" for key, value in row.items() if key != "name"]
+        print(f"  {row['name']:40} {'  '.join(figures)}")
+    rest = {key: value for key, value in section.items() if key not in ("rows", "facts", "missing")}
+    print(f"  {json.dumps(rest)}")
+    for sentence in section["missing"]:
+        print(f"  {sentence}")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, help="of the CPU; by default torch's own choice")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="sections; by default all that suit")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="folder of the result file; by default benchmarks/results")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: few and small steps")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Measure and print one row a network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["unet_small", "unet_base"], choices=sorted(SHAPES))
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(2048, 2048, device=device)
-    ceiling = 2 * 2048**3 / seconds(lambda: a @ a, args.steps) / 1e9
-    print(f"{machine()}, {device}, float32, {torch.get_num_threads()} threads; matrix product {ceiling:.0f} GFLOP/s")
-    rows = []
-    for name in args.models:
-        step, forward = training_step(name, args.batch, device)
-        pace = args.batch / seconds(step, args.steps)
-        rows.append({"model": name, "images_per_second": pace, "share_of_matmul": 3 * forward * pace / ceiling})
-        print(
-            f"{name:12} {pace:8.1f} img/s  {3 * forward * pace:7.0f} GFLOP/s  {rows[-1]['share_of_matmul']:.0%} of it"
-        )
-    if args.out:
-        facts = {"machine": machine(), "device": device, "batch": args.batch, "matmul_gflops": ceiling, "rows": rows}
-        args.out.write_text(json.dumps(facts, indent=2) + "\n")
+    """Measure, print and write section by section."""
+    args = arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rounds = 1 if args.quick else args.rounds
+    chosen = args.only or [name for name in SECTIONS if torch.cuda.is_available() or name not in GPU_ONLY]
+    path = None if args.quick and args.out is None else result_file(args.out or RESULTS)
+    for name in chosen:
+        start, known = time.perf_counter(), facts(rounds)
+        print(f"{name}: {known['device']}, {known['threads']} threads, load {known['load']}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            section = {"facts": known, **SECTIONS[name](rounds, Path(folder), args.quick)}
+        show(section)
+        print(f"  took {time.perf_counter() - start:.0f} s", flush=True)
+        if path:
+            add(path, name, section)
+    if path:
+        print(f"written to {path}")
 
 
 if __name__ == "__main__":

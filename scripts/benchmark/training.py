@@ -1,0 +1,237 @@
+"""Training steps per second, and what of a step is not the network."""
+
+import contextlib
+import io
+import statistics
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.state import AcceleratorState
+
+from benchmark import clock
+from benchmark.clock import Call, Row
+from benchmark.diffusers_loop import Loop
+from benchmark.layouts import MNIST, PLAIN, Costs, Layout, compose, lucidrains_network, pictures
+from diffgen.lock import RunLock
+from diffgen.processes import accelerated
+from diffgen.settings import section
+from diffgen.trainer import Trainer
+
+PICTURES = 512
+
+
+def fresh_accelerate() -> None:
+    """Let the next trainer choose its own precision: Accelerate keeps one choice a process, in this dict."""
+    AcceleratorState._shared_state = {}
+
+
+# --- the competitors --------------------------------------------------------------------------------------------------
+
+
+def our_trainer(
+    stack: ExitStack, layout: Layout, folder: Path, batch: int, precision: str, *, compiles: bool = False
+) -> tuple[Trainer, Call]:
+    """The real Trainer on a run directory of its own, and its step with the data."""
+    fresh_accelerate()
+    run_dir = folder.parent / f"run-{time.monotonic_ns()}"
+    settings = [f"train.batch_size={batch}", f"train.precision={precision}", f"train.compile={compiles}"]
+    data = [f"dataset.root={folder}", f"dataset.channels={layout.shape[0]}", f"run_dir={run_dir}"]
+    config = compose(*PLAIN, *layout.ours, *settings, *data)
+    lock = stack.enter_context(RunLock())
+    trainer = Trainer(config, section(config, "train"), stack.enter_context(accelerated(precision)))
+    trainer.open_run("", "", lock)
+    trainer.model.train()
+    trainer.logged_at, trainer.logged_images = time.monotonic(), 0
+    trainer.line = stack.enter_context(trainer.reporter.progress(1.0, 0.0))
+    entries = trainer.feed.entries(len(trainer.dataset), 0)
+    batches = trainer.dataset.batches(entries, trainer.device)
+    return trainer, lambda: trainer._step(*next(batches))
+
+
+def ours(stack: ExitStack, layout: Layout, folder: Path, batch: int) -> dict[str, Call]:
+    """diffgen's steps."""
+    variants = {"float32": "no", "bfloat16": "bf16"}
+    calls = {
+        f"diffgen, {name}": our_trainer(stack, layout, folder, batch, precision)[1]
+        for name, precision in variants.items()
+    }
+    if torch.cuda.is_available():
+        compiled = our_trainer(stack, layout, folder, batch, "bf16", compiles=True)
+        calls["diffgen, bfloat16, compiled"] = compiled[1]
+    return calls
+
+
+def diffusers(layout: Layout, folder: Path, batch: int) -> dict[str, Call]:
+    """The script's steps, as published and tuned."""
+
+    def step(precision: str, *, tuned: bool, compiles: bool = False) -> Call:
+        fresh_accelerate()
+        return Loop(layout, folder, batch, precision=precision, tuned=tuned, compiles=compiles).step
+
+    calls = {
+        "diffusers, published": step("no", tuned=False),
+        "diffusers, tuned, float32": step("no", tuned=True),
+        "diffusers, tuned, bfloat16": step("bf16", tuned=True),
+    }
+    if torch.cuda.is_available():
+        calls["diffusers, tuned, bfloat16, compiled"] = step("bf16", tuned=True, compiles=True)
+    return calls
+
+
+def lucidrains(layout: Layout, folder: Path, batch: int, burst: int) -> dict[str, Call]:
+    """Calls of its Trainer that take `burst` steps; they read pictures in worker processes, as many as cores."""
+    from denoising_diffusion_pytorch import GaussianDiffusion
+    from denoising_diffusion_pytorch import Trainer as TheirTrainer
+
+    def steps(amp: bool) -> Call:
+        fresh_accelerate()
+        trainer = TheirTrainer(
+            GaussianDiffusion(lucidrains_network(layout), image_size=layout.shape[1]),
+            str(folder),
+            train_batch_size=batch,
+            gradient_accumulate_every=accumulation(batch),
+            save_and_sample_every=10**9,
+            results_folder=str(folder.parent / "lucidrains"),
+            amp=amp,
+            mixed_precision_type="bf16",
+            calculate_fid=False,
+        )
+
+        def call() -> None:
+            trainer.train_num_steps = trainer.step + burst
+            silence = io.StringIO()
+            with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+                trainer.train()
+
+        return call
+
+    return {"lucidrains, published": steps(amp=False), "lucidrains, bfloat16": steps(amp=True)}
+
+
+def accumulation(batch: int) -> int:
+    """Its Trainer refuses steps of fewer than 16 images."""
+    return max(1, 16 // batch)
+
+
+def repeated(call: Call, times: int) -> Call:
+    """A call that is long enough to be timed on a GPU."""
+
+    def calls() -> None:
+        for _ in range(times):
+            call()
+
+    return calls
+
+
+# --- the sections -----------------------------------------------------------------------------------------------------
+
+
+def training(layout: Layout, rounds: int, folder: Path, *, quick: bool) -> Row:
+    """Images per second of whole steps: data, forward, loss, backward, clipping, optimizer and average."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = 2 if quick else layout.batch[device.type == "cuda"]
+    burst, missing = (20 if device.type == "cuda" and not quick else 1), list[str]()
+    root = pictures(folder / "pictures", layout.shape, PICTURES if not quick else 128)
+    with ExitStack() as stack:
+        calls = {name: repeated(call, burst) for name, call in ours(stack, layout, root, batch).items()}
+        if layout.diffusers:
+            theirs = clock.offered(missing, "diffusers", lambda: diffusers(layout, root, batch))
+            calls |= {name: repeated(call, burst) for name, call in theirs.items()}
+        if layout.lucidrains:
+            calls |= clock.offered(missing, "lucidrains", lambda: lucidrains(layout, root, batch, burst))
+        bounds = products(device)
+        times = clock.take_turns(calls | {name: call for name, (call, _) in bounds.items()}, rounds)
+    basis, costs = clock.basis(device), Costs()
+    gflops = {name: work / times[name][basis] / 1e9 for name, (_, work) in bounds.items()}
+    ceiling = {dtype: max(v for k, v in gflops.items() if k.endswith(dtype)) for dtype in ("float32", "bfloat16")}
+    rows = []
+    for name in calls:
+        images = burst * batch * (accumulation(batch) if name.startswith("lucidrains") else 1)
+        rows.append(pace(name, layout, images, times[name], costs, ceiling, basis))
+    return {"layout": layout.name, "batch": batch, "bounds_gflops": gflops, "rows": rows, "missing": missing}
+
+
+def products(device: torch.device) -> dict[str, tuple[Call, float]]:
+    """What bounds the speed of a network: a large matrix product and a large convolution, and their operations.
+
+    On some CPUs the libraries' convolution is the faster of the two.
+    """
+    size, batch = (8192, 256) if device.type == "cuda" else (2048, 8)
+    found: dict[str, tuple[Call, float]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(size, size, device=device).to(dtype)
+        x, weight = torch.randn(batch, 256, 16, 16, device=device), torch.randn(256, 256, 3, 3, device=device)
+        name = str(dtype).removeprefix("torch.")
+        found[f"matrix product {name}"] = partial(torch.mm, a, a), 2 * size**3
+        convolve = partial(F.conv2d, x.to(dtype), weight.to(dtype), padding=1)
+        found[f"convolution {name}"] = convolve, 2 * batch * 256 * 256 * 9 * 16 * 16
+    return found
+
+
+def pace(name: str, layout: Layout, images: int, time: Row, costs: Costs, ceiling: dict[str, float], basis: str) -> Row:
+    """The row of one competitor."""
+    cost = costs.of(name.split(",")[0], layout)
+    speed = images / time[basis]
+    most = ceiling["bfloat16" if "bfloat16" in name else "float32"]
+    return {
+        "name": name,
+        **cost,
+        "images_per_second": images / time["wall"],
+        "images_per_cpu_second": images / time["cpu"],
+        "share_of_bound": cost["gflop"] * speed / most,
+        "spread": time["spread"],
+    }
+
+
+def around_the_network(rounds: int, folder: Path, *, quick: bool) -> Row:
+    """Milliseconds of a float32 step of the MNIST network that are not its passes, and of a line of the log.
+
+    Clipping, optimizer, average and counters; of diffusers also its learning-rate schedule and its progress bar.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch, missing = 2 if quick else MNIST.batch[device.type == "cuda"], list[str]()
+    root = pictures(folder / "pictures", MNIST.shape, 128)
+    with ExitStack() as stack:
+        trainer, step = our_trainer(stack, MNIST, root, batch, "no")
+        whole = watched(trainer, "_step")
+        passes, feed = watched(trainer.gradients, "accumulate"), watched(trainer.feed, "batch")
+        calls: dict[str, Call] = {"diffgen": step, "log": lambda: trainer._log(torch.ones((), device=device), 1e-4)}
+        theirs: dict[str, list[float]] = {}
+
+        def loop() -> dict[str, Call]:
+            fresh_accelerate()
+            loop = Loop(MNIST, root, batch, precision="no", tuned=False)
+            theirs["whole"], theirs["rest"] = watched(loop, "step"), watched(loop, "update")
+            return {"diffusers, published": lambda: loop.step()}
+
+        calls |= clock.offered(missing, "diffusers", loop)
+        log = clock.take_turns(calls, rounds)["log"]["cpu"]
+    rest = [all_ - one - other for all_, one, other in zip(whole, passes, feed, strict=True)]
+    rows = [share("diffgen", whole, rest)] + ([share("diffusers, published", **theirs)] if theirs else [])
+    return {"layout": MNIST.name, "batch": batch, "rows": rows, "log_ms": 1e3 * log, "missing": missing}
+
+
+def watched(owner: Any, name: str) -> list[float]:
+    """From now on, the seconds of each call of a method; CPU time on the CPU."""
+    seconds: list[float] = []
+    method, on_gpu = getattr(owner, name), torch.cuda.is_available()
+
+    def call(*arguments: Any) -> Any:
+        results = []
+        wall, cpu = clock.measured(lambda: results.append(method(*arguments)))
+        seconds.append(wall if on_gpu else cpu)
+        return results[0]
+
+    setattr(owner, name, call)
+    return seconds
+
+
+def share(name: str, whole: list[float], rest: list[float]) -> Row:
+    """Medians of the steps after the first, which warms up."""
+    step, around = statistics.median(whole[1:]), statistics.median(rest[1:])
+    return {"name": name, "step_ms": 1e3 * step, "around_ms": 1e3 * around, "share": around / step}
