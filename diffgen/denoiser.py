@@ -3,7 +3,9 @@
 The network knows nothing of schedules; samplers know nothing of what the network predicts. Everything between is here.
 """
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +48,7 @@ class Denoiser:
         require(0 < sigma_data < 100, f"denoiser.sigma_data={sigma_data} must be in (0, 100)")
         self.model, self.schedule, self.parameterization = model, schedule, parameterization
         self.sigma_data, self.scale_input = sigma_data, scale_input
+        self._known: dict[float, Preconditioning] = {}
         self._check_end()
 
     def _check_end(self) -> None:
@@ -81,18 +84,58 @@ class Denoiser:
             label: int64 [B], `NO_LABEL` for none.
             augment: What was done to the training images, [B, 9]; None for untouched ones, and in sampling.
         """
-        c_in = torch.ones_like(t)
-        if self.scale_input:
-            c_in = torch.rsqrt((self.schedule.alpha(t) * self.sigma_data) ** 2 + self.schedule.sigma(t) ** 2)
-        inputs = [(like(c_in, x) * x).float(), self.schedule.noise_cond(t).float(), label]
+        x_in = like(self._c_in(t), x) * x if self.scale_input else x
+        inputs = [x_in.float(), self.schedule.noise_cond(t).float(), label]
         if augment is not None:
             inputs.append(augment)
         return self.model(*inputs).to(x.dtype)
 
+    def _c_in(self, t: Tensor) -> Tensor:
+        return torch.rsqrt((self.schedule.alpha(t) * self.sigma_data) ** 2 + self.schedule.sigma(t) ** 2)
+
     def __call__(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """x0_hat = (b x - sigma F) / (b alpha - a sigma), in the dtype of x; arguments as for `predict`."""
+        """x0_hat = (b x - sigma F) / (b alpha - a sigma), in the dtype of x.
+
+        Args:
+            x: [B, C, H, W].
+            t: [B], or [] where all images are at one time, as in sampling: then its coefficients are looked up.
+            label: int64 [B], `NO_LABEL` for none.
+        """
+        if t.ndim == 0:
+            c = self.preconditioning(t)
+            x_in = c.c_in * x.float() if self.scale_input else x.float()
+            F = self.model(x_in, x_in.new_full((len(x),), c.c_noise), label)
+            return torch.add(c.c_skip * x, F, alpha=c.c_out)
         alpha, sigma, a, b = (like(c, x) for c in self.coefficients(t))
         return (b * x - sigma * self.predict(x, t, label)) / (b * alpha - a * sigma)
+
+    def preconditioning(self, t: Tensor) -> "Preconditioning":
+        """The coefficients of a time [], as Python floats from float64; computed once for each time.
+
+        A sampler asks for the same few times batch after batch, and each evaluation is a dozen small operations.
+        """
+        key = float(t)
+        if key not in self._known:
+            t = torch.tensor(key, dtype=torch.float64, device="cpu")
+            alpha, sigma, a, b = map(float, self.coefficients(t))
+            scale = b * alpha - a * sigma
+            nsr = sigma / alpha if alpha else math.inf
+            c_in, c_noise = float(self._c_in(t)), float(self.schedule.noise_cond(t))
+            self._known[key] = Preconditioning(c_in, c_noise, b / scale, -sigma / scale, nsr)
+        return self._known[key]
+
+
+class Preconditioning(NamedTuple):
+    """What stands around the network at one time: x0_hat = c_skip x + c_out F(c_in x, c_noise).
+
+    The names are those of Karras et al. 2022, table 1; `nsr` is sigma/alpha.
+    """
+
+    c_in: float
+    c_noise: float
+    c_skip: float
+    c_out: float
+    nsr: float
 
 
 def name_of(row: Parameterization) -> str:

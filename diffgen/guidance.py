@@ -69,17 +69,15 @@ def guided(denoiser: Denoiser, label: Tensor, guidance: Guidance, *, clip: bool)
         """x0_hat and the reference; in one batch where one network gives both."""
         if guide is not None:
             return denoiser(x, t, label), guide(x, t, label)
-        main, reference = denoiser(torch.cat([x, x]), torch.cat([t, t]), doubled).chunk(2)
+        main, reference = denoiser(torch.cat([x, x]), t, doubled).chunk(2)
         return main, reference
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
-        times = t.to(x).expand(len(x))
-        if possible and guidance.acts_at(sigma / alpha if alpha else math.inf):
-            main, reference = both(x, times)
+        if possible and guidance.acts_at(denoiser.preconditioning(t).nsr):
+            main, reference = both(x, t)
             x0_hat = rescaled(reference + guidance.scale * (main - reference), main, guidance.rescale)
         else:
-            x0_hat = denoiser(x, times, label)
+            x0_hat = denoiser(x, t, label)
         return x0_hat.clamp(-1, 1) if clip else x0_hat
 
     return denoise

@@ -81,7 +81,14 @@ def test_stochastic_samplers_differ_from_deterministic_ones(denoiser: Denoiser, 
 def test_guidance_one_is_no_guidance_bit_for_bit(denoiser: Denoiser) -> None:
     x, t, label = torch.randn(3, *SHAPE), torch.tensor(0.4), torch.tensor([0, 5, -1])
     result = guided(denoiser, label, Guidance(scale=1.0), clip=False)(x, t)
-    assert torch.equal(result, denoiser(x, t.expand(3), label))
+    assert torch.equal(result, denoiser(x, t, label))
+
+
+def test_images_at_one_time_are_images_at_their_own_times(denoiser: Denoiser) -> None:
+    """The coefficients that are looked up are those that are computed image by image."""
+    x, label = torch.randn(3, *SHAPE).double(), torch.tensor([0, 5, -1])
+    for t in torch.tensor([0.05, 0.4, 0.9, 0.4], dtype=torch.float64):
+        torch.testing.assert_close(denoiser(x, t, label), denoiser(x, t.expand(3), label), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0, -1.0])
@@ -104,8 +111,8 @@ def test_guidance_changes_labelled_images_only(denoiser: Denoiser, compose: Comp
 
 def test_guidance_off_costs_one_network_call_an_image(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    predict = denoiser.predict
-    monkeypatch.setattr(denoiser, "predict", lambda x, t, label: (batches.append(len(x)), predict(x, t, label))[1])
+    model = denoiser.model
+    monkeypatch.setattr(denoiser, "model", lambda x, *rest: (batches.append(len(x)), model(x, *rest))[1])
     x, t = torch.randn(2, *SHAPE), torch.tensor(0.4)
     guided(denoiser, torch.tensor([1, 2]), Guidance(scale=1.0), clip=False)(x, t)
     guided(denoiser, torch.tensor([-1, -1]), Guidance(scale=5.0), clip=False)(x, t)

@@ -40,13 +40,17 @@ class Level(NamedTuple):
 
 def level(schedule: Schedule, t: Tensor) -> Level:
     """alpha and sigma at a scalar time."""
-    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+    return _level(t, float(schedule.alpha(t)), float(schedule.sigma(t)))
+
+
+def _level(t: Tensor, alpha: float, sigma: float) -> Level:
     return Level(t, alpha if sigma < PURE_NOISE * alpha else 0.0, sigma)
 
 
 def steps(schedule: Schedule, ts: Tensor) -> Iterator[tuple[int, Level, Level]]:
     """Each step of the grid: its number, where it starts and where it ends."""
-    levels = [level(schedule, t) for t in ts.double()]
+    alphas, sigmas = schedule.alpha(ts.double()).tolist(), schedule.sigma(ts.double()).tolist()
+    levels = [_level(t, alpha, sigma) for t, alpha, sigma in zip(ts.double(), alphas, sigmas, strict=True)]
     return ((i, now, then) for i, (now, then) in enumerate(pairwise(levels)))
 
 
@@ -57,7 +61,13 @@ def z_hat(x: Tensor, x0_hat: Tensor, at: Level) -> Tensor:
 
 def euler_step(x: Tensor, x0_hat: Tensor, now: Level, then: Level) -> Tensor:
     """alpha_s x0_hat + sigma_s z_hat, first order."""
-    return then.alpha * x0_hat + then.sigma * z_hat(x, x0_hat, now)
+    return mixed(x, x0_hat, now, then.alpha, then.sigma)
+
+
+def mixed(x: Tensor, x0_hat: Tensor, at: Level, alpha: float, sigma: float) -> Tensor:
+    """alpha x0_hat + sigma z_hat in two operations on images, with z_hat = (x - alpha_t x0_hat) / sigma_t."""
+    keep = sigma / at.sigma
+    return torch.add(keep * x, x0_hat, alpha=alpha - keep * at.alpha)
 
 
 def posterior_step(
@@ -76,7 +86,7 @@ def posterior_step(
     """
     forward = now.sigma**2 - (now.alpha / then.alpha * then.sigma) ** 2
     v = max((then.sigma / now.sigma) ** 2 * forward, 0.0)
-    x = then.alpha * x0_hat + math.sqrt(max(then.sigma**2 - eta**2 * v, 0.0)) * z_hat(x, x0_hat, now)
+    x = mixed(x, x0_hat, now, then.alpha, math.sqrt(max(then.sigma**2 - eta**2 * v, 0.0)))
     return x + scale * math.sqrt(v) * noise() if scale * v > 0 else x
 
 
