@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from diffgen.errors import require
-from diffgen.samplers.steps import SAMPLERS, Denoise, Level, Noise, phi, polynomial_weights, steps
+from diffgen.samplers.steps import SAMPLERS, Denoise, Level, Noise, combined, phi, polynomial_weights, steps
 from diffgen.schedules import Schedule
 
 Past = list[tuple[Level, Tensor]]
@@ -125,14 +125,14 @@ def exponential_step(
     h = then.lambda_ - now.lambda_
     total = (1 + eta) * h
     shrink = math.exp(-eta * h) if eta > 0 else 1.0  # h may be infinite
-    x = then.sigma / now.sigma * shrink * x - then.alpha * math.expm1(-total) * x0_hat
+    keep, own = then.sigma / now.sigma * shrink, -then.alpha * math.expm1(-total)
     others = [*past[1:], *(known or [])]
     if h == math.inf or not others:
-        return x
+        return combined((keep, x), (own, x0_hat))
     nodes = [(at.lambda_ - now.lambda_) / h for at, _ in others]
-    for weight, node, (_, value) in zip(rule(nodes, total), nodes, others, strict=True):
-        x = x + then.alpha * weight / node * (value - x0_hat)
-    return x
+    slopes = [then.alpha * weight / node for weight, node in zip(rule(nodes, total), nodes, strict=True)]
+    values = zip(slopes, (value for _, value in others), strict=True)  # each slope is times (value - x0_hat)
+    return combined((keep, x), (own - sum(slopes), x0_hat), *values)
 
 
 def exact(nodes: list[float], h: float) -> list[float]:

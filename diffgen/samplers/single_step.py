@@ -13,6 +13,7 @@ from diffgen.samplers.steps import (
     Denoise,
     Level,
     Noise,
+    combined,
     euler_step,
     level,
     posterior_step,
@@ -92,13 +93,15 @@ def heun(
         if s_churn > 0 and now.alpha > 0 and s_min <= now.nsr <= (s_max or math.inf):
             x, now = churn(schedule, x, now, min(s_churn / (len(ts) - 1), math.sqrt(2) - 1), s_noise * noise(i))
         x0_hat = denoise(x, now.t)
-        z = z_hat(x, x0_hat, now)
         guess = euler_step(x, x0_hat, now, then)
         if then.sigma == 0:
             return guess
         x0_then = denoise(guess, then.t)
-        z_then = z_hat(guess, x0_then, then)
-        x = x + (then.alpha - now.alpha) * (x0_hat + x0_then) / 2 + (then.sigma - now.sigma) * (z + z_then) / 2
+        # x + d(alpha) (x0_hat + x0_then) / 2 + d(sigma) (z + z_then) / 2, where z = (x - alpha x0_hat) / sigma
+        a, b = (then.alpha - now.alpha) / 2, (then.sigma - now.sigma) / 2
+        at_now = (1 + b / now.sigma, x), (a - b * now.alpha / now.sigma, x0_hat)
+        at_then = (b / then.sigma, guess), (a - b * then.alpha / then.sigma, x0_then)
+        x = combined(*at_now, *at_then)
     return x
 
 

@@ -67,7 +67,16 @@ def euler_step(x: Tensor, x0_hat: Tensor, now: Level, then: Level) -> Tensor:
 def mixed(x: Tensor, x0_hat: Tensor, at: Level, alpha: float, sigma: float) -> Tensor:
     """alpha x0_hat + sigma z_hat in two operations on images, with z_hat = (x - alpha_t x0_hat) / sigma_t."""
     keep = sigma / at.sigma
-    return torch.add(keep * x, x0_hat, alpha=alpha - keep * at.alpha)
+    return combined((keep, x), (alpha - keep * at.alpha, x0_hat))
+
+
+def combined(first: tuple[float, Tensor], *others: tuple[float, Tensor]) -> Tensor:
+    """The sum of weight times images, one operation on images for each."""
+    weight, images = first
+    total = weight * images
+    for weight, images in others:
+        total.add_(images, alpha=weight)
+    return total
 
 
 def posterior_step(
