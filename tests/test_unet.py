@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffgen.cli.app import config_dir
 from diffgen.errors import UsageError
 from diffgen.models import MODELS, DataShape, UNet
-from diffgen.models.unet import Attention, Embedding, SinusoidalEmbedding, norm
+from diffgen.models.unet import Attention, Embedding, SinusoidalEmbedding, attend, norm
 from diffgen.registry import build
 
 SMALL: dict[str, Any] = {
@@ -248,3 +248,16 @@ def test_dropout_is_drawn_in_training_only() -> None:
     assert not torch.equal(first, model(x, t, label))
     model.eval()
     assert torch.equal(model(x, t, label), model(x, t, label))
+
+
+def test_attention_in_bf16_on_the_cpu_is_attention() -> None:
+    """Values and gradients, against float64."""
+    q, k, v = torch.randn(3, 2, 4, 49, 16, dtype=torch.float64).unbind()
+    results = []
+    for dtype in (torch.float64, torch.bfloat16):
+        inputs = [part.to(dtype).detach().requires_grad_() for part in (q, k, v)]
+        attended = attend(*inputs)
+        attended.square().sum().backward()
+        results.append([attended.detach().double(), *(part.grad.double() for part in inputs)])  # type: ignore[union-attr]
+    for exact, rounded in zip(*results, strict=True):
+        assert (exact - rounded).norm() < 0.02 * exact.norm()

@@ -143,8 +143,15 @@ class Attention(nn.Module):
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(-1, -2).contiguous().unbind(1)  # [B, heads, H W, C / heads] each
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, h, w)
+        attended = attend(q, k, v).transpose(-1, -2).reshape(b, c, h, w)
         return (x + self.proj(attended)) * self.skip_scale
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, for [..., N, d] each (Vaswani et al. 2017, eq. 1)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the fused backward pass is many times slower there
+        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Downsample(nn.Module):
