@@ -52,8 +52,10 @@ class Tally:
         """What `tensors` gave, for one process of so many; among another number of them the loss is the mean.
 
         Raises:
-            KeyError: One is missing.
+            KeyError: One is missing, or has another shape.
         """
         counts = {field.name: tensors[f"tally.{field.name}"].to(device) for field in fields(cls)}
         losses = counts["loss"]
+        if any(count.shape != losses.shape[1:] for name, count in counts.items() if name != "loss") or losses.ndim != 1:
+            raise KeyError("tally")
         return cls(**(counts | {"loss": losses[rank] if len(losses) == world else losses.mean()}))

@@ -30,7 +30,7 @@ def apply(
     """Put back what `gather` took; a learned weighting that the run did not have before starts anew.
 
     Raises:
-        CheckpointError: The weights do not fit the network.
+        CheckpointError: The weights do not fit the network, or the moments the weights.
         KeyError: The moments of a weight are missing.
     """
     for part, module in trained.items():
@@ -42,6 +42,9 @@ def apply(
         moments = _below(tensors, f"optimizer.{name}/")
         if not moments and name.startswith("model."):
             raise KeyError(f"optimizer.{name}")
+        for key, value in moments.items():
+            if value.shape not in (parameter.shape, ()) or not value.is_floating_point():
+                raise CheckpointError(f"{folder}: the optimizer's {key[:80]!r} of {name} has another shape or type")
         optimizer.state[parameter] = {key: value.to(device) for key, value in moments.items()}
 
 

@@ -128,3 +128,25 @@ def test_the_judge_says_what_it_is_given(
     said = capsys.readouterr().out
     assert '"n": 80' in said
     assert '"machine"' in said
+
+
+def test_the_scaling_tables_are_the_scripts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import scaling
+
+    document = (SCRIPTS.parent / "docs" / "scaling.md").read_text()
+    for arguments in ([], ["--batch", "4096"]):
+        monkeypatch.setattr(sys, "argv", ["scaling.py", *arguments])
+        scaling.main()
+        assert capsys.readouterr().out in document
+
+
+@pytest.mark.parametrize(("name", "processes"), [("one_node", 8), ("two_nodes", 16)])
+def test_accelerate_reads_the_launch_files(name: str, processes: int) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(SCRIPTS.parent / "docs" / "launch" / f"{name}.yaml"))
+    assert config.num_processes == processes
+    assert config.num_machines == processes // 8

@@ -437,6 +437,19 @@ def test_a_damaged_newest_checkpoint_is_done_again(
         fit(tmp_path / "other", f"train.resume={explicit}")
 
 
+@pytest.mark.parametrize("key", ["optimizer.model.stem.weight/exp_avg", "tally.skipped", "tally.loss"])
+def test_a_state_of_other_shapes_is_refused(fit: Fit, tmp_path: Path, key: str) -> None:
+    run = fit(tmp_path / "run", "train.images=64")
+    folder = run / "checkpoints" / "00000064"
+    kept, (counters, state) = checkpoint.load(folder), checkpoint.load_state(folder)
+    state[key] = torch.zeros(3, 3, 3)
+    checkpoint.save(folder, kept.config, 64, kept.weights, state, {k: counters[k] for k in counters if k != "format"})
+    with pytest.raises(
+        CheckpointError, match=key.split(".")[0] if "tally" in key else "'exp_avg' of model.stem.weight"
+    ):
+        fit(run)
+
+
 @pytest.mark.parametrize("lacks", ["optimizer.model.stem.weight", "model.stem.weight", "tally.skipped"])
 def test_a_state_that_lacks_something_is_refused(fit: Fit, tmp_path: Path, lacks: str) -> None:
     run = fit(tmp_path / "run", "train.images=64")
