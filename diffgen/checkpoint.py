@@ -92,17 +92,20 @@ def find_newest(run_dir: Path) -> Path | None:
     """
     folders = run_dir / "checkpoints"
     newest = next(iter(complete(folders)), None)
-    for folder in folders.iterdir() if newest is None and folders.is_dir() else ():
-        if folder.name.isdecimal():
-            raise CheckpointError(f"{folder} is not a complete checkpoint: it has no state.json; mend it or delete it")
+    for folder in numbered(folders) if newest is None else ():
+        raise CheckpointError(f"{folder} is not a complete checkpoint: it has no state.json; mend it or delete it")
     return newest
 
 
+def numbered(folders: Path) -> list[Path]:
+    """What stands under a number in `<run>/checkpoints`, the newest first, by images seen; no clock is asked."""
+    found = [p for p in folders.iterdir() if p.name.isdecimal()] if folders.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name), reverse=True)
+
+
 def complete(folders: Path) -> list[Path]:
-    """The complete checkpoint folders in `<run>/checkpoints`, the newest first, by images seen; no clock is asked."""
-    numbered = [p for p in folders.iterdir() if p.name.isdecimal()] if folders.is_dir() else []
-    whole = [p for p in numbered if (p / "state.json").is_file()]
-    return sorted(whole, key=lambda p: int(p.name), reverse=True)
+    """The complete checkpoint folders among them."""
+    return [p for p in numbered(folders) if (p / "state.json").is_file()]
 
 
 def damage(folder: Path) -> str | None:
@@ -112,13 +115,12 @@ def damage(folder: Path) -> str | None:
         CheckpointError: It is of another version of diffgen, which is no damage.
     """
     try:
-        load(folder)
-        load_state(folder)
+        images = {load(folder).images, load_state(folder)[0].get("images"), int(folder.name)}
     except OtherVersionError:
         raise
     except CheckpointError as error:
         return str(error)
-    return None
+    return None if len(images) == 1 else f"{folder} is not what its name says: its files are of other numbers of images"
 
 
 def load(path: Path) -> Checkpoint:
@@ -340,7 +342,8 @@ def save(
         _save_file(model, temporary / "model.safetensors", metadata)
         _save_file(state, temporary / "state.safetensors", {"format": "pt", "library": "diffgen"})
         files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in temporary.iterdir()}
-        write_json(temporary / "state.json", {"format": int(FORMAT), **counters, "files": files})
+        whole = {"format": int(FORMAT), **counters, "files": files}
+        write_json(temporary / "state.json", {**whole, "sha256": _sha256_of(whole)})
     write_atomically(folder.parent / "latest", folder.name + "\n")
 
 
@@ -396,11 +399,15 @@ def _read_counters(path: Path) -> dict[str, Any]:
     if _size(path) > MAX_STATE:
         raise CheckpointError(f"{path} is refused: it is far larger than any run's")
     counters: dict[str, Any] = json.loads(path.read_text(), object_pairs_hook=_unique)
+    signed = counters.pop("sha256")
+    if counters["format"] == int(FORMAT) and signed != _sha256_of(counters):
+        raise ValueError("changed after it was written")
     if counters["format"] != int(FORMAT):
         raise OtherVersionError(f"{path} was written by another version of diffgen; this one reads format {FORMAT}")
     counts = [counters[key] for key in ("step", "images", "micro_batch") if key in counters]
     numbers = [*counts, counters.get("seconds", 0), *(counters.get("scaler") or {}).values()]
     sound = all(type(n) in (int, float) and 0 <= n < 1e15 for n in numbers) and all(type(n) is int for n in counts)
+    sound = sound and counters.get("micro_batch", 1) >= 1
     if not sound or not isinstance(counters["config"], dict) or _depth(counters) > MAX_DEPTH + 1:
         raise ValueError("not what was written")
     return counters
@@ -426,6 +433,10 @@ def _stays(folder: Path) -> bool:
         return bool(json.loads((folder / "state.json").read_text()).get("stays"))
     except (OSError, ValueError, AttributeError, RecursionError):
         return True  # not ours to delete
+
+
+def _sha256_of(counters: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(counters, sort_keys=True).encode()).hexdigest()
 
 
 def digest(tensors: Tensors, config: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffgen import checkpoint
-from diffgen.errors import CheckpointError, UsageError
+from diffgen.errors import CheckpointError, EnvironmentFault, UsageError
 from diffgen.files import append_text, explained, tidy, write_atomically, write_json
 from diffgen.lock import RunLock
 
@@ -49,7 +49,7 @@ def choose_run(run_dir: str | None, resume: str, default: str, lock: RunLock) ->
         EnvironmentFault: The directory cannot be made, or another run is in it.
     """
     if resume not in ("auto", "none"):
-        return _go_on_from(_checkpoint_folder(Path(resume)), run_dir, lock)
+        return _go_on_from(_checkpoint_folder(Path(resume)), resume, run_dir, lock)
     if run_dir is None:
         return Place(_make(_unused(Path(default)), lock))
     target = Path(run_dir)
@@ -63,9 +63,19 @@ def choose_run(run_dir: str | None, resume: str, default: str, lock: RunLock) ->
     return _newest_whole(_make(target, lock))
 
 
-def _go_on_from(folder: Path, run_dir: str | None, lock: RunLock) -> Place:
+def _began_at(newest: Path, resume: str) -> bool:
+    """Whether the run that `newest` belongs to was itself begun with this train.resume."""
+    try:
+        return bool(checkpoint.load_state(newest)[0]["config"]["train"]["resume"] == resume)
+    except (CheckpointError, KeyError, TypeError):
+        return False
+
+
+def _go_on_from(folder: Path, resume: str, run_dir: str | None, lock: RunLock) -> Place:
     target = Path(run_dir) if run_dir else folder.parent.parent
     newest = checkpoint.find_newest(target)
+    if newest and run_dir and _began_at(newest, resume):
+        return _newest_whole(_make(target, lock))  # the same command, typed again
     if newest and newest.resolve() != folder.resolve():
         raise UsageError(f"run_dir={str(target)!r} holds {newest.name}, beyond {folder}: give another run_dir")
     return Place(_make(target, lock), folder)
@@ -75,8 +85,9 @@ def _newest_whole(run_dir: Path) -> Place:
     """The newest checkpoint that is not damaged; damaged ones beyond it are set aside, not deleted."""
     damaged: list[Path] = []
     notes: list[str] = []
-    for folder in checkpoint.complete(run_dir / "checkpoints"):
-        reason = checkpoint.damage(folder)
+    for folder in checkpoint.numbered(run_dir / "checkpoints"):
+        whole = (folder / "state.json").is_file()
+        reason = checkpoint.damage(folder) if whole else f"{folder} has no state.json"
         if reason is None:
             for other in damaged:
                 other.rename(other.with_name(f"{other.name}-damaged-{secrets.token_hex(2)}"))
@@ -129,6 +140,16 @@ def _make(path: Path, lock: RunLock) -> Path:
     return path
 
 
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of the log, or None if it is none: cut short by a crash, or damaged."""
+    try:
+        row = json.loads(line)
+        numbers = [row["images"], row["loss"] or 0.0]
+        return row if all(isinstance(number, int | float) for number in numbers) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 class RunLog:
     """`metrics.jsonl`, one row per logged step, and the files drawn from it."""
 
@@ -154,14 +175,16 @@ class RunLog:
         self.pending.clear()
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows; a line cut short by a crash is skipped."""
-        rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-        return rows
+        """All whole rows.
+
+        Raises:
+            EnvironmentFault: Something else stands in the log's place.
+        """
+        if not self.path.exists():
+            return []
+        if not self.path.is_file():
+            raise EnvironmentFault(f"{self.path} is not a file: move it away; the run writes its log there")
+        return [row for row in map(_row, self.path.read_text(errors="replace").splitlines()) if row]
 
     def plot(self) -> None:
         """Draw `loss.png`."""

@@ -30,14 +30,17 @@ class StopRequest:
     """What has been received so far; `signum` is 0 until a signal asks the run to stop."""
 
     signum = 0
-    at = 0.0
+    interrupted = 0.0  # when the first Ctrl-C came
 
     def receive(self, signum: int, frame: object = None) -> None:
         """Note the first signal; a second Ctrl-C leaves at once. Other repetitions are a launcher's, and no news."""
-        now = time.monotonic()
-        if not self.signum:
-            self.signum, self.at = signum, now
-        elif signum == signal.SIGINT and not ("TORCHELASTIC_RUN_ID" in os.environ and now - self.at < ECHO):
+        now, self.signum = time.monotonic(), self.signum or signum
+        if signum != signal.SIGINT:
+            return
+        echo = "TORCHELASTIC_RUN_ID" in os.environ and now - self.interrupted < ECHO
+        if not self.interrupted:
+            self.interrupted = now
+        elif not echo:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, LEFT_AT_ONCE)
             os._exit(128 + signum)  # no clean-up that could wait for another thread or process
 
@@ -48,19 +51,21 @@ class StopRequest:
 
 
 LEFT_AT_ONCE = (
-    b"\nstopped at once by a second Ctrl-C; the newest checkpoint is whole, go on from it with the same command\n"
+    b"\nstopped at once by a second Ctrl-C: what is in no checkpoint yet is lost, the checkpoints are whole\n"
 )
 
 
 @contextmanager
 def stop_requests(preemption: str | None) -> Iterator[StopRequest]:
-    """Collect SIGINT, SIGTERM and a cluster's own signal instead of dying of them.
+    """Collect SIGINT, SIGTERM, SIGHUP (a lost terminal, unless nohup ignores it) and a cluster's own signal.
 
     Args:
         preemption: Name of the signal that the cluster sends before it takes the machine away, such as SIGUSR1.
     """
     request = StopRequest()
     signals = {signal.SIGINT, signal.SIGTERM, *([signal.Signals[preemption]] if preemption else [])}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signals.add(signal.SIGHUP)
     before = {signum: signal.signal(signum, request.receive) for signum in signals}
     try:
         yield request

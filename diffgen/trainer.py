@@ -22,7 +22,7 @@ from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, m
 from diffgen.console import Reporter, count
 from diffgen.datasets import ImageSource
 from diffgen.ema import EMA
-from diffgen.errors import CheckpointError, DiffgenError, EnvironmentFault, NonFiniteError, require
+from diffgen.errors import CheckpointError, DiffgenError, EnvironmentFault, NonFiniteError, UsageError, require
 from diffgen.feed import Feed
 from diffgen.gradients import Gradients
 from diffgen.guidance import Guidance
@@ -198,6 +198,8 @@ class Trainer:
             self.tally = Tally.from_tensors(tensors, rank, world, self.device)
             self.step, self.images = counters["step"], counters["images"]
             self.seconds = self.seconds_before = counters["seconds"]
+            if counters["data_images"] != len(self.dataset):
+                self.changes.append(f"images in the data set: {counters['data_images']} -> {len(self.dataset)}")
             if self.settings.micro_batch == "auto":
                 self.gradients.micro_batch = min(self.local_batch, counters["micro_batch"])
         except KeyError as error:
@@ -207,6 +209,7 @@ class Trainer:
         """Write a checkpoint, on the main process; in the background unless `wait`."""
         if not all(weight.isfinite().all() for weight in self.averaged.state_dict().values()):
             self._diverged("the averaged weights are not finite")
+        self._tell_status("running")
         losses = self.accelerator.gather(self.tally.loss[None])
         on_main(self.accelerator, lambda: self.writer.submit(self._snapshot(losses), wait=wait))
 
@@ -216,6 +219,7 @@ class Trainer:
             "images": self.images,
             "seconds": self.seconds,
             "micro_batch": self.gradients.micro_batch,
+            "data_images": len(self.dataset),
             "stays": bool(self.settings.keep_every and self._crossed(self.settings.keep_every)),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "config": self.config,
@@ -241,6 +245,9 @@ class Trainer:
             stopped = isinstance(error, Stopped)
             self._tell_status("stopped" if stopped else "failed", error.exit_code, str(error))
             raise
+        except BaseException as error:
+            self._tell_status("failed", 1, f"{type(error).__name__}: {error}")
+            raise
         self._tell_status("done", 0)
 
     def _fit(self, request: StopRequest) -> None:
@@ -249,6 +256,8 @@ class Trainer:
         self.started = self.logged_at = time.monotonic()
         self.logged_images = self.images
         if self._progress() >= 1:
+            if self.resumed_from and self.resumed_from.resolve().parents[1] != self.run_dir.resolve():
+                raise UsageError(f"{self.resumed_from} has seen {self.images:,} images: give more of them to go on")
             self.reporter.say(f"nothing to do: {self.images:,} images are done")
             return self._farewell()
         if stop := self._agree(request, always=True):
@@ -340,9 +349,8 @@ class Trainer:
     def _log(self, norm: Tensor, lr: float) -> None:
         steps, skipped = int(self.tally.steps), int(self.tally.skipped)
         if self.tally.longest > self.settings.max_skipped:
-            self._diverged(
-                f"{self.settings.max_skipped} steps in a row had a gradient that is not finite and were skipped"
-            )
+            steps_in_row = int(self.tally.longest)
+            self._diverged(f"{steps_in_row} steps in a row had a gradient that is not finite and were skipped")
         loss = float(self.accelerator.reduce(self.tally.loss.clone(), "mean")) / steps if steps else None
         self.tally.begin_line()
         now = time.monotonic()

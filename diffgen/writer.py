@@ -73,7 +73,14 @@ class Writer:
 
     def _write(self, snapshot: Snapshot) -> Path:
         folder = self.folders / f"{snapshot.images:08d}"
-        checkpoint.save(folder, snapshot.config, snapshot.images, snapshot.model, snapshot.state, snapshot.counters)
+        parts = (snapshot.config, snapshot.images, snapshot.model, snapshot.state, snapshot.counters)
+        try:
+            checkpoint.save(folder, *parts)
+        except EnvironmentFault as error:
+            if "No space left" not in str(error) or self.keep == 1:
+                raise
+            checkpoint.rotate(self.folders, self.keep - 1)  # the oldest would go anyway, and is in the way
+            checkpoint.save(folder, *parts)
         checkpoint.rotate(self.folders, self.keep)
         return folder
 

@@ -569,7 +569,9 @@ def flip(path: Path) -> None:
 
 def edit_state(folder: Path, **entries: object) -> None:
     counters = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**counters, **entries}))
+    counters = {**counters, **entries}
+    del counters["sha256"]
+    (folder / "state.json").write_text(json.dumps({**counters, "sha256": checkpoint._sha256_of(counters)}))
 
 
 def replace_by_pipe(path: Path) -> None:

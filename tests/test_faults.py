@@ -25,6 +25,7 @@ from torch import Tensor
 
 from diffgen import checkpoint, files, run_directory, trainer
 from diffgen.console import Reporter
+from diffgen.denoiser import Denoiser
 from diffgen.errors import EnvironmentFault, NonFiniteError
 from diffgen.lock import RunLock
 from diffgen.signals import Stopped
@@ -73,7 +74,7 @@ def at_step(monkeypatch: Patch, number: int, act: Callable[[Tensor], Tensor | No
 @fault(
     "Ctrl-C, SIGTERM or the cluster's signal", "the step is finished and saved, exit 128 + signal; resuming is exact"
 )
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_in_a_step(
     fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch, signum: signal.Signals
 ) -> None:
@@ -124,8 +125,14 @@ def test_a_signal_before_the_first_step(
 
 @fault("a signal while a preview is drawn", "the preview is left out; the checkpoint is written within the step")
 def test_a_signal_in_a_preview(fit: Fit, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
-    preview = trainer.Trainer._preview
-    monkeypatch.setattr(trainer.Trainer, "_preview", lambda self: (signal.raise_signal(signal.SIGTERM), preview(self)))
+    draw, calls = Denoiser.preconditioning, iter(range(99))
+
+    def third(self: Denoiser, t: Tensor) -> Any:
+        if next(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return draw(self, t)
+
+    monkeypatch.setattr(Denoiser, "preconditioning", third)
     with pytest.raises(Stopped, match="at 48 images"):
         fit(tmp_path / "run", "train.preview_every=32")
     assert names(tmp_path / "run" / "samples") == []
@@ -199,7 +206,7 @@ def state_after_kill(folder: Path, number: int) -> bool:
 
         weights = {"w": torch.full((3,), 2.0)}
         sys.addaudithook(kill)
-        checkpoint.save(folder / "checkpoints" / "00000020", {}, 20, weights, weights, {"config": {}})
+        checkpoint.save(folder / "checkpoints" / "00000020", {}, 20, weights, weights, {"config": {}, "images": 20})
         checkpoint.rotate(folder / "checkpoints", keep=1)
         os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -211,9 +218,9 @@ def test_a_kill_at_every_call_of_a_checkpoint(tmp_path: Path, again: bool) -> No
     weights = {"w": torch.ones(3)}
     for number in range(1000):
         run = tmp_path / str(number)
-        checkpoint.save(run / "checkpoints" / "00000010", {}, 10, weights, weights, {"config": {}})
+        checkpoint.save(run / "checkpoints" / "00000010", {}, 10, weights, weights, {"config": {}, "images": 10})
         if again:
-            checkpoint.save(run / "checkpoints" / "00000020", {}, 20, weights, weights, {"config": {}})
+            checkpoint.save(run / "checkpoints" / "00000020", {}, 20, weights, weights, {"config": {}, "images": 20})
         died = state_after_kill(run, number)
         with RunLock() as lock:
             place = run_directory.choose_run(str(run), "auto", "", lock)
@@ -378,6 +385,20 @@ def test_a_full_disk(
     same_run(run, tiny_run, metrics)
 
 
+@fault("a disk with room for one checkpoint of two", "the older one goes first; the run goes on")
+def test_room_for_one_checkpoint(fit: Fit, small_disk: Path, monkeypatch: Patch) -> None:
+    """The tiny run's checkpoints have 211 kB; two of them and a filler leave no room for a third."""
+
+    def fill(_: Tensor) -> None:
+        while not (small_disk / "run" / "checkpoints" / "00000064").exists():
+            time.sleep(0.01)
+        (small_disk / "filler").write_bytes(bytes(640 * 1024 - 211_000 * 2 - 80_000))
+
+    at_step(monkeypatch, 4, fill)
+    run = fit(small_disk / "run", "train.checkpoint_every=32", "train.keep_checkpoints=2", "train.preview_every=100000")
+    assert checkpoint.load(run).images == 128
+
+
 @fault("a log on a full disk, or any other that fails", "a warning; rows are kept and written when there is room")
 def test_a_log_that_cannot_be_written(
     fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch, capsys: Capture
@@ -478,7 +499,7 @@ def test_divergence_ends_the_run(fit: Fit, tmp_path: Path, monkeypatch: Patch, h
     with pytest.raises(NonFiniteError) as caught:
         fit(tmp_path / "run", "train.max_skipped=2")
     assert caught.value.exit_code == 5
-    assert "2 steps in a row" in str(caught.value)
+    assert "3 steps in a row" in str(caught.value)
     assert "optimizer.lr" in str(caught.value)
     assert names(tmp_path / "run" / "checkpoints") == ["00000064", "latest"]
     assert checkpoint.load(tmp_path / "run").images == 64

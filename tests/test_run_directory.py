@@ -17,7 +17,14 @@ def run(folder: Path, *images: int, stays: int = 0) -> Path:
     """A run directory with checkpoints; those at multiples of `stays` are to stay."""
     for count in images:
         place = folder / "checkpoints" / f"{count:08d}"
-        checkpoint.save(place, {}, count, WEIGHTS, WEIGHTS, {"config": {}, "stays": bool(stays) and count % stays == 0})
+        checkpoint.save(
+            place,
+            {},
+            count,
+            WEIGHTS,
+            WEIGHTS,
+            {"config": {}, "images": count, "stays": bool(stays) and count % stays == 0},
+        )
     (folder / "metrics.jsonl").write_text("")
     return folder
 
@@ -120,6 +127,22 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("every checkpoint damaged", "exit 4; the run is never silently begun anew")
+@pytest.mark.parametrize("how", ["digits changed", "renamed", "without state.json"])
+def test_a_checkpoint_that_is_not_what_it_says_is_set_aside(tmp_path: Path, how: str) -> None:
+    folder = run(tmp_path / "run", 10, 20)
+    newest = folder / "checkpoints" / "00000020"
+    if how == "digits changed":
+        (newest / "state.json").write_text((newest / "state.json").read_text().replace('"images": 20', '"images": 21'))
+    elif how == "renamed":
+        newest.rename(newest.with_name("00000099"))
+    else:
+        (newest / "state.json").unlink()
+    place = choose(folder)
+    assert place.resumed_from == folder / "checkpoints" / "00000010"
+    assert len(place.notes) == 1
+    assert any("-damaged-" in name for name in names(folder / "checkpoints"))
+
+
 def test_a_run_with_damaged_checkpoints_only_is_not_begun_anew(tmp_path: Path) -> None:
     folder = run(tmp_path / "run", 10, 20)
     for state in folder.rglob("state.json"):

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffgen import checkpoint, trainer
 from diffgen.build import restore
 from diffgen.datasets import folder as image_folder
-from diffgen.errors import CheckpointError, UsageError
+from diffgen.errors import CheckpointError, EnvironmentFault, UsageError
 from diffgen.guidance import Guidance
 from diffgen.sampling import Sampling
 from diffgen.training_state import flatten
@@ -146,7 +146,9 @@ def test_the_time_used_counts_after_a_resume(fit: Fit, metrics: Metrics, tmp_pat
     run = fit(tmp_path / "run", "train.images=64")
     state = run / "checkpoints" / "00000064" / "state.json"
     counters = json.loads(state.read_text())
-    state.write_text(json.dumps({**counters, "seconds": 3600.0}))
+    counters = {**counters, "seconds": 3600.0}
+    del counters["sha256"]
+    state.write_text(json.dumps({**counters, "sha256": checkpoint._sha256_of(counters)}))
     fit(run, "train.images=null", "train.minutes=60.0001")
     rows = metrics(run)
     assert rows[-1]["images"] < 1024, "60 minutes were used up, six milliseconds were left"
@@ -346,6 +348,43 @@ def test_a_resumed_run_is_the_same_run(
     assert without_timing(after[0]) == without_timing(after[1])
 
 
+def test_a_damaged_log_stops_nothing(fit: Fit, metrics: Metrics, tmp_path: Path) -> None:
+    """Lines that are no rows are dropped; something that is no file is named."""
+    whole = fit(tmp_path / "whole")
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "00000128")
+    log = run / "metrics.jsonl"
+    lines = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([b"null", b"[]", b'{"images": "x"}', b"\xff{", *lines, b"\0\0"]))
+    fit(run)
+    assert without_timing(metrics(run)) == without_timing(metrics(whole))
+    log.unlink()
+    log.mkdir()
+    with pytest.raises(EnvironmentFault, match=r"metrics.jsonl is not a file"):
+        fit(run, "train.images=256")
+
+
+def test_a_command_with_train_resume_can_be_typed_again(
+    fit: Fit, tmp_path: Path, tiny_run: Path, capsys: Capture
+) -> None:
+    """As a cluster does: the run goes on from its own newest checkpoint, not from where it began."""
+    command = [f"train.resume={tiny_run / 'checkpoints' / '00000064'}", "lr_schedule.decay=constant"]
+    run = fit(tmp_path / "run", *command, "train.images=96")
+    capsys.readouterr()
+    fit(run, *command)
+    assert f"resumed at 96 images from {run}" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="has seen 128 images: give more of them"):
+        fit(tmp_path / "other", f"train.resume={tiny_run}")
+
+
+def test_more_data_than_before_is_told(fit: Fit, tmp_path: Path, capsys: Capture) -> None:
+    run = fit(tmp_path / "run", "train.images=64")
+    capsys.readouterr()
+    fit(run, "dataset.split=all")
+    assert "images in the data set: 1437 -> 1797" in " ".join(capsys.readouterr().out.split())
+
+
 def test_rows_from_beyond_the_checkpoint_are_dropped(fit: Fit, metrics: Metrics, tmp_path: Path) -> None:
     """After a crash the log is ahead of the newest checkpoint, its last line cut; the mean of a row goes on, too."""
     whole = fit(tmp_path / "whole", "train.log_every=48")
@@ -464,7 +503,7 @@ def test_a_state_that_lacks_something_is_refused(fit: Fit, tmp_path: Path, lacks
         64,
         kept.weights,
         state,
-        {k: counters[k] for k in counters if k not in ("files", "format")},
+        {k: counters[k] for k in counters if k not in ("files", "format", "sha256")},
     )
     with pytest.raises(CheckpointError, match=lacks.removeprefix("model.")):
         fit(run)

@@ -59,6 +59,9 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     def task(config: DictConfig) -> None:
         codes.append(answer(lambda: _task(name, config, job)))
         if codes[-1] > 128:
+            if is_sweep():
+                alone = " ".join([*HydraConfig.get().overrides.task, f"run_dir={sweep_folder()}"])
+                complain(f"the sweep ends with this job, which goes on alone: diffgen-{name} {alone}")
             raise SystemExit(codes[-1])  # a signal ends a sweep too
         if codes[-1] and is_sweep():
             complain(f"job {HydraConfig.get().job.num} failed: {' '.join(HydraConfig.get().overrides.task)}")
