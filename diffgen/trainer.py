@@ -107,6 +107,8 @@ class Trainer:
         self.step = self.images = 0
         self.seconds = self.seconds_before = 0.0
         self.tally = Tally.zeros(self.device)
+        self.gflop = 3 * header.gflop(self.config)  # the backward pass costs two forward ones
+        self.peak = speed.peak_tflops(self.device, accelerator.mixed_precision)
 
     def _split_batch(self) -> int:
         world, batch = self.accelerator.num_processes, self.settings.batch_size
@@ -264,8 +266,6 @@ class Trainer:
             raise Stopped(stop, self.images, self.run_dir)
         self.sampling.before_each = request.check
         entries = self.feed.entries(len(self.dataset), self.images)
-        self.gflop = 3 * header.gflop(self.config)  # the backward pass costs two forward ones
-        self.peak = speed.peak_tflops(self.device, self.accelerator.mixed_precision)
         folder = self.run_dir / "profile" if self.settings.profile and self.main else None
         with (
             self.reporter.progress(1.0, self._progress()) as self.line,
