@@ -9,7 +9,7 @@
 | 4 | checkpoint: missing, damaged, foreign or refused |
 | 5 | training diverged: the loss is not finite |
 | 75 | the machine: disk full, folder not writable or in use, memory or another process lost; mend it, type it again |
-| 130, 143, 138 | stopped by Ctrl-C, SIGTERM, SIGUSR1 (128 + the signal): a checkpoint was written, type it again |
+| 130, 143, 129, 138 | stopped by Ctrl-C, SIGTERM, SIGHUP, SIGUSR1: a checkpoint was written, type it again |
 """
 
 import difflib

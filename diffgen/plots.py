@@ -39,6 +39,18 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], x_label: st
     return png(figure)
 
 
+def curves(points: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> bytes:
+    """Named curves, each through points of its own."""
+    figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for (name, those), style in zip(points.items(), cycle(["-", "--", ":"]), strict=False):
+        axes.plot([x for x, _ in those], [y for _, y in those], style, marker="o", markersize=3, label=name)
+    axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return png(figure)
+
+
 def scatter(panels: Mapping[str, tuple[Tensor, Tensor]]) -> bytes:
     """Sets of vectors side by side on equal axes, coloured by label; of longer vectors the first two values.
 

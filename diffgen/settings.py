@@ -192,3 +192,59 @@ def sample_settings(config: Mapping[str, Any]) -> SampleSettings:
         if key not in hints:
             raise UsageError(unknown(key, [*hints, "sampler"]))
     return SampleSettings(**{key: convert(key, config[key], hint) for key, hint in hints.items()})
+
+
+METRICS = ("fd", "kd", "is", "pr", "dc", "agreement", "copies", "bits", "denoising", "cas")
+"""What `diffgen-eval` can measure: Frechet and kernel distance, inception score, precision and recall, density and
+coverage, agreement with the asked labels, copies of training images, bits per dimension, denoising error by noise
+level, classification accuracy score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """The settings of `diffgen-eval`, beside sampler, extractor and data set."""
+
+    ckpt: str | None
+    images: str | None
+    metrics: str | tuple[str, ...]
+    n: int | Literal["auto"]
+    seed: int
+    guidance: float | Literal["auto"]
+    guidance_interval: tuple[float, ...] | None
+    guidance_rescale: float
+    guide: str | None
+    batch_size: int | Literal["auto"]
+    precision: Literal["auto", "no", "bf16"]
+    compile: bool | Literal["auto"]
+    cache: str | None
+    out: str | None
+
+    def __post_init__(self) -> None:
+        require(
+            (self.ckpt is None) != (self.images is None),
+            "give either ckpt=PATH, a checkpoint, or images=PATH, a folder of pictures or an .npz",
+        )
+        for name in self.wanted:
+            require(name in METRICS, unknown(f"metrics={name!r}", [*METRICS, "all"]))
+        require(self.n == "auto" or 2 <= self.n <= 10_000_000, f"n={self.n} must be in [2, 10000000], or auto")
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The metrics, as a tuple."""
+        names = (self.metrics,) if isinstance(self.metrics, str) else self.metrics
+        return METRICS if "all" in names else names
+
+    def sampling(self, n: int) -> SampleSettings:
+        """How to draw n images, every class in turn."""
+        shared = {key: getattr(self, key) for key in get_type_hints(SampleSettings) if hasattr(self, key)}
+        own = {"n": n, "label": "auto", "save": "grid", "overwrite": False}
+        return SampleSettings(**{**shared, **own})
+
+
+def eval_settings(config: Mapping[str, Any]) -> EvalSettings:
+    """The checked settings of `diffgen-eval`."""
+    hints = get_type_hints(EvalSettings)
+    for key in config:
+        if key not in hints:
+            raise UsageError(unknown(key, [*hints, "sampler", "extractor", "dataset"]))
+    return EvalSettings(**{key: convert(key, config[key], hint) for key, hint in hints.items()})

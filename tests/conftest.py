@@ -103,6 +103,7 @@ def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Answer]:
     """`command("train", "dataset=digits")` runs a command in this process from an empty folder."""
+    from diffgen.cli import eval as evaluation
     from diffgen.cli import sample, train
 
     monkeypatch.chdir(tmp_path)
@@ -111,7 +112,7 @@ def command(
     def run(name: str, *arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", [f"diffgen-{name}", *arguments])
         capsys.readouterr()
-        code = {"train": train, "sample": sample}[name].main()
+        code = {"train": train, "sample": sample, "eval": evaluation}[name].main()
         said = capsys.readouterr()
         return Answer(code, said.out, said.err)
 

@@ -31,7 +31,9 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
 
 def help_text() -> str:
     """What `--help` prints."""
-    choices = "\n".join(choices_line(*group) for group in app.groups().items() if group[0] not in ("recipe", "task"))
+    choices = "\n".join(
+        choices_line(*group) for group in app.groups().items() if group[0] not in ("recipe", "task", "extractor")
+    )
     return f"""diffgen-train: train a diffusion or flow-matching model.
 
 usage: diffgen-train [GROUP=CHOICE ...] [KEY=VALUE ...] [-m] [--cfg job]

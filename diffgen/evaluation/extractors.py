@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,9 @@ class Small:
 
 
 @EXTRACTORS.register("classifier")
-def classifier(splits: Splits, cache: Path, device: torch.device, *, width: int, epochs: int, seed: int) -> Small:
+def classifier(
+    splits: Splits, cache: Path, device: torch.device, *, width: int, epochs: int | Literal["auto"], seed: int
+) -> Small:
     """A classifier trained on the training split, once: it is kept in `cache` and read from there afterwards.
 
     It has seen the training images, so distances to these and to held-out images have different floors: give both.
@@ -90,13 +92,15 @@ def classifier(splits: Splits, cache: Path, device: torch.device, *, width: int,
         cache: A folder for this data set and no other.
         device: Where to train and run.
         width: Channels of the first layer; features have 4 times as many.
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; `auto` is 15 for small sets, 2 for grey images, 10 for colour ones.
         seed: Of weights, order and shifts.
 
     Raises:
         DataError: The data has no labels.
         CheckpointError: The file in the cache is damaged, or of other data.
     """
+    if epochs == "auto":
+        epochs = 15 if len(splits.train) < 10_000 else 2 if splits.train.shape.channels == 1 else 10
     path = cache / f"classifier-{width}-{epochs}-{seed}.safetensors"
     if not path.exists():
         model = train_classifier(splits.train, width=width, epochs=epochs, seed=seed, device=device)

@@ -1,0 +1,174 @@
+"""All metrics of a set of images, from one pass of features: what is measured, against what, and its floor."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffgen.datasets import Images
+from diffgen.evaluation import metrics
+from diffgen.evaluation.classifier import class_agreement, classification_accuracy_score
+from diffgen.evaluation.extractors import Extractor, Splits
+from diffgen.evaluation.reference import features_of
+from diffgen.evaluation.statistics import Moments, frechet_distance
+from diffgen.images import grid, save_png
+
+NEIGHBOURS = 10_000
+"""Images of each kind that are compared pair by pair, as Naeem et al. 2020 do."""
+
+SUBSETS, SUBSET = 50, 1000
+"""Of the kernel distance; half of the images where there are fewer."""
+
+PAIRS = 20
+"""Pairs in the picture of the images that are nearest to training images."""
+
+
+@dataclass
+class Judged:
+    """Images to be judged, and what is compared with them.
+
+    Attributes:
+        pixels: uint8 [n, C, H, W].
+        labels: int64 [n]; -1 where none was asked for.
+        features: float32 [n, d].
+        logits: [n, k], or None.
+        splits: The data set.
+        extractor: What made the features.
+        cache: Folder of features that are kept.
+        out: Folder for pictures.
+        seed: Of random subsets.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    features: Tensor
+    logits: Tensor | None
+    splits: Splits
+    extractor: Extractor
+    cache: Path
+    out: Path
+    seed: int
+
+    @cached_property
+    def train(self) -> Tensor:
+        """Features of the training split."""
+        return features_of(self.splits.train, self.extractor, self.cache)
+
+    @cached_property
+    def test(self) -> Tensor | None:
+        """Features of the test split, where there is one."""
+        if self.splits.test is self.splits.train:
+            return None
+        return features_of(self.splits.test, self.extractor, self.cache)
+
+
+Row = dict[str, Any]
+
+
+def frechet(judged: Judged) -> Row:
+    """Distance of Gaussians, with its floors: held-out images, and one half of the training images, by the other."""
+    order = torch.randperm(len(judged.train), generator=torch.Generator().manual_seed(0))
+    halves = judged.train[order].tensor_split(2)
+    real = Moments.of(judged.train).gaussian()
+    row: Row = {"fd": frechet_distance(real, Moments.of(judged.features).gaussian())}
+    row["fd_floor_halves"] = frechet_distance(*(Moments.of(half).gaussian() for half in halves))
+    if judged.test is not None:
+        row["fd_floor_test"] = frechet_distance(real, Moments.of(judged.test).gaussian())
+    return row
+
+
+def kernel(judged: Judged) -> Row:
+    """Squared MMD with its standard error, and its floor."""
+
+    def distance(fake: Tensor) -> tuple[float, float]:
+        size = min(SUBSET, len(fake) // 2, len(judged.train) // 2)
+        return metrics.kernel_distance(judged.train, fake, subsets=SUBSETS, size=size, seed=judged.seed)
+
+    row: Row = dict(zip(("kd", "kd_error"), distance(judged.features), strict=True))
+    if judged.test is not None:
+        row["kd_floor_test"] = distance(judged.test)[0]
+    return row
+
+
+def score(judged: Judged) -> Row:
+    """Inception score, by the extractor's own classes."""
+    if judged.logits is None:
+        return {}
+    splits = 10 if len(judged.logits) >= 1000 else 1
+    mean, std = metrics.inception_score(judged.logits, splits=splits, seed=judged.seed)
+    return {"is": mean, "is_std": std}
+
+
+def neighbourhoods(judged: Judged, *, robust: bool) -> Row:
+    """Precision and recall, or density and coverage, with the floor of held-out images."""
+    names = ("density", "coverage") if robust else ("precision", "recall")
+
+    def both(fake: Tensor) -> tuple[float, float]:
+        real, fake = judged.train[:NEIGHBOURS], fake[:NEIGHBOURS]
+        return metrics.density_coverage(real, fake, k=5) if robust else metrics.precision_recall(real, fake, k=3)
+
+    row: Row = dict(zip(names, both(judged.features), strict=True))
+    if judged.test is not None:
+        row |= {f"{name}_floor_test": value for name, value in zip(names, both(judged.test), strict=True)}
+    return row
+
+
+def agreement(judged: Judged) -> Row:
+    """Share of images that the classifier takes for the class that was asked for, over all and by class."""
+    asked = judged.labels >= 0
+    if judged.logits is None or not asked.any():
+        return {}
+    by_class = class_agreement(judged.logits[asked], judged.labels[asked])
+    return {"agreement": float(by_class.nanmean()), "agreement_by_class": [round(v, 4) for v in by_class.tolist()]}
+
+
+def copies(judged: Judged) -> Row:
+    """Share of images that are nearer to one training image than a third of the way to the next, in features.
+
+    The pairs that are nearest are drawn in `pairs.png`, each image above its training image.
+    """
+    ratio = metrics.memorisation_ratio(judged.features, judged.train)
+    row: Row = {"copies": float((ratio < metrics.COPY).double().mean())}
+    if judged.test is not None:
+        row["copies_floor_test"] = float(
+            (metrics.memorisation_ratio(judged.test, judged.train) < metrics.COPY).double().mean()
+        )
+    nearest = ratio.argsort()[:PAIRS]
+    _, entries = metrics.nearest_neighbours(judged.features[nearest], judged.train, k=1)
+    device = torch.device("cpu")
+    originals, _ = next(judged.splits.train.batches(iter([entries[:, 0]]), device))
+    save_png(grid(torch.cat([judged.pixels[nearest], originals]), columns=len(nearest)), judged.out / "pairs.png")
+    return row
+
+
+def accuracy_score(judged: Judged) -> Row:
+    """Accuracy on held-out images of a classifier trained on the samples, beside one trained on as many real ones."""
+    if not bool((judged.labels >= 0).all()) or judged.test is None:
+        return {}
+    recipe = {"width": 32, "epochs": max(2, math.ceil(20_000 / len(judged.pixels))), "seed": judged.seed}
+    classes, device = judged.splits.train.classes, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.randperm(len(judged.splits.train), generator=torch.Generator().manual_seed(0))[: len(judged.pixels)]
+    real, labels = next(judged.splits.train.batches(iter([chosen]), torch.device("cpu")))
+    row: Row = {}
+    for name, pixels, whose in (("cas", judged.pixels, judged.labels), ("cas_real", real, labels)):
+        samples = Images(pixels, whose, classes)
+        row[name] = classification_accuracy_score(samples, judged.splits.test, **recipe, device=device)
+    return row
+
+
+MEASURES: dict[str, Callable[[Judged], Row]] = {
+    "fd": frechet,
+    "kd": kernel,
+    "is": score,
+    "pr": lambda judged: neighbourhoods(judged, robust=False),
+    "dc": lambda judged: neighbourhoods(judged, robust=True),
+    "agreement": agreement,
+    "copies": copies,
+    "cas": accuracy_score,
+}
+"""Metrics of images; those of a model (`bits`, `denoising`) need no images, and are in `diffgen.evaluate`."""

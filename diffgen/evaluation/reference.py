@@ -1,0 +1,56 @@
+"""Features of real images, computed once and kept: by the images' own hash and the extractor's."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from diffgen.datasets import Images, ImageSource
+from diffgen.evaluation.extractors import Extractor
+from diffgen.files import write_atomically
+
+BATCH = 256
+
+
+def features_of(source: ImageSource, extractor: Extractor, cache: Path) -> Tensor:
+    """Features float32 [n, d] of all images of a data set, on the CPU, from `cache` if they are there.
+
+    Args:
+        source: The images; only those that are in memory are kept.
+        extractor: Gives the features.
+        cache: A folder.
+    """
+    if not isinstance(source, Images):
+        return torch.cat([extractor(pixels)[0].cpu() for pixels, _ in in_order(source)])
+    path = cache / f"features-{digest(source.pixels)[:16]}-{extractor.hash[:16]}.safetensors"
+    known = _read(path)
+    if known is None:
+        known = torch.cat([extractor(pixels)[0].cpu() for pixels, _ in in_order(source)])
+        write_atomically(path, save({"features": known}))
+    return known
+
+
+def in_order(source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images and labels, first to last, in batches."""
+    return source.batches(iter(torch.arange(len(source)).split(BATCH)), torch.device("cpu"))
+
+
+def digest(pixels: Tensor) -> str:
+    """SHA-256 of images and their shape, in hex."""
+    total = hashlib.sha256(str(list(pixels.shape)).encode())
+    total.update(pixels.contiguous().numpy().data)
+    return total.hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path) -> Tensor | None:
+    """Kept features; those of a damaged file are computed again."""
+    try:
+        return load_file(path)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None

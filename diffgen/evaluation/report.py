@@ -1,0 +1,105 @@
+"""Results in words and pictures: the table of one row, and the table and plot of many."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from diffgen import plots
+
+Row = Mapping[str, Any]
+
+NAMES = {
+    "fd": "Frechet distance",
+    "kd": "kernel distance x 1000",
+    "is": "inception score",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "agreement": "agreement with labels",
+    "copies": "near-copies of training images",
+    "cas": "classification accuracy score",
+    "bits": "bits/dim, held-out images",
+    "denoising_test": "denoising error, held-out",
+}
+"""What stands in the first column; with Inception's features the first two are FID and KID."""
+
+BETTER = {
+    "fd": "lower",
+    "kd": "lower",
+    "copies": "lower",
+    "bits": "lower",
+    "denoising_test": "lower",
+    "density": "near 1",
+}
+
+FACTORS = {"kd": 1000}
+
+IN_ONE_TABLE = ("ckpt", "images_seen", "sampler", "steps", "nfe", "guidance", "images")
+
+
+def table(row: Row) -> Iterator[str]:
+    """The figures of one row, each beside its floors, as lines of text."""
+    yield f"{'':<32}{'value':>12}{'held-out':>12}{'halves':>12}   better"
+    for key in NAMES:
+        if key in row:
+            floors = [_shown(row.get(f"{key}_floor_{kind}"), key) for kind in ("test", "halves")]
+            error = row.get(f"{key}_error")
+            note = f"  +- {FACTORS.get(key, 1) * error:.3g}" if error is not None else ""
+            value = _shown(row[key], key)
+            yield f"{name(key, row):<32}{value:>12}{floors[0]:>12}{floors[1]:>12}   {BETTER.get(key, 'higher')}{note}"
+    if "cas_real" in row:
+        yield f"{'  the same, trained on real images':<32}{row['cas_real']:>10.4f}"
+    if "denoising_train" in row:
+        yield f"{'denoising error, training':<32}{row['denoising_train']:>12.4f}"
+
+
+def name(key: str, row: Row) -> str:
+    """What a figure is called: FID and KID are those of Inception alone."""
+    if row.get("extractor") == "inception" and key in ("fd", "kd"):
+        return {"fd": "FID", "kd": "KID x 1000"}[key]
+    return f"{NAMES[key]} ({row['extractor']})" if key == "fd" else NAMES[key]
+
+
+def _shown(value: float | None, key: str) -> str:
+    return "" if value is None else f"{FACTORS.get(key, 1) * value:.4g}"
+
+
+def many(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the table of a sweep: what differs between rows, and all figures."""
+    facts = [key for key in IN_ONE_TABLE if len({str(row.get(key)) for row in rows}) > 1]
+    figures = [key for key in NAMES if any(key in row for row in rows)]
+    heads = [*facts, *(name(key, rows[0]) for key in figures)]
+    cells = [
+        [*(str(row.get(key, "")) for key in facts), *(_shown(row.get(key), key) for key in figures)] for row in rows
+    ]
+    return heads, cells
+
+
+def as_text(heads: list[str], cells: list[list[str]]) -> list[str]:
+    """Columns of equal width."""
+    widths = [max(len(line[i]) for line in (heads, *cells)) for i in range(len(heads))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in (heads, *cells)]
+
+
+def as_csv(heads: list[str], cells: list[list[str]]) -> str:
+    """Comma-separated values."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([heads, *cells])
+    return buffer.getvalue()
+
+
+def plot(rows: Sequence[Row]) -> bytes | None:
+    """The first distance against network calls, a curve for each sampler (and checkpoint); None for too few rows."""
+    key = next((key for key in NAMES if all(key in row and "nfe" in row for row in rows)), None)
+    if key is None or len({row["nfe"] for row in rows}) < 2:
+        return None
+    several = len({row["ckpt"] for row in rows}) > 1
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        label = f"{row['sampler']}, {row['images_seen']:,}" if several else str(row["sampler"])
+        points.setdefault(label, []).append((row["nfe"], FACTORS.get(key, 1) * row[key]))
+    return plots.curves(
+        {label: sorted(those) for label, those in points.items()}, "network calls (NFE)", name(key, rows[0])
+    )
