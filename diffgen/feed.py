@@ -42,21 +42,25 @@ class Feed:
 
     def batch(self, step: int, pixels: Tensor, label: Tensor) -> Batch:
         """The arguments of the loss for this process's images of a step, uint8 or float32 [B, C, H, W]."""
-        settings, mine, x0 = self.settings, self.share, to_float(pixels)
-        n, device = settings.batch_size, x0.device
+        settings, mine = self.settings, self.share
+        n, device, shape = settings.batch_size, pixels.device, pixels.shape[1:]
         rng = generator(device, settings.seed, "step", step)
         u = uniforms(n, rng, stratified=settings.stratified_times)[mine]
         flip, drop = torch.rand(2, n, generator=rng, device=device)[:, mine]
-        z = torch.randn(n, *x0.shape[1:], generator=rng, device=device)[mine]
-        told = None
-        if settings.horizontal_flip:
-            x0 = torch.where((flip < 0.5)[:, None, None, None], x0.flip(-1), x0)
+        z = torch.randn(n, *shape, generator=rng, device=device)[mine]
+        x0, told = self.images(pixels, flip), None
         if settings.augment:
             gates, values = augment.draw(n, rng)
             x0, told = augment.augment(x0, augment.Draws(gates[mine], values[mine]), settings.augment)
         label = torch.where(drop < settings.label_dropout, NO_LABEL, label)
         t = self.time(u, self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
         return x0, label, self.schedule.snap(t), z, told
+
+    def images(self, pixels: Tensor, flip: Tensor) -> Tensor:
+        """Images in [-1, 1], mirrored where flip [B] is below 1/2 if that is wanted: as bytes, a fourth of the work."""
+        if self.settings.horizontal_flip:
+            pixels = torch.where((flip < 0.5)[:, None, None, None], pixels.flip(-1), pixels)
+        return to_float(pixels)
 
 
 def part(batch: Batch, start: int, stop: int) -> Batch:

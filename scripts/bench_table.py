@@ -94,7 +94,7 @@ def overhead(section: Section) -> Lines:
 
 def data(section: Section) -> Lines:
     """Pipelines."""
-    ratios = times(section["rows"], "torchvision, one by one", lambda row: row[per_second(section)])
+    ratios = times(section["rows"], "torchvision, images alone", lambda row: row[per_second(section)])
     cells = [
         [row["name"], short(row["images_per_second"]), short(row["images_per_cpu_second"]), ratio]
         for row, ratio in zip(section["rows"], ratios, strict=True)
@@ -114,7 +114,10 @@ def commands(section: Section) -> Lines:
     lines = table(["", "wall s", "CPU s"], cells)
     if told := section.get("first_step"):
         begins, done = told["first_step_begins"], told["first_step_done"]
-        lines += ["", f"From `import torch` to the first step of a digits run {begins:.2f} s, to its end {done:.2f} s."]
+        lines += [
+            "",
+            f"From the end of `import torch`, Hydra included, to the first step of a digits run {begins:.2f} s, to its end {done:.2f} s.",
+        ]
     if "images" in section:
         lines = [f"{section['images']} pictures, {section['steps']} steps of 16.", "", *lines]
     return lines

@@ -90,7 +90,7 @@ def test_the_bench_writes_a_file_and_tables(
     assert text.startswith("top\n")
     assert text.endswith("\nend\n")
     assert "old" not in text
-    mine, theirs = written["data"]["rows"]
+    mine, _, theirs, _ = written["data"]["rows"]
     assert f"| {mine['images_per_cpu_second'] / theirs['images_per_cpu_second']:.2f} |" in text
     assert "| diffgen heun |" in text
 

@@ -41,17 +41,19 @@ class OneByOne(Dataset[Tensor]):
         return self.transform(Image.fromarray(self.arrays[entry]))
 
 
-def ours(pixels: Tensor) -> Call:
-    """The next batch of diffgen's data set and feed."""
+def ours(pixels: Tensor, *, alone: bool) -> Call:
+    """The next batch of diffgen's data set and feed; `alone`: gathered, flipped and normalised, no more."""
     config = compose(*PLAIN, "train.horizontal_flip=true", f"train.batch_size={BATCH}")
     schedule = build(SCHEDULES, config["schedule"])
     feed = Feed(section(config, "train"), schedule, bind(TIMES, config["time"]), slice(0, BATCH))
     source = Images(pixels, torch.full((len(pixels),), -1), ())
     batches = source.batches(feed.entries(len(pixels), 0), torch.device("cpu"))
+    if alone:
+        return lambda: feed.images(next(batches)[0], torch.rand(BATCH))
     return lambda: feed.batch(0, *next(batches))
 
 
-def torchvision(pixels: Tensor) -> Call:
+def torchvision(pixels: Tensor, *, alone: bool) -> Call:
     """The next batch of a DataLoader in this process, with noise and times as diffusers' script draws them."""
     loader = DataLoader(OneByOne(pixels), batch_size=BATCH, shuffle=True, drop_last=True)
 
@@ -61,7 +63,9 @@ def torchvision(pixels: Tensor) -> Call:
 
     batches = endless()
 
-    def call() -> tuple[Tensor, Tensor, Tensor]:
+    def call() -> object:
+        if alone:
+            return next(batches)
         images = next(batches)
         return images, torch.randn_like(images), torch.randint(0, 1000, (len(images),))
 
@@ -73,7 +77,12 @@ def pipeline(rounds: int, *, quick: bool) -> Row:
     count = 1280 if quick else 50_000
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=rng, dtype=torch.uint8)
-    calls = {"diffgen, resident": ours(pixels), "torchvision, one by one": torchvision(pixels)}
+    calls = {
+        "diffgen, images alone": ours(pixels, alone=True),
+        "diffgen, with noise and times": ours(pixels, alone=False),
+        "torchvision, images alone": torchvision(pixels, alone=True),
+        "torchvision, with noise and times": torchvision(pixels, alone=False),
+    }
     times = clock.take_turns(calls, 8 * rounds)
     rows = [
         {"name": name, "images_per_second": BATCH / time["wall"], "images_per_cpu_second": BATCH / time["cpu"]}
