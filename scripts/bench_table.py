@@ -114,10 +114,8 @@ def commands(section: Section) -> Lines:
     lines = table(["", "wall s", "CPU s"], cells)
     if told := section.get("first_step"):
         begins, done = told["first_step_begins"], told["first_step_done"]
-        lines += [
-            "",
-            f"From the end of `import torch`, Hydra included, to the first step of a digits run {begins:.2f} s, to its end {done:.2f} s.",
-        ]
+        first = f"to the first step of a digits run {begins:.2f} s, to its end {done:.2f} s."
+        lines += ["", f"From the end of `import torch`, Hydra included, {first}"]
     if "images" in section:
         lines = [f"{section['images']} pictures, {section['steps']} steps of 16.", "", *lines]
     return lines
