@@ -17,11 +17,10 @@ def data(config: Config, images: int, home: str) -> str:
     return f"{images:,} {kind} {shape['channels']}x{shape['height']}x{shape['width']}, {labels}, {home}"
 
 
-def model(config: Config, network: torch.nn.Module) -> str:
-    """Name, parameters and cost of the network."""
+def model(config: Config, network: torch.nn.Module, gflop: float) -> str:
+    """Name, parameters and cost of the network; `gflop` is that of an image in training."""
     parameters = sum(p.numel() for p in network.parameters())
-    forward = gflop(config)
-    cost = f"{forward:.3g} GFLOP per image, {3 * forward:.3g} in training"
+    cost = f"{gflop / 3:.3g} GFLOP per image, {gflop:.3g} in training"
     return f"{config['model']['name']}, {count(parameters)} parameters, {cost}"
 
 

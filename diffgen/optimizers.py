@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffgen.errors import require
 from diffgen.registry import Table
@@ -39,10 +40,19 @@ def adamw(
     )
 
 
-def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """One step, or none if `bad`, bool []; a fused optimizer finds that out on the device, without a wait."""
+def clipped_step(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
+    """One step with the gradient's norm clipped to `largest`, or none if that norm is not finite; returns it, [].
+
+    A fused optimizer divides by the norm's excess in the pass that it makes anyway, and finds out on the device whether
+    to step: no second pass over the gradients, and no wait.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm([p.grad for p in parameters])
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        optimizer.grad_scale = ((norm + 1e-6) / largest).clamp(min=1.0)  # type: ignore[attr-defined]
         optimizer.step()
-    elif not bad:
+    elif norm.isfinite():
+        clip_grads_with_norm_(parameters, largest, norm)
         optimizer.step()
+    return norm

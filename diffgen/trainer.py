@@ -28,7 +28,7 @@ from diffgen.gradients import Gradients
 from diffgen.guidance import Guidance
 from diffgen.lock import RunLock
 from diffgen.losses import denoising_loss
-from diffgen.optimizers import OPTIMIZERS, step_unless
+from diffgen.optimizers import OPTIMIZERS, clipped_step
 from diffgen.processes import accelerated, lost_processes_told, on_main
 from diffgen.randomness import mix
 from diffgen.registry import bind, build
@@ -307,14 +307,14 @@ class Trainer:
         lr = self.base_lr * self.lr_schedule.factor(self.images, self._progress())
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), self.settings.grad_clip or math.inf)
-        bad = ~norm.isfinite()
+        largest = self.settings.grad_clip or math.inf
         if self.accelerator.scaler:
+            norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), largest)
             self.optimizer.step()  # the gradient's scaler skips by itself
         else:
-            step_unless(self.optimizer.optimizer, bad)
+            norm = clipped_step(self.optimizer.optimizer, largest)
         self.optimizer.zero_grad()
-        self.tally.add(loss, bad)
+        self.tally.add(loss, ~norm.isfinite())
         self.step += 1
         self.images += self.settings.batch_size
         self.ema.update(self.images, self.settings.batch_size)
@@ -410,7 +410,7 @@ class Trainer:
         resumed = f"resumed at {self.images:,} images from {self.resumed_from}"
         rows = {
             "data": header.data(self.config, images, self.dataset.home),
-            "model": header.model(self.config, self.network),
+            "model": header.model(self.config, self.network, self.gflop),
             "method": header.method(self.config),
             "device": f"{self.device.type} x {world}, precision {self.accelerator.mixed_precision}",
             "batch": f"{batch} = {world} x {self.local_batch}" if world > 1 else f"{batch}",

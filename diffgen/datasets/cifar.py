@@ -23,6 +23,9 @@ FILES = {
     "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
 }
 
+LARGEST = 2**26
+"""Bytes; the official files have 31 MB each."""
+
 
 @DATASETS.register("cifar10")
 def cifar10(*, root: str, split: Literal["train", "test"]) -> Images:
@@ -45,21 +48,34 @@ def cifar10(*, root: str, split: Literal["train", "test"]) -> Images:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack beside the archive; the folder appears whole, and nothing in the archive can write outside it.
+    """Take the official files out of the archive, and nothing else; the folder appears whole.
+
+    Names in the archive never form a path, so nothing in it can write elsewhere.
 
     Raises:
-        DataError: It is no archive, holds something else, or there is no room.
+        DataError: It is no archive, lacks a file, or there is no room.
     """
     temporary = folder.with_name(f".tmp_{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
+        temporary.mkdir()
         with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
-        (temporary / FOLDER).rename(folder)
-    except (tarfile.TarError, OSError, EOFError) as error:
+            for name in FILES:
+                _take(tar, f"{FOLDER}/{name}", temporary / name)
+        temporary.rename(folder)
+    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
         raise DataError(f"{archive} cannot be unpacked: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take(tar: tarfile.TarFile, member: str, path: Path) -> None:
+    entry = tar.getmember(member)
+    content = tar.extractfile(entry) if entry.isreg() and entry.size <= LARGEST else None
+    if content is None:
+        raise OSError(f"{member} is not one of the official files")
+    with path.open("wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def check(folder: Path) -> None:
