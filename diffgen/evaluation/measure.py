@@ -61,10 +61,10 @@ class Judged:
 
     @cached_property
     def test(self) -> Tensor | None:
-        """Features of the test split, where there is one."""
+        """Features of as many images of the test split, where there is one: floors depend on the number of images."""
         if self.splits.test is self.splits.train:
             return None
-        return features_of(self.splits.test, self.extractor, self.cache)
+        return features_of(self.splits.test, self.extractor, self.cache)[: len(self.features)]
 
 
 Row = dict[str, Any]
