@@ -399,11 +399,10 @@ def _read_counters(path: Path) -> dict[str, Any]:
     if _size(path) > MAX_STATE:
         raise CheckpointError(f"{path} is refused: it is far larger than any run's")
     counters: dict[str, Any] = json.loads(path.read_text(), object_pairs_hook=_unique)
-    signed = counters.pop("sha256")
-    if counters["format"] == int(FORMAT) and signed != _sha256_of(counters):
-        raise ValueError("changed after it was written")
     if counters["format"] != int(FORMAT):
         raise OtherVersionError(f"{path} was written by another version of diffgen; this one reads format {FORMAT}")
+    if counters.pop("sha256") != _sha256_of(counters):
+        raise ValueError("changed after it was written")
     counts = [counters[key] for key in ("step", "images", "micro_batch") if key in counters]
     numbers = [*counts, counters.get("seconds", 0), *(counters.get("scaler") or {}).values()]
     sound = all(type(n) in (int, float) and 0 <= n < 1e15 for n in numbers) and all(type(n) is int for n in counts)

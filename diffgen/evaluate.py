@@ -1,7 +1,6 @@
 """diffgen-eval: how good a checkpoint, or a folder of pictures, is. One pass over the images, one row of results."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ from diffgen.build import make_dataset, restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
 from diffgen.datasets import Images, ImageSource
+from diffgen.datasets.base import in_order
 from diffgen.datasets.folder import image_folder
 from diffgen.denoiser import NO_LABEL
 from diffgen.errors import DataError, require
 from diffgen.evaluation import model
 from diffgen.evaluation.extractors import EXTRACTORS, Extractor, Splits
 from diffgen.evaluation.measure import MEASURES, Judged, Row
-from diffgen.files import append_text, explained
+from diffgen.files import append_text, cache_folder, explained
 from diffgen.generate import batch_size, make_sampling, resolve_sampler, shape_of, shown, shown_guidance
 from diffgen.processes import accelerated, on_main
 from diffgen.registry import build
@@ -69,7 +69,7 @@ def evaluate(
         splits = _splits(dataset, saved)
         pictures = _pictures(settings, splits) if settings.images else None
         out = _out(settings, saved)
-        cache = Path(settings.cache) if settings.cache else _default_cache()
+        cache = Path(settings.cache) if settings.cache else cache_folder() / "eval"
         cache = cache / str(dataset["name"])
         network = _extractor(extractor, splits, cache, accelerator)
         n = _number(settings, splits, pictures)
@@ -154,11 +154,6 @@ def _out(settings: EvalSettings, saved: Checkpoint | None) -> Path:
     return folders[2] / "eval" if inside else Path("outputs") / "eval"
 
 
-def _default_cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "diffgen" / "eval"
-
-
 def _extractor(config: Mapping[str, Any], splits: Splits, cache: Path, accelerator: Accelerator) -> Extractor:
     """The extractor; the main process trains or downloads it, the others find it done."""
     first: list[Extractor] = []
@@ -228,7 +223,7 @@ def _draw(
 def _featured(pictures: ImageSource, extractor: Extractor, n: int) -> Drawn:
     """The first n pictures with their features."""
     pixels, labels, features, logits = [], [], [], []
-    for some, theirs in pictures.batches(iter(torch.arange(n).split(256)), torch.device("cpu")):
+    for some, theirs in in_order(pictures, n, torch.device("cpu")):
         feature, logit = extractor(some)
         pixels.append(some)
         labels.append(theirs)

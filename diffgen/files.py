@@ -12,6 +12,11 @@ from typing import Any
 from diffgen.errors import EnvironmentFault
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: $XDG_CACHE_HOME/diffgen, or ~/.cache/diffgen."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffgen"
+
+
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file through a temporary neighbour, fsync and rename.
 

@@ -56,9 +56,6 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         )
         sampler = resolve_sampler(sampler, saved.config["sampler"])
         sampling = make_sampling(settings, sampler, saved, denoiser, accelerator.device)
-        compiles = accelerator.device.type == "cuda" and settings.n >= WORTH_COMPILING
-        if compiles if settings.compile == "auto" else settings.compile:
-            denoiser.model = torch.compile(denoiser.model)
         require(
             saved.config["data"]["pixels"] or task.get("name") == "generate",
             f"task={task.get('name')} is for pictures, and this model makes vectors: task=generate",
@@ -131,6 +128,9 @@ def make_sampling(
         require("png" not in settings.kinds, "save=png is for pictures, and this model makes vectors: save=npz")
         sampler = {**sampler, "clip": False}  # vectors have no range to clip to
     denoiser.model.to(device)  # type: ignore[attr-defined]
+    pays = device.type == "cuda" and settings.n >= WORTH_COMPILING
+    if pays if settings.compile == "auto" else settings.compile:
+        denoiser.model = torch.compile(denoiser.model)
     guidance = make_guidance(settings, saved, device)
     return Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=device)
 

@@ -5,7 +5,7 @@ The defaults are in `configs/train.yaml`; these classes carry names, types and r
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_type_hints
 
 from diffgen.errors import UsageError, require, unknown
@@ -143,13 +143,11 @@ def section(config: Mapping[str, Any], name: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleSettings:
-    """The settings of `diffgen-sample`, beside the sampler."""
+class DrawSettings:
+    """How images are drawn: what `diffgen-sample` and `diffgen-eval` share, beside the sampler."""
 
     ckpt: str | None
-    n: int
     seed: int
-    label: int | str | tuple[int | str, ...] | None
     guidance: float | Literal["auto"]
     guidance_interval: tuple[float, ...] | None
     guidance_rescale: float
@@ -157,12 +155,9 @@ class SampleSettings:
     batch_size: int | Literal["auto"]
     precision: Literal["auto", "no", "bf16"]
     compile: bool | Literal["auto"]
-    save: str | tuple[str, ...]
     out: str | None
-    overwrite: bool
 
     def __post_init__(self) -> None:
-        require(1 <= self.n <= 10_000_000, f"n={self.n} must be in [1, 10000000]")
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be in [0, 2^63)")
         require(
             self.guidance == "auto" or math.isfinite(self.guidance),
@@ -176,6 +171,20 @@ class SampleSettings:
             self.guidance_interval is None or len(self.guidance_interval) == 2,
             f"guidance_interval={self.guidance_interval} must be [low, high], levels of sigma/alpha, or null",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings(DrawSettings):
+    """The settings of `diffgen-sample`, beside the sampler."""
+
+    n: int
+    label: int | str | tuple[int | str, ...] | None
+    save: str | tuple[str, ...]
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        require(1 <= self.n <= 10_000_000, f"n={self.n} must be in [1, 10000000]")
+        super().__post_init__()
         for kind in self.kinds:
             require(kind in ("grid", "png", "npz"), unknown(f"save={kind!r}", ("grid", "png", "npz")))
 
@@ -187,11 +196,16 @@ class SampleSettings:
 
 def sample_settings(config: Mapping[str, Any]) -> SampleSettings:
     """The checked settings of `diffgen-sample`."""
-    hints = get_type_hints(SampleSettings)
+    return SampleSettings(**_converted(SampleSettings, config, "sampler"))
+
+
+def _converted(settings: type[DrawSettings], config: Mapping[str, Any], *groups: str) -> dict[str, Any]:
+    """The values of a config in the types of the settings; `groups` are what may stand beside them."""
+    hints = get_type_hints(settings)
     for key in config:
         if key not in hints:
-            raise UsageError(unknown(key, [*hints, "sampler"]))
-    return SampleSettings(**{key: convert(key, config[key], hint) for key, hint in hints.items()})
+            raise UsageError(unknown(key, [*hints, *groups]))
+    return {key: convert(key, config[key], hint) for key, hint in hints.items()}
 
 
 METRICS = ("fd", "kd", "is", "pr", "dc", "agreement", "copies", "bits", "denoising", "cas")
@@ -201,23 +215,13 @@ level, classification accuracy score."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings:
+class EvalSettings(DrawSettings):
     """The settings of `diffgen-eval`, beside sampler, extractor and data set."""
 
-    ckpt: str | None
     images: str | None
     metrics: str | tuple[str, ...]
     n: int | Literal["auto"]
-    seed: int
-    guidance: float | Literal["auto"]
-    guidance_interval: tuple[float, ...] | None
-    guidance_rescale: float
-    guide: str | None
-    batch_size: int | Literal["auto"]
-    precision: Literal["auto", "no", "bf16"]
-    compile: bool | Literal["auto"]
     cache: str | None
-    out: str | None
 
     def __post_init__(self) -> None:
         require(
@@ -227,6 +231,7 @@ class EvalSettings:
         for name in self.wanted:
             require(name in METRICS, unknown(f"metrics={name!r}", [*METRICS, "all"]))
         require(self.n == "auto" or 2 <= self.n <= 10_000_000, f"n={self.n} must be in [2, 10000000], or auto")
+        super().__post_init__()
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -236,15 +241,10 @@ class EvalSettings:
 
     def sampling(self, n: int) -> SampleSettings:
         """How to draw n images, every class in turn."""
-        shared = {key: getattr(self, key) for key in get_type_hints(SampleSettings) if hasattr(self, key)}
-        own = {"n": n, "label": "auto", "save": "grid", "overwrite": False}
-        return SampleSettings(**{**shared, **own})
+        shared = {field.name: getattr(self, field.name) for field in fields(DrawSettings)}
+        return SampleSettings(**shared, n=n, label="auto", save="grid", overwrite=False)
 
 
 def eval_settings(config: Mapping[str, Any]) -> EvalSettings:
     """The checked settings of `diffgen-eval`."""
-    hints = get_type_hints(EvalSettings)
-    for key in config:
-        if key not in hints:
-            raise UsageError(unknown(key, [*hints, "sampler", "extractor", "dataset"]))
-    return EvalSettings(**{key: convert(key, config[key], hint) for key, hint in hints.items()})
+    return EvalSettings(**_converted(EvalSettings, config, "sampler", "extractor", "dataset"))

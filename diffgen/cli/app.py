@@ -27,6 +27,7 @@ from diffgen import __version__
 from diffgen.cli import plugins
 from diffgen.console import complain
 from diffgen.errors import DiffgenError, UsageError, unknown
+from diffgen.files import cache_folder
 
 Job = Callable[[dict[str, Any], str], None]
 
@@ -71,8 +72,7 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     # other work trains about three times faster than with libgomp's default, and an idle one as fast.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # torch keeps compiled networks below /tmp, which many machines empty; here a second run finds them again.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "diffgen" / "inductor"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     logging.captureWarnings(True)
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]

@@ -81,6 +81,11 @@ def gather(values: Tensor, labels: Tensor, entries: Iterator[Tensor], device: to
         )  # on a CPU eight times faster than [chosen]
 
 
+def in_order(source: ImageSource, count: int, device: torch.device) -> Iterator[Batch]:
+    """The first `count` images and labels of a data set, in batches."""
+    return source.batches(iter(torch.arange(count).split(256)), device)
+
+
 def md5(path: Path) -> str:
     """Checksum of a file, in hex; the publishers of these data sets give MD5."""
     with path.open("rb") as file:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from diffgen.checkpoint import check_fit, digest
 from diffgen.datasets import ImageSource
+from diffgen.datasets.base import in_order
 from diffgen.errors import CheckpointError, DataError, require
 from diffgen.files import write_atomically
 from diffgen.images import to_float
@@ -118,14 +119,10 @@ def shift(x: Tensor, rng: torch.Generator) -> Tensor:
 # --- what labels are worth ----------------------------------------------------------------------------------------
 
 
-def _in_order(source: ImageSource, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    return source.batches(iter(torch.arange(len(source)).split(512)), device)
-
-
 @torch.inference_mode()
 def accuracy(model: Classifier, source: ImageSource, device: torch.device) -> float:
     """Share of the images that the classifier labels right."""
-    hits = [model(to_float(pixels)).argmax(1) == labels for pixels, labels in _in_order(source, device)]
+    hits = [model(to_float(pixels)).argmax(1) == labels for pixels, labels in in_order(source, len(source), device)]
     return float(torch.cat(hits).double().mean())
 
 

@@ -1,7 +1,6 @@
 """Features of real images, computed once and kept: by the images' own hash and the extractor's."""
 
 import hashlib
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from diffgen.datasets import Images, ImageSource
+from diffgen.datasets.base import in_order
 from diffgen.evaluation.extractors import Extractor
 from diffgen.files import write_atomically
-
-BATCH = 256
 
 
 def features_of(source: ImageSource, extractor: Extractor, cache: Path) -> Tensor:
@@ -26,18 +24,17 @@ def features_of(source: ImageSource, extractor: Extractor, cache: Path) -> Tenso
         cache: A folder.
     """
     if not isinstance(source, Images):
-        return torch.cat([extractor(pixels)[0].cpu() for pixels, _ in in_order(source)])
+        return _computed(source, extractor)
     path = cache / f"features-{digest(source.pixels)[:16]}-{extractor.hash[:16]}.safetensors"
     known = _read(path)
     if known is None:
-        known = torch.cat([extractor(pixels)[0].cpu() for pixels, _ in in_order(source)])
+        known = _computed(source, extractor)
         write_atomically(path, save({"features": known}))
     return known
 
 
-def in_order(source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images and labels, first to last, in batches."""
-    return source.batches(iter(torch.arange(len(source)).split(BATCH)), torch.device("cpu"))
+def _computed(source: ImageSource, extractor: Extractor) -> Tensor:
+    return torch.cat([extractor(pixels)[0].cpu() for pixels, _ in in_order(source, len(source), torch.device("cpu"))])
 
 
 def digest(pixels: Tensor) -> str:
