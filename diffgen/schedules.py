@@ -234,9 +234,16 @@ class Cosine(Continuous):
         return noise / torch.hypot(signal, noise)
 
     def time_at(self, nsr: Tensor) -> Tensor:
-        """sin B = sin A / sqrt(1 + nsr^2), after the shift is undone."""
-        sine = math.sin(self._angle) / torch.sqrt(1 + (nsr / self.shift) ** 2)
-        return (1 - torch.asin(sine) / self._angle).clamp(min=0)
+        """t A = A - B from its sine and cosine, with sin B = sin A / sqrt(1 + nsr^2) after the shift is undone.
+
+        With nsr = s / c on the unit circle, h = sqrt(1 + nsr^2) cos B c and the sine multiplied out of its difference,
+        nothing cancels near t = 0, where arcsin would keep three digits of a float.
+        """
+        noise_angle = torch.atan(nsr / self.shift)
+        s, c = torch.sin(noise_angle), torch.cos(noise_angle)
+        sin_a, cos_a = math.sin(self._angle), math.cos(self._angle)
+        h = torch.hypot(cos_a * c, s)
+        return torch.atan2(sin_a * s**2 / (h + cos_a * c), cos_a * h + sin_a**2 * c) / self._angle
 
 
 @SCHEDULES.register("sigmoid")

@@ -12,11 +12,16 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from hypothesis import settings
 from omegaconf import OmegaConf
 
 from diffgen.cli import app
 
 torch.set_num_threads(1)  # tiny networks are faster on one thread
+
+# the same examples each time: a change is never refused by another's luck (--hypothesis-profile=default searches on)
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parents[1]
 

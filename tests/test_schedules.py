@@ -123,7 +123,7 @@ def test_time_at_inverts(name, share, shape, double):
     t = torch.full(shape, s.t_min + share * (s.t_max - s.t_min), dtype=dtype)
     back = s.time_at(s.sigma(t) / s.alpha(t))
     assert back.shape == t.shape and back.dtype == t.dtype
-    tolerance = 1e-9 if double else 2e-3  # float32: alpha of a VP process near its end moves little with t
+    tolerance = 1e-9 if double else 2e-5
     assert torch.allclose(back, t, rtol=tolerance, atol=1e-12)
 
 
