@@ -3,8 +3,9 @@
 A checkpoint folder, `checkpoints/<images>/`, appears by one rename and is never modified:
 
     model.safetensors   averaged weights; its metadata holds the config of the denoiser, so it can be sampled alone
+    model-*.safetensors the same of the run's further averages, if it tracks several; see `diffgen.posthoc`
     state.safetensors   what training needs to go on: weights, optimizer moments, counters
-    state.json          written last: sizes and SHA-256 of both files; a folder without it is not a checkpoint
+    state.json          written last: sizes and SHA-256 of the others; a folder without it is not a whole checkpoint
 
 `model.safetensors` may come from a stranger. So the header is read here, with bounds, before any library touches the
 file; the embedded config is JSON, checked to be plain bounded data, and can only name table rows (`diffgen.registry`).
@@ -13,12 +14,14 @@ file; the embedded config is JSON, checked to be plain bounded data, and can onl
 import hashlib
 import json
 import math
+import re
 import shutil
 import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,6 +38,7 @@ MAX_CONFIG = 2**16
 MAX_STATE = 2**20
 MAX_DEPTH = 8
 MAX_ITEMS = 1024
+OTHERS = re.compile(r"model-0\.\d{3}\.safetensors")
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 
 Tensors = dict[str, Tensor]
@@ -108,6 +112,15 @@ def complete(folders: Path) -> list[Path]:
     return [p for p in numbered(folders) if (p / "state.json").is_file()]
 
 
+def thinned(folder: Path) -> bool:
+    """Whether `rotate` has left a folder its averages alone."""
+    return not (folder / "state.json").exists() and _has_others(folder)
+
+
+def _has_others(folder: Path) -> bool:
+    return folder.is_dir() and any(OTHERS.fullmatch(file.name) for file in folder.iterdir())
+
+
 def damage(folder: Path) -> str | None:
     """Why a complete checkpoint folder cannot be used, or None if it can.
 
@@ -130,6 +143,33 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: It is missing, damaged, foreign or hostile. No code is run, and no more memory is taken than
             the size of the file.
     """
+    about = describe(path)
+    path, metadata = about.path, about.metadata
+    weights = load_tensors(path)
+    if digest(weights, metadata["config"]) != metadata.get("sha256"):
+        raise CheckpointError(f"{path} is damaged: its weights and config do not match their checksum")
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{path}: weight {name[:80]!r} holds values that are not finite")
+    return Checkpoint(path, about.config, about.images, weights)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model file says of itself: the checked config, the images seen, and the metadata as they stand there."""
+
+    path: Path
+    config: dict[str, Any]
+    images: int
+    metadata: dict[str, str]
+
+
+def describe(path: Path) -> Description:
+    """What stands in the header of a model file, without its weights.
+
+    Raises:
+        CheckpointError: See `load`; only the weights' checksum and values are left unchecked.
+    """
     try:
         path = find_model(path)
         metadata = read_header(path)["__metadata__"]
@@ -141,16 +181,10 @@ def load(path: Path) -> Checkpoint:
         raise OtherVersionError(f"{path} was written by another version of diffgen; this one reads format {FORMAT}")
     config = _parse(metadata.get("config", ""), path)
     check_plain(config, str(path))
-    weights = load_tensors(path)
-    if digest(weights, metadata["config"]) != metadata.get("sha256"):
-        raise CheckpointError(f"{path} is damaged: its weights and config do not match their checksum")
-    for name, weight in weights.items():
-        if not weight.isfinite().all():
-            raise CheckpointError(f"{path}: weight {name[:80]!r} holds values that are not finite")
     images = metadata.get("images", "")
     if not images.isdecimal() or len(images) > 18:
         raise CheckpointError(f"{path}: its metadata gives images={images[:20]!r}, not a count")
-    return Checkpoint(path, config, int(images), weights)
+    return Description(path, config, int(images), metadata)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -314,6 +348,7 @@ def save(
     model: Tensors,
     state: Tensors,
     counters: Mapping[str, Any],
+    others: Mapping[str, tuple[Mapping[str, Any], Tensors]] = MappingProxyType({}),
 ) -> None:
     """Write a checkpoint folder in one rename.
 
@@ -324,22 +359,15 @@ def save(
         model: The averaged weights.
         state: Tensors that training needs to go on.
         counters: Numbers that training needs to go on.
+        others: Config and weights of the run's further averages, by what stands after `model-` in the file's name.
 
     Raises:
         EnvironmentFault: It cannot be written; earlier checkpoints are untouched.
     """
-    model, state = ({k: v.detach().cpu().contiguous() for k, v in part.items()} for part in (model, state))
-    text = json.dumps(config, allow_nan=False)
-    metadata = {
-        "format": "pt",
-        "library": "diffgen",
-        "format_version": FORMAT,
-        "config": text,
-        "images": str(images),
-        "sha256": digest(model, text),
-    }
     with folder_atomically(folder) as temporary:
-        _save_file(model, temporary / "model.safetensors", metadata)
+        _save_model(temporary / "model.safetensors", config, images, model)
+        for name, (its_config, weights) in others.items():
+            _save_model(temporary / f"model-{name}.safetensors", its_config, images, weights)
         _save_file(state, temporary / "state.safetensors", {"format": "pt", "library": "diffgen"})
         files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in temporary.iterdir()}
         whole = {"format": int(FORMAT), **counters, "files": files}
@@ -347,7 +375,25 @@ def save(
     write_atomically(folder.parent / "latest", folder.name + "\n")
 
 
+def save_model(path: Path, config: Mapping[str, Any], images: int, weights: Tensors) -> None:
+    """Write one model file, in its own folder and in one rename, as `find_model` finds it.
+
+    Raises:
+        EnvironmentFault: It cannot be written; what stood there is untouched.
+    """
+    with folder_atomically(path) as temporary:
+        _save_model(temporary / "model.safetensors", config, images, weights)
+
+
+def _save_model(path: Path, config: Mapping[str, Any], images: int, weights: Tensors) -> None:
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    text = json.dumps(config, allow_nan=False)
+    about = {"format_version": FORMAT, "config": text, "images": str(images), "sha256": digest(weights, text)}
+    _save_file(weights, path, {"format": "pt", "library": "diffgen", **about})
+
+
 def _save_file(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.touch()
     mode = path.stat().st_mode  # as the umask wants it; the library writes 0600, which colleagues cannot read
     try:
@@ -377,7 +423,7 @@ def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
     """
     try:
         counters = _read_counters(folder / "state.json")
-        for name in ("model.safetensors", "state.safetensors"):
+        for name in {"model.safetensors", "state.safetensors", *filter(OTHERS.fullmatch, counters["files"])}:
             if _sha256(folder / name) != counters["files"][name]["sha256"]:
                 raise CheckpointError(f"{folder / name} is damaged: it does not match the checksum in state.json")
         read_header(folder / "state.safetensors")
@@ -419,9 +465,18 @@ def _depth(value: object) -> int:
 
 
 def rotate(folders: Path, keep: int) -> None:
-    """Delete all but the newest `keep` (>= 1) complete checkpoints and those that are to stay (`counters["stays"]`)."""
+    """Delete all but the newest `keep` (>= 1) complete checkpoints and those that are to stay (`counters["stays"]`).
+
+    Of a run with several averages these are kept, without what training would need to go on: other lengths are made
+    from them.
+    """
     for folder in complete(folders)[keep:]:
-        if not _stays(folder):
+        if _stays(folder):
+            continue
+        if _has_others(folder):
+            (folder / "state.json").unlink()  # first: what is left is no checkpoint to go on from
+            (folder / "state.safetensors").unlink(missing_ok=True)
+        else:
             doomed = folder.with_name(f".del_{folder.name}")
             folder.rename(doomed)  # never half a checkpoint under its name
             shutil.rmtree(doomed, ignore_errors=True)

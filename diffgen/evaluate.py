@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from diffgen import __version__, checkpoint
+from diffgen import __version__, checkpoint, posthoc
 from diffgen.build import make_dataset, restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
@@ -26,7 +26,7 @@ from diffgen.evaluation import model
 from diffgen.evaluation.extractors import EXTRACTORS, Extractor, Splits
 from diffgen.evaluation.measure import MEASURES, Judged, Row
 from diffgen.files import append_text, cache_folder, explained
-from diffgen.generate import batch_size, make_sampling, resolve_sampler, shape_of, shown, shown_guidance
+from diffgen.generate import batch_size, make_sampling, resolve_sampler, shape_of, shown, shown_average, shown_guidance
 from diffgen.processes import accelerated, on_main
 from diffgen.registry import build
 from diffgen.sampling import Sampling, cycle_labels
@@ -65,7 +65,7 @@ def evaluate(
     """
     with accelerated(settings.precision) as accelerator:
         reporter = Reporter(speaks=accelerator.is_main_process)
-        saved = checkpoint.load(Path(settings.ckpt)) if settings.ckpt else None
+        saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
         splits = _splits(dataset, saved)
         pictures = _pictures(settings, splits) if settings.images else None
         out = _out(settings, saved)
@@ -179,7 +179,9 @@ def _sampling(
     }
     facts["sampler_settings"] = shown(config)
     facts["guidance"] = shown_guidance(sampling.guidance, settings.guide)
-    facts["ema"] = saved.config.get("ema", "half-life of the run")
+    facts["ema"] = saved.config.get("ema", {})
+    facts["sigma_rel"] = facts["ema"].get("sigma_rel")
+    facts["weights"] = f"{saved.images:,} images seen{shown_average(saved)}"
     return sampling, facts
 
 
@@ -273,7 +275,7 @@ def _header(reporter: Reporter, settings: EvalSettings, row: Row, extractor: Ext
         "metrics": ", ".join(settings.wanted),
     }
     if "ckpt" in row:
-        rows |= {"sampler": row["sampler_settings"], "guidance": row["guidance"]}
+        rows |= {"sampler": row["sampler_settings"], "guidance": row["guidance"], "weights": row["weights"]}
     reporter.header(f"diffgen-eval: {row.get('ckpt') or row['pictures']}", rows)
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffgen import checkpoint, images
+from diffgen import checkpoint, images, posthoc
 from diffgen.build import MAX_VALUES, restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
@@ -47,7 +47,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         DiffgenError: The checkpoint, a label, a picture or the output folder cannot be used.
     """
     with accelerated(settings.precision) as accelerator:
-        saved = checkpoint.load(Path(str(settings.ckpt)))
+        saved = posthoc.of_length(checkpoint.load(Path(str(settings.ckpt))), settings.sigma_rel)
         denoiser = restore(saved)  # from here on the config is known to be sound
         labels = choose_labels(settings, saved.config["data"], str(task.get("name")))
         require(
@@ -68,7 +68,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
             f"diffgen-sample: {saved.path}",
             {
                 "images": f"{settings.n} of {'x'.join(map(str, shape_of(saved)))}, seed {settings.seed}",
-                "model": f"{saved.config['model']['name']}, {saved.images:,} images seen",
+                "model": f"{saved.config['model']['name']}, {saved.images:,} images seen{shown_average(saved)}",
                 "task": shown(task),
                 "sampler": shown(sampler),
                 "guidance": shown_guidance(sampling.guidance, settings.guide),
@@ -110,6 +110,14 @@ def shown(config: Mapping[str, Any]) -> str:
     """A part's name and settings in one line."""
     settings = [f"{key} {value}" for key, value in config.items() if key != "name" and value is not None]
     return ", ".join([str(config["name"]), *settings])
+
+
+def shown_average(saved: Checkpoint) -> str:
+    """How the weights were averaged, where that was chosen afterwards."""
+    ema = saved.config.get("ema", {})
+    if "made_from" not in ema:
+        return ""
+    return f", ema.sigma_rel {ema['sigma_rel']:g} from {ema['made_from']} averages (misses {ema['missed']:.1%})"
 
 
 def shown_guidance(guidance: Guidance, guide: str | None) -> str:

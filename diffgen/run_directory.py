@@ -86,6 +86,8 @@ def _newest_whole(run_dir: Path) -> Place:
     damaged: list[Path] = []
     notes: list[str] = []
     for folder in checkpoint.numbered(run_dir / "checkpoints"):
+        if checkpoint.thinned(folder):
+            continue
         whole = (folder / "state.json").is_file()
         reason = checkpoint.damage(folder) if whole else f"{folder} has no state.json"
         if reason is None:

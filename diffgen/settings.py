@@ -100,14 +100,28 @@ class LrSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class EmaSettings:
-    """`ema.*`: half-life in images, and its ramp as a share of the images seen."""
+    """`ema.*`: the profile of the average, a half-life in images with its ramp, or relative widths."""
 
+    profile: Literal["halflife", "power"]
     halflife: float
     ramp: float
+    sigma_rel: tuple[float, ...]
 
     def __post_init__(self) -> None:
         require(self.halflife > 0, f"ema.halflife={self.halflife} must be positive")
         require(0 < self.ramp <= 1, f"ema.ramp={self.ramp} must be in (0, 1]")
+        require(bool(self.sigma_rel), "ema.sigma_rel=[] is empty: give one or two widths, as [0.05, 0.1]")
+        require(
+            len({f"{width:.3f}" for width in self.sigma_rel}) == len(self.sigma_rel),
+            f"ema.sigma_rel={list(self.sigma_rel)} must be widths that differ in three decimals",
+        )
+        for width in self.sigma_rel:
+            check_width(width)
+
+
+def check_width(sigma_rel: float) -> None:
+    """Require a relative width that a power profile can have: up to 0.2887, an average that forgets nothing."""
+    require(0.005 <= sigma_rel <= 0.28, f"ema.sigma_rel={sigma_rel:g} must be in [0.005, 0.28]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +169,12 @@ class DrawSettings:
     batch_size: int | Literal["auto"]
     precision: Literal["auto", "no", "bf16"]
     compile: bool | Literal["auto"]
+    sigma_rel: float | None
     out: str | None
 
     def __post_init__(self) -> None:
+        if self.sigma_rel is not None:
+            check_width(self.sigma_rel)
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be in [0, 2^63)")
         require(
             self.guidance == "auto" or math.isfinite(self.guidance),
@@ -202,10 +219,11 @@ def sample_settings(config: Mapping[str, Any]) -> SampleSettings:
 def _converted(settings: type[DrawSettings], config: Mapping[str, Any], *groups: str) -> dict[str, Any]:
     """The values of a config in the types of the settings; `groups` are what may stand beside them."""
     hints = get_type_hints(settings)
+    width = {"sigma_rel": hints.pop("sigma_rel")}
     for key in config:
-        if key not in hints:
-            raise UsageError(unknown(key, [*hints, *groups]))
-    return {key: convert(key, config[key], hint) for key, hint in hints.items()}
+        if key not in (*hints, "ema"):
+            raise UsageError(unknown(key, [*hints, "ema", *groups]))
+    return {key: convert(key, config[key], hint) for key, hint in hints.items()} | conform("ema", width, config["ema"])
 
 
 METRICS = ("fd", "kd", "is", "pr", "dc", "agreement", "copies", "bits", "denoising", "cas")

@@ -21,7 +21,7 @@ from diffgen import augment, checkpoint, header, memory, preview, speed, trainin
 from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, make_weighting
 from diffgen.console import Reporter, count
 from diffgen.datasets import ImageSource
-from diffgen.ema import EMA
+from diffgen.ema import EMA, Profile, profiles
 from diffgen.errors import CheckpointError, DiffgenError, EnvironmentFault, NonFiniteError, UsageError, require
 from diffgen.feed import Feed
 from diffgen.gradients import Gradients
@@ -34,7 +34,7 @@ from diffgen.randomness import mix
 from diffgen.registry import bind, build
 from diffgen.run_directory import RunLog, choose_run
 from diffgen.sampling import Sampling
-from diffgen.settings import EmaSettings, LrSchedule, PreviewSettings, TrainSettings, section
+from diffgen.settings import LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.signals import Interrupted, Stopped, StopRequest, stop_requests
 from diffgen.tally import Tally
 from diffgen.times import TIMES
@@ -121,9 +121,9 @@ class Trainer:
             torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         )  # faster there, not here
         self.network: nn.Module = make_model(self.config).to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
-        self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
-        ema: EmaSettings = section(self.config, "ema")
-        self.ema = EMA(self.network, self.averaged, halflife=ema.halflife, ramp=ema.ramp)
+        self.emas = [self._average(profile) for profile in profiles(section(self.config, "ema"))]
+        self.averaged = self.emas[0].averaged
+        self.kept["ema"] = self.emas[0].profile.facts()
         compiles = self.settings.compile is True or (self.settings.compile == "auto" and self.device.type == "cuda")
         self.model = self._shared(torch.compile(self.network) if compiles else self.network)
         self.denoiser = make_denoiser(self.config, self._autocast)
@@ -134,6 +134,9 @@ class Trainer:
         if isinstance(self.weighting, nn.Module):
             self.trained["weighting"] = self.weighting.to(self.device)
             self.weighting = self._shared(self.weighting)
+
+    def _average(self, profile: Profile) -> EMA:
+        return EMA(self.network, copy.deepcopy(self.network).eval().requires_grad_(False), profile)
 
     def _shared(self, module: Any) -> Any:
         """A module whose gradients all processes exchange."""
@@ -190,8 +193,10 @@ class Trainer:
         saved = checkpoint.load(folder)
         counters, tensors = checkpoint.load_state(folder)
         self.changes = training_state.compare(self.config, counters["config"], folder)
-        checkpoint.check_fit(self.averaged, saved.weights, folder)
-        self.averaged.load_state_dict(saved.weights)
+        others = [checkpoint.load(folder / f"model-{ema.profile}.safetensors") for ema in self.emas[1:]]
+        for ema, average in zip(self.emas, [saved, *others], strict=True):
+            checkpoint.check_fit(ema.averaged, average.weights, folder)
+            ema.averaged.load_state_dict(average.weights)
         try:
             training_state.apply(tensors, self.trained, self.optimizer.optimizer, self.device, folder)
             if counters["scaler"] and self.accelerator.scaler:
@@ -209,7 +214,7 @@ class Trainer:
 
     def _save(self, *, wait: bool) -> None:
         """Write a checkpoint, on the main process; in the background unless `wait`."""
-        if not all(weight.isfinite().all() for weight in self.averaged.state_dict().values()):
+        if not all(w.isfinite().all() for ema in self.emas for w in ema.averaged.state_dict().values()):
             self._diverged("the averaged weights are not finite")
         self._tell_status("running")
         losses = self.accelerator.gather(self.tally.loss[None])
@@ -227,7 +232,11 @@ class Trainer:
             "config": self.config,
         }
         tensors = training_state.gather(self.trained, self.optimizer.optimizer) | self.tally.tensors(losses)
-        return Snapshot(self.images, self.kept, self.averaged.state_dict(), tensors, counters)
+        others = {
+            str(ema.profile): ({**self.kept, "ema": ema.profile.facts()}, ema.averaged.state_dict())
+            for ema in self.emas[1:]
+        }
+        return Snapshot(self.images, self.kept, self.averaged.state_dict(), tensors, counters, others)
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -317,7 +326,8 @@ class Trainer:
         self.tally.add(loss, ~norm.isfinite())
         self.step += 1
         self.images += self.settings.batch_size
-        self.ema.update(self.images, self.settings.batch_size)
+        for ema in self.emas:
+            ema.update(self.images, self.settings.batch_size)
         return norm, lr
 
     def _progress(self) -> float:

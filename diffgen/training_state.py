@@ -14,6 +14,9 @@ from diffgen.errors import CheckpointError
 FREE_TO_CHANGE = ("run_dir", "train.resume", "plugins")
 """Keys that say where a run is kept; a difference is not worth telling."""
 
+AVERAGES = ("ema.profile", "ema.sigma_rel")
+"""Keys that say which averages there are: one that is new would know nothing of the run so far."""
+
 
 def gather(trained: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Tensors:
     """Weights and optimizer moments under flat names: `model.<weight>` and `optimizer.model.<weight>/<moment>`."""
@@ -60,7 +63,8 @@ def compare(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> 
     """
     now, then = flatten(here), flatten(there)
     differ = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and key not in FREE_TO_CHANGE]
-    fixed = [key for key in differ if key.split(".")[0] in MODEL_SIDE]
+    held = (*MODEL_SIDE, *AVERAGES) if "power" in (now.get(AVERAGES[0]), then.get(AVERAGES[0])) else MODEL_SIDE
+    fixed = [key for key in differ if key in held or key.split(".")[0] in held]
     if fixed:
         keys = ", ".join(f"{key} ({then.get(key)!r} there, {now.get(key)!r} here)" for key in fixed[:5])
         raise CheckpointError(f"cannot go on from {folder}: it was trained with another {keys}")

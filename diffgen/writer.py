@@ -6,7 +6,7 @@ One at a time; a fault of the disk is told and tried again with the next checkpo
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +27,7 @@ class Snapshot:
     model: Tensors
     state: Tensors
     counters: Mapping[str, Any]
+    others: Mapping[str, tuple[Mapping[str, Any], Tensors]] = field(default_factory=dict)
 
 
 class Writer:
@@ -56,7 +57,9 @@ class Writer:
         started = time.monotonic()
         self._finish(warn=True)
         model, state = self._copied("model", snapshot.model), self._copied("state", snapshot.state)
-        self.written = self.thread.submit(self._write, replace(snapshot, model=model, state=state))
+        others = {name: (config, self._copied(name, those)) for name, (config, those) in snapshot.others.items()}
+        copied = replace(snapshot, model=model, state=state, others=others)
+        self.written = self.thread.submit(self._write, copied)
         self.pause, self.count = self.pause + time.monotonic() - started, self.count + 1
         if wait:
             self._finish(warn=False)
@@ -73,7 +76,7 @@ class Writer:
 
     def _write(self, snapshot: Snapshot) -> Path:
         folder = self.folders / f"{snapshot.images:08d}"
-        parts = (snapshot.config, snapshot.images, snapshot.model, snapshot.state, snapshot.counters)
+        parts = (snapshot.config, snapshot.images, snapshot.model, snapshot.state, snapshot.counters, snapshot.others)
         try:
             checkpoint.save(folder, *parts)
         except EnvironmentFault as error:

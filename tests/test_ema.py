@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffgen.ema import EMA
+from diffgen.ema import EMA, HalfLife
 from diffgen.errors import UsageError
 from diffgen.settings import section
 
@@ -18,7 +18,7 @@ class Scalar(nn.Module):
 def average(values: list[float], batch: int, halflife: float, ramp: float, start: float = 0.0) -> float:
     """The average after steps of `batch` images whose weights are `values`."""
     model, averaged = Scalar(start), Scalar(start)
-    ema = EMA(model, averaged, halflife=halflife, ramp=ramp)
+    ema = EMA(model, averaged, HalfLife(halflife, ramp))
     for step, value in enumerate(values):
         with torch.no_grad():
             model.w.fill_(value)
@@ -27,29 +27,31 @@ def average(values: list[float], batch: int, halflife: float, ramp: float, start
 
 
 def test_decay_is_in_images() -> None:
-    ema = EMA(Scalar(0), Scalar(0), halflife=1000, ramp=1.0)
-    assert ema.decay(images_seen=10**6, batch=1000) == pytest.approx(0.5)
-    assert ema.decay(images_seen=10**6, batch=100) == pytest.approx(0.5**0.1)
-    assert ema.decay(images_seen=10**6, batch=100) ** 10 == pytest.approx(ema.decay(images_seen=10**6, batch=1000))
+    profile = HalfLife(1000, 1.0)
+    assert profile.decay(images_seen=10**6, batch=1000) == pytest.approx(0.5)
+    assert profile.decay(images_seen=10**6, batch=100) == pytest.approx(0.5**0.1)
+    assert profile.decay(images_seen=10**6, batch=100) ** 10 == pytest.approx(
+        profile.decay(images_seen=10**6, batch=1000)
+    )
 
 
 def test_ddpm_constant_is_a_halflife() -> None:
     """0.9999 a step of 128 images (Ho et al. 2020) is a half-life of 887,000 images."""
-    assert EMA(Scalar(0), Scalar(0), halflife=887_000, ramp=1.0).decay(10**8, 128) == pytest.approx(0.9999, abs=1e-6)
+    assert HalfLife(887_000, 1.0).decay(10**8, 128) == pytest.approx(0.9999, abs=1e-6)
 
 
 def test_ramp_shortens_the_halflife_early_on() -> None:
-    ema = EMA(Scalar(0), Scalar(0), halflife=1000, ramp=0.05)
-    assert ema.decay(images_seen=2000, batch=100) == pytest.approx(0.5 ** (100 / 100))
-    assert ema.decay(images_seen=20_000, batch=100) == pytest.approx(0.5 ** (100 / 1000))
-    assert ema.decay(images_seen=10**9, batch=100) == pytest.approx(0.5 ** (100 / 1000))
+    profile = HalfLife(1000, 0.05)
+    assert profile.decay(images_seen=2000, batch=100) == pytest.approx(0.5 ** (100 / 100))
+    assert profile.decay(images_seen=20_000, batch=100) == pytest.approx(0.5 ** (100 / 1000))
+    assert profile.decay(images_seen=10**9, batch=100) == pytest.approx(0.5 ** (100 / 1000))
 
 
 def test_constant_weights_decay_towards_their_value() -> None:
     """start = 1, then zeros: what is left after n half-lives is 2^-n."""
     assert average([0.0] * 30, batch=100, halflife=1000, ramp=1.0, start=1.0) < 2.0**-3
     model, averaged = Scalar(0), Scalar(1)
-    ema = EMA(model, averaged, halflife=1000, ramp=1.0)
+    ema = EMA(model, averaged, HalfLife(1000, 1.0))
     for _ in range(30):
         ema.update(10**6, 100)
     assert averaged.w.item() == pytest.approx(2.0**-3)
@@ -57,8 +59,8 @@ def test_constant_weights_decay_towards_their_value() -> None:
 
 def test_weights_of_the_past_are_the_closed_form() -> None:
     values = [1.0, -2.0, 0.5, 4.0]
-    ema = EMA(Scalar(0), Scalar(0), halflife=50, ramp=0.5)
-    decays = [ema.decay((k + 1) * 10, 10) for k in range(4)]
+    profile = HalfLife(50, 0.5)
+    decays = [profile.decay((k + 1) * 10, 10) for k in range(4)]
     expected = sum(values[k] * (1 - decays[k]) * torch.tensor(decays[k + 1 :]).double().prod().item() for k in range(4))
     assert average(values, batch=10, halflife=50, ramp=0.5) == pytest.approx(expected)
 
@@ -73,7 +75,7 @@ def test_batch_size_does_not_matter_in_the_long_run() -> None:
 def test_the_model_is_untouched_and_the_average_needs_no_gradient() -> None:
     model, averaged = nn.Linear(3, 3), nn.Linear(3, 3)
     before, start = model.weight.clone(), averaged.weight.detach().clone()
-    EMA(model, averaged, halflife=10, ramp=1.0).update(10, 10)
+    EMA(model, averaged, HalfLife(10, 1.0)).update(10, 10)
     assert torch.equal(model.weight, before)
     torch.testing.assert_close(averaged.weight.detach(), (start + before.detach()) / 2)  # a half-life has passed
 
@@ -83,13 +85,13 @@ def test_the_model_is_untouched_and_the_average_needs_no_gradient() -> None:
 )
 def test_lengths_are_positive(halflife: float, ramp: float, words: str) -> None:
     with pytest.raises(UsageError, match=f"ema.{words}"):
-        section({"ema": {"halflife": halflife, "ramp": ramp}}, "ema")
+        section({"ema": {"profile": "halflife", "halflife": halflife, "ramp": ramp, "sigma_rel": [0.1]}}, "ema")
 
 
 def test_statistics_of_the_network_are_copied() -> None:
     """A batch norm's running mean is an average already."""
     model, averaged = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
-    ema = EMA(model, averaged, halflife=10, ramp=1.0)
+    ema = EMA(model, averaged, HalfLife(10, 1.0))
     model(torch.randn(50, 2) + 3)
     ema.update(10, 1)
     assert torch.equal(averaged.running_mean, model.running_mean)

@@ -14,8 +14,8 @@ CONFIGS = PACKAGE.parent / "configs"
 LAYERS = [
     {"errors"},
     {"registry", "files", "console", "plots", "signals"},
+    {"settings"},
     {
-        "settings",
         "lock",
         "schedules",
         "parameterizations",
@@ -31,7 +31,7 @@ LAYERS = [
     },
     {"times", "samplers", "datasets"},
     {"denoiser", "checkpoint", "tasks"},
-    {"losses", "guidance", "likelihood", "build", "run_directory", "processes"},
+    {"losses", "guidance", "likelihood", "build", "run_directory", "processes", "posthoc"},
     {"sampling", "training_state", "header", "feed", "tally", "writer", "evaluation"},
     {"gradients", "preview"},
     {"trainer"},

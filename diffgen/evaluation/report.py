@@ -36,7 +36,10 @@ BETTER = {
 
 FACTORS = {"kd": 1000}
 
-IN_ONE_TABLE = ("ckpt", "images_seen", "sampler", "steps", "nfe", "guidance", "images")
+IN_ONE_TABLE = ("ckpt", "images_seen", "sigma_rel", "sampler", "steps", "nfe", "guidance", "images")
+
+AXES = {"nfe": "network calls (NFE)", "sigma_rel": "width of the average, sigma_rel", "images_seen": "training images"}
+"""What a figure of a sweep may be drawn against; the first that differs is."""
 
 
 def table(row: Row) -> Iterator[str]:
@@ -91,15 +94,20 @@ def as_csv(heads: list[str], cells: list[list[str]]) -> str:
 
 
 def plot(rows: Sequence[Row]) -> bytes | None:
-    """The first distance against network calls, a curve for each sampler (and checkpoint); None for too few rows."""
-    key = next((key for key in NAMES if all(key in row and "nfe" in row for row in rows)), None)
-    if key is None or len({row["nfe"] for row in rows}) < 2:
+    """The first distance against what was swept, a curve for each sampler and whatever else differs.
+
+    Returns:
+        A picture, or None where the rows do not differ in anything that makes an axis.
+    """
+    key = next((key for key in NAMES if all(key in row for row in rows)), None)
+    swept = [fact for fact in (*AXES, "guidance") if len({str(row.get(fact)) for row in rows}) > 1]
+    axis = next((fact for fact in AXES if fact in swept and all(row.get(fact) is not None for row in rows)), None)
+    if key is None or axis is None:
         return None
-    several = len({row["ckpt"] for row in rows}) > 1
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        label = f"{row['sampler']}, {row['images_seen']:,}" if several else str(row["sampler"])
-        points.setdefault(label, []).append((row["nfe"], FACTORS.get(key, 1) * row[key]))
-    return plots.curves(
-        {label: sorted(those) for label, those in points.items()}, "network calls (NFE)", name(key, rows[0])
-    )
+        others = [f"{fact.replace('_', ' ')} {row.get(fact)}" for fact in swept if fact != axis]
+        points.setdefault(", ".join([str(row["sampler"]), *others]), []).append(
+            (row[axis], FACTORS.get(key, 1) * row[key])
+        )
+    return plots.curves({label: sorted(those) for label, those in points.items()}, AXES[axis], name(key, rows[0]))
