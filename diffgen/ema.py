@@ -106,8 +106,9 @@ class EMA:
             profile: How fast the past is forgotten.
         """
         self.averaged, self.profile = averaged, profile
-        self.sources: list[Tensor] = [p.detach() for p in model.parameters()]
-        self.averages: list[Tensor] = [p.detach() for p in averaged.parameters()]
+        # the parameters themselves: wrapping a network for several processes moves what they hold
+        self.sources: list[Tensor] = list(model.parameters())
+        self.averages: list[Tensor] = list(averaged.parameters())
         self.buffers = list(zip(averaged.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()

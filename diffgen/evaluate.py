@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,39 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from diffgen import __version__, checkpoint, posthoc
-from diffgen.build import make_dataset, restore
+from diffgen.build import restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
 from diffgen.datasets import Images, ImageSource
-from diffgen.datasets.base import in_order
 from diffgen.datasets.folder import image_folder
 from diffgen.denoiser import NO_LABEL
 from diffgen.errors import DataError, require
 from diffgen.evaluation import model
-from diffgen.evaluation.extractors import EXTRACTORS, Extractor, Splits
-from diffgen.evaluation.measure import MEASURES, Judged, Row
-from diffgen.files import append_text, cache_folder, explained
-from diffgen.generate import batch_size, make_sampling, resolve_sampler, shape_of, shown, shown_average, shown_guidance
+from diffgen.evaluation.drawing import Drawn, draw_share, featured, gathered
+from diffgen.evaluation.extractors import Extractor, Splits, shared_extractor
+from diffgen.evaluation.measure import Judged, Row, measured
+from diffgen.evaluation.reference import open_splits
+from diffgen.files import append_text, cache_folder
+from diffgen.generate import make_sampling, resolve_sampler, shape_of, shown, shown_average, shown_guidance
 from diffgen.processes import accelerated, on_main
-from diffgen.registry import build
-from diffgen.sampling import Sampling, cycle_labels
+from diffgen.sampling import Sampling, batch_size, cycle_labels
 from diffgen.settings import EvalSettings
 
 MOST = 50_000
 """Images to judge unless told otherwise; what the literature's FID-50k takes."""
-
-
-@dataclass
-class Drawn:
-    """Images and what the extractor says of them, all on the CPU: uint8 [n, C, H, W], [n], [n, d], [n, k] or None."""
-
-    pixels: Tensor
-    labels: Tensor
-    features: Tensor
-    logits: Tensor | None
 
 
 def evaluate(
@@ -66,12 +54,13 @@ def evaluate(
     with accelerated(settings.precision) as accelerator:
         reporter = Reporter(speaks=accelerator.is_main_process)
         saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
-        splits = _splits(dataset, saved)
+        splits = open_splits(dataset)
+        _check_shape(saved, splits, str(dataset["name"]))
         pictures = _pictures(settings, splits) if settings.images else None
         out = _out(settings, saved)
         cache = Path(settings.cache) if settings.cache else cache_folder() / "eval"
         cache = cache / str(dataset["name"])
-        network = _extractor(extractor, splits, cache, accelerator)
+        network = shared_extractor(extractor, splits, cache, accelerator)
         n = _number(settings, splits, pictures)
         row: Row = {"images": n, "dataset": dataset["name"], "seed": settings.seed}
         started = time.monotonic()
@@ -85,12 +74,10 @@ def evaluate(
             assert pictures is not None
             row["pictures"] = settings.images
             _header(reporter, settings, row, network, splits)
-            drawn = _featured(pictures, network, n)
-        judged = Judged(
-            drawn.pixels, drawn.labels, drawn.features, drawn.logits, splits, network, cache, out, settings.seed
-        )
+            drawn = featured(pictures, network, n)
+        judged = Judged(**vars(drawn), splits=splits, extractor=network, cache=cache, out=out, seed=settings.seed)
         row |= {"extractor": network.name, "extractor_hash": network.hash}
-        row |= on_main(accelerator, lambda: _measured(settings, judged))
+        row |= on_main(accelerator, lambda: measured(settings.wanted, judged))
         if saved:
             row |= on_main(accelerator, lambda: _of_model(settings, sampling, splits, n, out, reporter))
         row |= {"seconds": round(time.monotonic() - started, 1), "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
@@ -103,20 +90,15 @@ def evaluate(
 # --- what is judged -----------------------------------------------------------------------------------------------
 
 
-def _splits(dataset: Mapping[str, Any], saved: Checkpoint | None) -> Splits:
-    """Training and test split; a data set without splits is both."""
-    config = dict(dataset)
-    if "split" in config:
-        train, test = (make_dataset({"dataset": {**config, "split": split}}) for split in ("train", "test"))
-    else:
-        train = test = make_dataset({"dataset": config})
-    require(train.shape.pixels, f"dataset={config['name']} holds vectors: diffgen-eval judges pictures")
+def _check_shape(saved: Checkpoint | None, splits: Splits, name: str) -> None:
+    """Require pictures, and of the size that the checkpoint makes."""
+    require(splits.train.shape.pixels, f"dataset={name} holds vectors: diffgen-eval judges pictures")
     if saved:
         sizes = [
-            (shape["channels"], shape["height"], shape["width"]) for shape in (saved.config["data"], vars(train.shape))
+            (shape["channels"], shape["height"], shape["width"])
+            for shape in (saved.config["data"], vars(splits.train.shape))
         ]
-        require(sizes[0] == sizes[1], f"ckpt makes images of {sizes[0]} and dataset={config['name']} has {sizes[1]}")
-    return Splits(train, test)
+        require(sizes[0] == sizes[1], f"ckpt makes images of {sizes[0]} and dataset={name} has {sizes[1]}")
 
 
 def _pictures(settings: EvalSettings, splits: Splits) -> ImageSource:
@@ -154,13 +136,6 @@ def _out(settings: EvalSettings, saved: Checkpoint | None) -> Path:
     return folders[2] / "eval" if inside else Path("outputs") / "eval"
 
 
-def _extractor(config: Mapping[str, Any], splits: Splits, cache: Path, accelerator: Accelerator) -> Extractor:
-    """The extractor; the main process trains or downloads it, the others find it done."""
-    first: list[Extractor] = []
-    on_main(accelerator, lambda: first.append(build(EXTRACTORS, config, splits, cache, accelerator.device)))
-    return first[0] if first else build(EXTRACTORS, config, splits, cache, accelerator.device)
-
-
 # --- images and features ------------------------------------------------------------------------------------------
 
 
@@ -195,58 +170,19 @@ def _draw(
     n: int,
 ) -> Drawn:
     """Images 0 .. n - 1, every class in turn, with their features; each process draws its share."""
-    world, rank, shape = accelerator.num_processes, accelerator.process_index, shape_of(saved)
-    labels = cycle_labels(n, saved.config["data"]["num_classes"])
-    share = -(-n // world)
-    mine = [min(i, n - 1) for i in range(rank * share, (rank + 1) * share)]  # the last share is padded
+    shape, labels = shape_of(saved), cycle_labels(n, saved.config["data"]["num_classes"])
     batch = settings.batch_size if isinstance(settings.batch_size, int) else batch_size(shape, accelerator.device)
-    parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    started, done = time.monotonic(), 0
-    with reporter.progress(share, 0) as line, accelerator.autocast():
-        for pixels in sampling.pixels(shape, mine, [labels[i] for i in mine], batch):
-            with torch.autocast(accelerator.device.type, enabled=False):  # features are compared with others' figures
-                parts.append((pixels, *extractor(pixels)))
-            done += len(pixels)
-            line.update(done, f"{min(done * world, n)} img  {count(done * world / (time.monotonic() - started))} img/s")
+    started = time.monotonic()
+    with reporter.progress(n, 0) as line:
 
-    def together(tensors: list[Tensor]) -> Tensor:
-        joined = torch.cat([tensor.cpu() for tensor in tensors])
-        return accelerator.gather(joined.to(accelerator.device)).cpu()[:n] if world > 1 else joined[:n]
+        def told(done: int) -> None:
+            line.update(done, f"{done} img  {count(done / (time.monotonic() - started))} img/s")
 
-    logits = [part[2] for part in parts if part[2] is not None]
-    return Drawn(
-        together([part[0] for part in parts]),
-        torch.tensor(labels),
-        together([part[1] for part in parts]),
-        together(logits) if logits else None,
-    )
-
-
-def _featured(pictures: ImageSource, extractor: Extractor, n: int) -> Drawn:
-    """The first n pictures with their features."""
-    pixels, labels, features, logits = [], [], [], []
-    for some, theirs in in_order(pictures, n, torch.device("cpu")):
-        feature, logit = extractor(some)
-        pixels.append(some)
-        labels.append(theirs)
-        features.append(feature.cpu())
-        if logit is not None:
-            logits.append(logit.cpu())
-    return Drawn(torch.cat(pixels), torch.cat(labels), torch.cat(features), torch.cat(logits) if logits else None)
+        share = draw_share(sampling, shape, labels, extractor, accelerator, batch, told)
+    return gathered(share, accelerator, n)
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
-
-
-def _measured(settings: EvalSettings, judged: Judged) -> Row:
-    """All metrics of the images that were asked for."""
-    with explained(judged.out):
-        judged.out.mkdir(parents=True, exist_ok=True)
-    row: Row = {}
-    for name in settings.wanted:
-        if name in MEASURES:
-            row |= MEASURES[name](judged)
-    return row
 
 
 def _of_model(settings: EvalSettings, sampling: Sampling, splits: Splits, n: int, out: Path, reporter: Reporter) -> Row:

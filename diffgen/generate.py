@@ -1,7 +1,6 @@
 """Sampling a checkpoint to a folder, shared among processes."""
 
 import io
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffgen import checkpoint, images, posthoc
-from diffgen.build import MAX_VALUES, restore
+from diffgen.build import restore
 from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
 from diffgen.denoiser import NO_LABEL, Denoiser
@@ -25,7 +24,7 @@ from diffgen.images import grid, picture, save_gif, save_png
 from diffgen.processes import accelerated, on_main
 from diffgen.randomness import image_noise
 from diffgen.registry import build, convert
-from diffgen.sampling import Sampling, columns, cycle_labels
+from diffgen.sampling import Sampling, batch_size, columns, cycle_labels
 from diffgen.settings import SampleSettings
 from diffgen.tasks import TASKS, Plan, Run
 
@@ -261,12 +260,6 @@ def _prepare(out: Path, settings: SampleSettings) -> None:
         (out / ".writable").unlink()
         for old in (out / "images").glob("[0-9]" * 6 + ".png"):
             old.unlink()  # of a larger set that was here: a mixture would spoil an evaluation
-
-
-def batch_size(shape: tuple[int, ...], device: torch.device) -> int:
-    """Images at once where nobody says: 1024 on a GPU, else 64, and fewer large ones: a file chooses their size."""
-    most = 1024 if device.type == "cuda" else 64
-    return min(most, max(MAX_VALUES // math.prod(shape), 1))
 
 
 def _draw_all(

@@ -41,6 +41,14 @@ def duration(settings: TrainSettings, images: int) -> str:
     return " or ".join(limits)
 
 
+def judged(settings: TrainSettings, config: Config) -> str:
+    """How the run is evaluated on the way; empty if it is not."""
+    if settings.eval_every is None:
+        return ""
+    how = f"{count(settings.eval_n)} images by {config['extractor']['name']}, the best by {settings.best_by} kept"
+    return f"every {settings.eval_every:,} images: {how}"
+
+
 def gflop(config: Config) -> float:
     """Floating-point operations of one forward pass of one image, in 1e9, two to a multiply-add."""
     from torch.utils.flop_counter import FlopCounterMode

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffgen import memory
-from diffgen.build import make_sampler
+from diffgen.build import MAX_VALUES, make_sampler
 from diffgen.denoiser import Denoiser
 from diffgen.errors import NonFiniteError
 from diffgen.guidance import Guidance, guided
@@ -125,6 +125,12 @@ class Sampling:
             return torch.stack([*kept, image], dim=1)
 
         return in_batches(film, len(indices), batch_size)
+
+
+def batch_size(shape: tuple[int, ...], device: torch.device) -> int:
+    """Images at once where nobody says: 1024 on a GPU, else 64, and fewer large ones: a file chooses their size."""
+    most = 1024 if device.type == "cuda" else 64
+    return min(most, max(MAX_VALUES // math.prod(shape), 1))
 
 
 def in_batches(draw: Callable[[slice], Tensor], count: int, size: int) -> Iterator[Tensor]:

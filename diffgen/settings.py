@@ -32,6 +32,9 @@ class TrainSettings:
     checkpoint_every: int
     preview_every: int
     log_every: int
+    eval_every: int | None
+    eval_n: int
+    best_by: Literal["fd", "kd", "agreement"]
     print_log: bool
     keep_checkpoints: int
     keep_every: int | None
@@ -49,10 +52,10 @@ class TrainSettings:
         require(self.minutes is None or self.minutes > 0, f"train.minutes={self.minutes} must be positive")
         for name in ("batch_size", "checkpoint_every", "preview_every", "log_every", "keep_checkpoints", "max_skipped"):
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
-        require(
-            self.keep_every is None or self.keep_every >= 1,
-            f"train.keep_every={self.keep_every} must be at least 1 or null",
-        )
+        for name in ("keep_every", "eval_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"train.{name}={value} must be at least 1 or null")
+        require(2 <= self.eval_n <= 1_000_000, f"train.eval_n={self.eval_n} must be in [2, 1000000]")
         require(
             self.micro_batch == "auto" or self.micro_batch >= 1,
             f"train.micro_batch={self.micro_batch} must be >= 1",

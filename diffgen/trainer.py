@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -39,6 +39,9 @@ from diffgen.signals import Interrupted, Stopped, StopRequest, stop_requests
 from diffgen.tally import Tally
 from diffgen.times import TIMES
 from diffgen.writer import Snapshot, Writer
+
+if TYPE_CHECKING:
+    from diffgen.evaluation.examiner import Examiner
 
 DEFAULT_THREADS = torch.get_num_threads()  # a job of a sweep may have changed it for itself
 
@@ -86,6 +89,7 @@ class Trainer:
         shape = self.dataset.shape
         classes = list(self.dataset.classes) if config["conditional"] else []
         require(shape.pixels or not settings.augment, "train.augment is for pictures: vectors cannot be turned")
+        self._check_judging(shape.pixels, bool(classes))
         told = augment.LABELS if settings.augment else 0
         data = {**vars(shape), "num_classes": len(classes), "augment_labels": told, "classes": classes}
         self.config = {**config, "data": data}
@@ -107,6 +111,7 @@ class Trainer:
         self.step = self.images = 0
         self.seconds = self.seconds_before = 0.0
         self.tally = Tally.zeros(self.device)
+        self.examiner: Examiner | None = None
         self.gflop = 3 * header.gflop(self.config)  # the backward pass costs two forward ones
         self.peak = speed.peak_tflops(self.device, accelerator.mixed_precision)
 
@@ -114,6 +119,14 @@ class Trainer:
         world, batch = self.accelerator.num_processes, self.settings.batch_size
         require(batch % world == 0, f"train.batch_size={batch} must be a multiple of the {world} processes")
         return batch // world
+
+    def _check_judging(self, pixels: bool, labels: bool) -> None:
+        every, by = self.settings.eval_every, self.settings.best_by
+        require(every is None or pixels, "train.eval_every is for pictures: vectors have no features to compare")
+        require(
+            every is None or by != "agreement" or labels,
+            "train.best_by=agreement needs labels, and this model is unconditional: choose one of [fd, kd]",
+        )
 
     def _build_network(self) -> None:
         torch.manual_seed(mix(self.settings.seed, "init"))
@@ -273,6 +286,7 @@ class Trainer:
             return self._farewell()
         if stop := self._agree(request, always=True):
             raise Stopped(stop, self.images, self.run_dir)
+        self.examiner = self._examiner()
         self.sampling.before_each = request.check
         entries = self.feed.entries(len(self.dataset), self.images)
         folder = self.run_dir / "profile" if self.settings.profile and self.main else None
@@ -302,6 +316,8 @@ class Trainer:
         if not stop and (done or self._crossed(settings.preview_every)):
             with self.accelerator.autocast():
                 on_main(self.accelerator, lambda: self._try(self._preview))
+        if self.examiner and not stop and (done or self._crossed(settings.eval_every)):
+            self._try(self._examine)
         return done
 
     def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
@@ -415,6 +431,25 @@ class Trainer:
             self.reporter.say(said)
         self.log.plot()
 
+    def _examiner(self) -> "Examiner | None":
+        """What judges the run on the way, if it is wanted; its extractor may have to be trained first."""
+        if self.settings.eval_every is None:
+            return None
+        from diffgen.evaluation.examiner import Examiner  # and all that draws, which most runs do not need
+
+        self.reporter.say(f"preparing extractor={self.config['extractor']['name']}, once for each data set")
+        parts = (self.config, self.settings, self.dataset, self.sampling, self.accelerator, self.run_dir)
+        examiner = Examiner(*parts)
+        on_main(self.accelerator, lambda: self._try(lambda: examiner.begin(self.images)))
+        return examiner
+
+    def _examine(self) -> None:
+        """Draw and judge some images, on all processes."""
+        assert self.examiner
+        said = self.examiner.look(self.kept, self.averaged.state_dict(), self.images)
+        if said:
+            self.reporter.say(said)
+
     def _header(self) -> None:
         batch, world, images = self.settings.batch_size, self.accelerator.num_processes, len(self.dataset)
         resumed = f"resumed at {self.images:,} images from {self.resumed_from}"
@@ -426,11 +461,13 @@ class Trainer:
             "batch": f"{batch} = {world} x {self.local_batch}" if world > 1 else f"{batch}",
             "optimizer": f"{self.config['optimizer']['name']}, lr {self.base_lr:g}, {self.lr_schedule.decay}",
             "duration": header.duration(self.settings, images),
+            "judged": header.judged(self.settings, self.config),
             "run": f"{self.run_dir}",
             "state": resumed if self.resumed_from else "new run",
         }
         if self.changes:
             rows["changed"] = ", ".join(self.changes)
+        rows = {name: row for name, row in rows.items() if row}
         self.reporter.header(f"diffgen-train: {self.config['dataset']['name']}, {self.config['method']}", rows)
 
     def _farewell(self) -> None:
@@ -439,4 +476,6 @@ class Trainer:
             pause = f"training waited {self.writer.pause:.2f} s for {self.writer.count} of them"
             self.reporter.say(f"weights: {self.writer.newest} ({count(size)}B; {pause})")
         self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
+        if self.examiner:
+            self.reporter.say(f"best:    {self.run_dir}/checkpoints/best   curve: {self.run_dir}/eval/training.png")
         self.reporter.say(f"next:    diffgen-sample ckpt={self.run_dir}")

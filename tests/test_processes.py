@@ -1,5 +1,6 @@
 """One process and two see the same run. Two are started by torchrun and talk over gloo on the CPU."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffgen.checkpoint import load
+
 Python = Callable[..., subprocess.CompletedProcess[str]]
 Metrics = Callable[[Path], list[dict[str, Any]]]
 
@@ -18,7 +21,7 @@ TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "
 RUN = [
     "dataset=digits", "model.channels=8", "model.channel_mult=[1]", "model.attention_resolutions=[]", "train.images=320", "train.batch_size=16",
     "train.log_every=16", "train.checkpoint_every=160", "train.preview_every=320", "preview.n=2", "sampler.steps=3",
-    "train.micro_batch=5", "lr_schedule.warmup=32",
+    "train.micro_batch=5", "lr_schedule.warmup=32", "train.eval_every=160", "train.eval_n=15", "extractor.epochs=1",
 ]  # fmt: skip
 
 COUNTED = """
@@ -89,6 +92,27 @@ def test_losses_of_two_processes_are_those_of_one(runs: dict[str, Path], metrics
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
         assert (row["images"], row["lr"]) == (expected["images"], expected["lr"])
+
+
+def test_averaged_weights_of_two_processes_are_those_of_one(runs: dict[str, Path]) -> None:
+    for folder in ("00000160", "00000320"):
+        one, two = (load(runs[name] / "checkpoints" / folder).weights for name in ("one", "two"))
+        start = load(runs["one"] / "checkpoints" / "00000160").weights
+        for name, weight in two.items():
+            torch.testing.assert_close(weight, one[name], rtol=1e-3, atol=1e-4)
+    assert any(not torch.equal(weight, start[name]) for name, weight in one.items())
+
+
+def test_two_processes_are_judged_as_one_is(runs: dict[str, Path]) -> None:
+    one, two = (
+        [json.loads(line) for line in (runs[name] / "eval" / "training.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [row["images_seen"] for row in two] == [160, 320]
+    for row, expected in zip(two, one, strict=True):
+        assert row["fd"] == pytest.approx(expected["fd"], rel=1e-2)
+        assert row["agreement"] == expected["agreement"]
+    assert load(runs["one"] / "checkpoints" / "best").images == load(runs["two"] / "checkpoints" / "best").images
 
 
 def test_two_processes_write_what_one_writes(runs: dict[str, Path]) -> None:

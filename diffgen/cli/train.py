@@ -31,9 +31,7 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
 
 def help_text() -> str:
     """What `--help` prints."""
-    choices = "\n".join(
-        choices_line(*group) for group in app.groups().items() if group[0] not in ("recipe", "task", "extractor")
-    )
+    choices = "\n".join(choices_line(*group) for group in app.groups().items() if group[0] not in ("recipe", "task"))
     return f"""diffgen-train: train a diffusion or flow-matching model.
 
 usage: diffgen-train [GROUP=CHOICE ...] [KEY=VALUE ...] [-m] [--cfg job]

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffgen.datasets import ImageSource
 from diffgen.errors import CheckpointError, UsageError, require
 from diffgen.evaluation.classifier import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from diffgen.images import to_float
-from diffgen.registry import Table
+from diffgen.processes import on_main
+from diffgen.registry import Table, build
 
 EXTRACTORS = Table("extractor")
 
@@ -212,3 +214,10 @@ def _tensors_only() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def shared_extractor(config: Mapping[str, object], splits: Splits, cache: Path, accelerator: Accelerator) -> Extractor:
+    """The extractor of a config; the main process trains or downloads it, the others find it done."""
+    first: list[Extractor] = []
+    on_main(accelerator, lambda: first.append(build(EXTRACTORS, config, splits, cache, accelerator.device)))
+    return first[0] if first else build(EXTRACTORS, config, splits, cache, accelerator.device)

@@ -1,7 +1,7 @@
 """All metrics of a set of images, from one pass of features: what is measured, against what, and its floor."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,11 @@ from torch import Tensor
 from diffgen.datasets import Images
 from diffgen.evaluation import metrics
 from diffgen.evaluation.classifier import class_agreement, classification_accuracy_score
+from diffgen.evaluation.drawing import Drawn
 from diffgen.evaluation.extractors import Extractor, Splits
 from diffgen.evaluation.reference import features_of
 from diffgen.evaluation.statistics import Moments, frechet_distance
+from diffgen.files import explained
 from diffgen.images import grid, save_png
 
 NEIGHBOURS = 10_000
@@ -29,14 +31,10 @@ PAIRS = 20
 
 
 @dataclass
-class Judged:
+class Judged(Drawn):
     """Images to be judged, and what is compared with them.
 
     Attributes:
-        pixels: uint8 [n, C, H, W].
-        labels: int64 [n]; -1 where none was asked for.
-        features: float32 [n, d].
-        logits: [n, k], or None.
         splits: The data set.
         extractor: What made the features.
         cache: Folder of features that are kept.
@@ -44,10 +42,6 @@ class Judged:
         seed: Of random subsets.
     """
 
-    pixels: Tensor
-    labels: Tensor
-    features: Tensor
-    logits: Tensor | None
     splits: Splits
     extractor: Extractor
     cache: Path
@@ -172,3 +166,14 @@ MEASURES: dict[str, Callable[[Judged], Row]] = {
     "cas": accuracy_score,
 }
 """Metrics of images; those of a model (`bits`, `denoising`) need no images, and are in `diffgen.evaluate`."""
+
+
+def measured(wanted: Iterable[str], judged: Judged) -> Row:
+    """Those of the wanted metrics that are of images."""
+    with explained(judged.out):
+        judged.out.mkdir(parents=True, exist_ok=True)
+    row: Row = {}
+    for name in wanted:
+        if name in MEASURES:
+            row |= MEASURES[name](judged)
+    return row

@@ -1,18 +1,29 @@
 """Features of real images, computed once and kept: by the images' own hash and the extractor's."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from diffgen.build import make_dataset
 from diffgen.datasets import Images, ImageSource
 from diffgen.datasets.base import in_order
-from diffgen.evaluation.extractors import Extractor
+from diffgen.evaluation.extractors import Extractor, Splits
 from diffgen.files import write_atomically
+
+
+def open_splits(dataset: Mapping[str, Any]) -> Splits:
+    """Training and test split of a data set's config without its split; a data set without splits is both."""
+    if "split" not in dataset:
+        whole = make_dataset({"dataset": dict(dataset)})
+        return Splits(whole, whole)
+    return Splits(*(make_dataset({"dataset": {**dataset, "split": split}}) for split in ("train", "test")))
 
 
 def features_of(source: ImageSource, extractor: Extractor, cache: Path) -> Tensor:
