@@ -41,8 +41,20 @@ def test_the_classifier_is_trained_once(cache, monkeypatch):
     assert torch.equal(first(SPLITS.test.pixels)[0], features)
 
 
-def test_a_cache_of_other_data_is_refused(cache):
+def test_other_data_has_a_classifier_of_its_own(cache):
+    """Also where shape and classes are the same, as two folders of pictures may have them."""
+    images = Images(SPLITS.train.pixels[:64].flip(3), SPLITS.train.labels[:64], SPLITS.train.classes)
+    other = build(EXTRACTORS, {**CLASSIFIER, "epochs": 1}, Splits(images, images), cache, CPU)
+    again = build(EXTRACTORS, {**CLASSIFIER, "epochs": 1}, SPLITS, cache, CPU)
+    assert other.hash != again.hash
+    assert other.facts["images"] == 64 and again.facts["images"] == len(SPLITS.train)
+
+
+def test_a_classifier_of_other_classes_is_refused(cache):
     images = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
+    for path in cache.glob("classifier-*.safetensors"):
+        name = f"classifier-{images.digest[:12]}-" + path.name.split("-", 2)[2]
+        (cache / name).write_bytes(path.read_bytes())
     with pytest.raises(CheckpointError, match="another data set"):
         build(EXTRACTORS, CLASSIFIER, Splits(images, images), cache, CPU)
 

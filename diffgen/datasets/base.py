@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
@@ -68,6 +69,14 @@ class Images:
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
         """See `ImageSource`."""
         return gather(self.pixels, self.labels, entries, device)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of shape, pixels and labels, in hex."""
+        total = hashlib.sha256(str(list(self.pixels.shape)).encode())
+        total.update(self.pixels.contiguous().numpy().data)
+        total.update(self.labels.contiguous().numpy().data)
+        return total.hexdigest()
 
 
 def gather(values: Tensor, labels: Tensor, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffgen.datasets import ImageSource
+from diffgen.datasets import Images, ImageSource
 from diffgen.errors import CheckpointError, UsageError, require
 from diffgen.evaluation.classifier import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from diffgen.images import to_float
@@ -103,7 +103,8 @@ def classifier(
     """
     if epochs == "auto":
         epochs = 15 if len(splits.train) < 10_000 else 2 if splits.train.shape.channels == 1 else 10
-    path = cache / f"classifier-{width}-{epochs}-{seed}.safetensors"
+    known = splits.train.digest[:12] if isinstance(splits.train, Images) else f"{len(splits.train)}-images"
+    path = cache / f"classifier-{known}-{width}-{epochs}-{seed}.safetensors"
     if not path.exists():
         model = train_classifier(splits.train, width=width, epochs=epochs, seed=seed, device=device)
         recipe = {"images": len(splits.train), "width": width, "epochs": epochs, "seed": seed}

@@ -1,6 +1,5 @@
 """Features of real images, computed once and kept: by the images' own hash and the extractor's."""
 
-import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +35,7 @@ def features_of(source: ImageSource, extractor: Extractor, cache: Path) -> Tenso
     """
     if not isinstance(source, Images):
         return _computed(source, extractor)
-    path = cache / f"features-{digest(source.pixels)[:16]}-{extractor.hash[:16]}.safetensors"
+    path = cache / f"features-{source.digest[:16]}-{extractor.hash[:16]}.safetensors"
     known = _read(path)
     if known is None:
         known = _computed(source, extractor)
@@ -46,13 +45,6 @@ def features_of(source: ImageSource, extractor: Extractor, cache: Path) -> Tenso
 
 def _computed(source: ImageSource, extractor: Extractor) -> Tensor:
     return torch.cat([extractor(pixels)[0].cpu() for pixels, _ in in_order(source, len(source), torch.device("cpu"))])
-
-
-def digest(pixels: Tensor) -> str:
-    """SHA-256 of images and their shape, in hex."""
-    total = hashlib.sha256(str(list(pixels.shape)).encode())
-    total.update(pixels.contiguous().numpy().data)
-    return total.hexdigest()
 
 
 @lru_cache(maxsize=4)
