@@ -7,17 +7,14 @@ A checkpoint folder, `checkpoints/<images>/`, appears by one rename and is never
     state.safetensors   what training needs to go on: weights, optimizer moments, counters
     state.json          written last: sizes and SHA-256 of the others; a folder without it is not a whole checkpoint
 
-`model.safetensors` may come from a stranger. So the header is read here, with bounds, before any library touches the
-file; the embedded config is JSON, checked to be plain bounded data, and can only name table rows (`diffgen.registry`).
+`model.safetensors` may come from a stranger; `diffgen.tensor_file` is how it is opened. Its config is JSON, checked to
+be plain bounded data, and can only name table rows (`diffgen.registry`).
 """
 
 import hashlib
 import json
-import math
 import re
 import shutil
-import stat
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,23 +22,26 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from diffgen.errors import CheckpointError, printable
+from diffgen.errors import CheckpointError
 from diffgen.files import folder_atomically, write_atomically, write_json
+from diffgen.tensor_file import (
+    MAX_DEPTH,
+    Tensors,
+    check_plain,
+    digest,
+    load_tensors,
+    parse,
+    read_header,
+    save_tensors,
+    sha256_of_file,
+    size_of,
+    unique_keys,
+)
 
 FORMAT = "1"
-MAX_HEADER = 2**20
-MAX_CONFIG = 2**16
 MAX_STATE = 2**20
-MAX_DEPTH = 8
-MAX_ITEMS = 1024
 OTHERS = re.compile(r"model-0\.\d{3}\.safetensors")
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
-
-Tensors = dict[str, Tensor]
 
 
 class OtherVersionError(CheckpointError):
@@ -179,140 +179,12 @@ def describe(path: Path) -> Description:
         raise CheckpointError(f"{path} is the state of a run, not its model: give model.safetensors beside it")
     if metadata["format_version"] != FORMAT:
         raise OtherVersionError(f"{path} was written by another version of diffgen; this one reads format {FORMAT}")
-    config = _parse(metadata.get("config", ""), path)
+    config = parse(metadata.get("config", ""), path)
     check_plain(config, str(path))
     images = metadata.get("images", "")
     if not images.isdecimal() or len(images) > 18:
         raise CheckpointError(f"{path}: its metadata gives images={images[:20]!r}, not a count")
     return Description(path, config, int(images), metadata)
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of one of our safetensors files, checked before a library opens it.
-
-    Raises:
-        CheckpointError: Not a regular file, not safetensors, cut short, or not diffgen's.
-        OSError: It cannot be opened.
-    """
-    size = _size(path)
-    with path.open("rb") as file:
-        start = file.read(9)
-        _refuse_other_formats(path, start)
-        length = struct.unpack("<Q", start[:8])[0] if len(start) > 8 else size
-        if length > size - 8:
-            raise CheckpointError(f"{path} is not a whole safetensors file: it is cut short, or something else")
-        if length > MAX_HEADER:
-            raise CheckpointError(f"{path} is refused: its header is far larger than any model's")
-        file.seek(8)
-        header = _parse(file.read(length).decode("utf-8", "replace"), path)
-    _check_layout(header, size - 8 - length, path)
-    metadata = header.setdefault("__metadata__", {})
-    if metadata.get("library") != "diffgen":
-        found = ", ".join(repr(name[:40]) for name in sorted(header.keys() - {"__metadata__"})[:3]) or "none"
-        raise CheckpointError(f"{path} is not a diffgen checkpoint (tensors in it: {found})")
-    return header
-
-
-def _size(path: Path) -> int:
-    """Bytes of a regular file; pipes and devices, which have no end, are refused before they are opened."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path} is not a regular file")
-    return status.st_size
-
-
-def _refuse_other_formats(path: Path, start: bytes) -> None:
-    kinds = {
-        b"\x80": "a Python pickle, which can run code,",
-        b"PK": "a zip archive (a PyTorch pickle, which can run code),",
-        b"<": "a web page",
-        b"version ": "a Git LFS pointer, not the file itself,",
-        b"\x89PNG": "a picture",
-    }
-    if start[4:] == b"\0\0\0\0{":  # as safetensors starts: a small little-endian length, then the header
-        return
-    for magic, kind in kinds.items():
-        if start.startswith(magic):
-            raise CheckpointError(f"{path} is {kind} and is not loaded; diffgen reads safetensors files")
-
-
-def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in items}) < len(items):
-        raise ValueError("a key twice")
-    return dict(items)
-
-
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is not a diffgen checkpoint: its header or config is not JSON") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a diffgen checkpoint: its header or config is not a JSON object")
-    return value
-
-
-def _check_layout(header: dict[str, Any], payload: int, path: Path) -> None:
-    metadata = header.get("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{path} has malformed metadata")
-    if len(metadata.get("config", "")) > MAX_CONFIG:
-        raise CheckpointError(f"{path} is refused: its config is far larger than any model's")
-    spans = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            begin, end = entry["data_offsets"]
-            whole = len(entry["shape"]) <= 8 and all(
-                isinstance(n, int) and n >= 0 for n in (begin, end, *entry["shape"])
-            )
-            fits = whole and end <= payload and end - begin == math.prod(entry["shape"]) * DTYPES[entry["dtype"]]
-        except (KeyError, TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise CheckpointError(f"{path} is damaged: tensor {name[:80]!r} does not fit the file")
-        spans.append((begin, end))
-    spans.sort()
-    if [begin for begin, _ in spans] != [0, *(end for _, end in spans)][: len(spans)] or (
-        spans and spans[-1][1] != payload
-    ):
-        raise CheckpointError(f"{path} is damaged: its tensors do not cover the file exactly")
-
-
-def check_plain(value: object, where: str, depth: int = 0) -> None:
-    """Require plain bounded data: no keys that start with `_`, no interpolations, nothing deep, long or huge.
-
-    Raises:
-        CheckpointError: The sentence names what was found.
-    """
-    if depth > MAX_DEPTH:
-        raise CheckpointError(f"{where} is refused: its config is nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, dict | list):
-        if len(value) > MAX_ITEMS:
-            raise CheckpointError(f"{where} is refused: its config has a part with {len(value)} items")
-        for key in value if isinstance(value, dict) else ():
-            named = key.isascii() and key.replace("_", "a").isalnum() and key[0] != "_" and len(key) <= 64
-            if not named:
-                raise CheckpointError(f"{where} is refused: its config has the key {key[:80]!r}")
-        for item in value.values() if isinstance(value, dict) else value:
-            check_plain(item, where, depth + 1)
-    elif isinstance(value, str):
-        if len(value) > 256 or "${" in value or not value.isprintable():
-            raise CheckpointError(f"{where} is refused: its config has the text {value[:80]!r}")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        if not abs(value) < 1e15:
-            raise CheckpointError(f"{where} is refused: its config has the number {str(value)[:20]}")
-    elif value is not None and not isinstance(value, bool):
-        raise CheckpointError(f"{where} is refused: its config holds a {type(value).__name__}")
-
-
-def load_tensors(path: Path) -> Tensors:
-    """The tensors of a file whose header was checked."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {printable(str(error))[:300]}") from None
 
 
 def assign(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
@@ -368,8 +240,8 @@ def save(
         _save_model(temporary / "model.safetensors", config, images, model)
         for name, (its_config, weights) in others.items():
             _save_model(temporary / f"model-{name}.safetensors", its_config, images, weights)
-        _save_file(state, temporary / "state.safetensors", {"format": "pt", "library": "diffgen"})
-        files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in temporary.iterdir()}
+        save_tensors(state, temporary / "state.safetensors", {"format": "pt", "library": "diffgen"})
+        files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of_file(f)} for f in temporary.iterdir()}
         whole = {"format": int(FORMAT), **counters, "files": files}
         write_json(temporary / "state.json", {**whole, "sha256": _sha256_of(whole)})
     write_atomically(folder.parent / "latest", folder.name + "\n")
@@ -389,30 +261,7 @@ def _save_model(path: Path, config: Mapping[str, Any], images: int, weights: Ten
     weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     text = json.dumps(config, allow_nan=False)
     about = {"format_version": FORMAT, "config": text, "images": str(images), "sha256": digest(weights, text)}
-    _save_file(weights, path, {"format": "pt", "library": "diffgen", **about})
-
-
-def _save_file(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path.touch()
-    mode = path.stat().st_mode  # as the umask wants it; the library writes 0600, which colleagues cannot read
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:  # its only cause here is the disk
-        raise OSError(str(error)) from error
-    _sort_metadata(path)
-    path.chmod(mode)
-
-
-def _sort_metadata(path: Path) -> None:
-    """The library writes metadata in random order; sorted, the same run gives the same file, byte for byte."""
-    with path.open("r+b") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        file.seek(8)
-        file.write(text.ljust(length))
+    save_tensors(weights, path, {"format": "pt", "library": "diffgen", **about})
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
@@ -424,7 +273,7 @@ def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
     try:
         counters = _read_counters(folder / "state.json")
         for name in {"model.safetensors", "state.safetensors", *filter(OTHERS.fullmatch, counters["files"])}:
-            if _sha256(folder / name) != counters["files"][name]["sha256"]:
+            if sha256_of_file(folder / name) != counters["files"][name]["sha256"]:
                 raise CheckpointError(f"{folder / name} is damaged: it does not match the checksum in state.json")
         read_header(folder / "state.safetensors")
     except OSError as error:
@@ -442,9 +291,9 @@ def _read_counters(path: Path) -> dict[str, Any]:
         CheckpointError: It is too large, or of another version (`OtherVersionError`).
         ValueError, TypeError, AttributeError, KeyError, RecursionError: It is not what was written.
     """
-    if _size(path) > MAX_STATE:
+    if size_of(path) > MAX_STATE:
         raise CheckpointError(f"{path} is refused: it is far larger than any run's")
-    counters: dict[str, Any] = json.loads(path.read_text(), object_pairs_hook=_unique)
+    counters: dict[str, Any] = json.loads(path.read_text(), object_pairs_hook=unique_keys)
     if counters["format"] != int(FORMAT):
         raise OtherVersionError(f"{path} was written by another version of diffgen; this one reads format {FORMAT}")
     if counters.pop("sha256") != _sha256_of(counters):
@@ -491,18 +340,3 @@ def _stays(folder: Path) -> bool:
 
 def _sha256_of(counters: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(counters, sort_keys=True).encode()).hexdigest()
-
-
-def digest(tensors: Tensors, config: str) -> str:
-    """SHA-256 over the config's text, and over names and bytes in the order of names."""
-    total = hashlib.sha256(config.encode())
-    for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    _size(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from diffgen import checkpoint
 from diffgen.checkpoint import Checkpoint
 from diffgen.ema import Power, gamma_of
 from diffgen.errors import CheckpointError
+from diffgen.tensor_file import Tensors
 
 WORST = 0.1
 """Share of a profile that a combination may miss; what is further off would not be the average that was asked for."""
@@ -78,7 +79,7 @@ def _averages(saved: Checkpoint) -> dict[Path, Average]:
     return found or {saved.path: Average(saved.images, saved.config["ema"]["sigma_rel"])}
 
 
-def _add(total: checkpoint.Tensors, average: Checkpoint, share: float) -> None:
+def _add(total: Tensors, average: Checkpoint, share: float) -> None:
     """Add a share of one average, in place."""
     if {name: weight.shape for name, weight in average.weights.items()} != {n: w.shape for n, w in total.items()}:
         raise CheckpointError(f"{average.path} is of another network than the checkpoint beside it")

@@ -37,6 +37,7 @@ from diffgen.sampling import Sampling
 from diffgen.settings import LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.signals import Interrupted, Stopped, StopRequest, stop_requests
 from diffgen.tally import Tally
+from diffgen.tensor_file import check_plain
 from diffgen.times import TIMES
 from diffgen.writer import Snapshot, Writer
 
@@ -96,7 +97,7 @@ class Trainer:
         self.kept = {part: self.config[part] for part in (*MODEL_SIDE, "sampler")}
         self.kept["trained"] = {"dataset": config["dataset"]["name"], "method": config["method"]}
         self.kept["guidance"] = self.preview_settings.guidance
-        checkpoint.check_plain(self.kept, "this run")  # else its own checkpoints could not be read
+        check_plain(self.kept, "this run")  # else its own checkpoints could not be read
         self._build_network()
         self._build_optimizer()
         self._build_steps()

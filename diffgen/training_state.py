@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from diffgen.build import MODEL_SIDE
-from diffgen.checkpoint import Tensors, check_fit
+from diffgen.checkpoint import check_fit
 from diffgen.errors import CheckpointError
+from diffgen.tensor_file import Tensors
 
 FREE_TO_CHANGE = ("run_dir", "train.resume", "plugins")
 """Keys that say where a run is kept; a difference is not worth telling."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from diffgen import checkpoint
-from diffgen.checkpoint import Tensors
 from diffgen.errors import EnvironmentFault
+from diffgen.tensor_file import Tensors
 
 
 @dataclass

@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from hypothesis import strategies as st
 
-from diffgen import __version__, checkpoint
+from diffgen import __version__, checkpoint, tensor_file
 from diffgen.build import make_model, restore
 from diffgen.errors import CheckpointError, NonFiniteError
 from diffgen.guidance import Guidance
@@ -75,7 +75,7 @@ def signed(header: Any, payload: bytes) -> bytes:
     """The same with the checksum that fits, where the library can read the file at all."""
     with suppress(Exception):  # else it is refused before its checksum matters
         text = header["__metadata__"]["config"]
-        header["__metadata__"]["sha256"] = checkpoint.digest(safetensors.torch.load(join(header, payload)), text)
+        header["__metadata__"]["sha256"] = tensor_file.digest(safetensors.torch.load(join(header, payload)), text)
     return join(header, payload)
 
 
@@ -179,7 +179,7 @@ def of_weights(seeds: Seeds, draw: Draw) -> Reading:
     """A model file with other tensors, and the checksum that fits."""
     header, _ = split(seeds.models[0])
     names = st.sampled_from([*header]) | st.text(max_size=8)
-    kinds, sides = st.sampled_from([*checkpoint.DTYPES]), st.lists(st.integers(0, 5), max_size=5)
+    kinds, sides = st.sampled_from([*tensor_file.DTYPES]), st.lists(st.integers(0, 5), max_size=5)
     changed = draw(st.dictionaries(names, st.tuples(kinds, sides), max_size=3))
     fill = draw(st.sampled_from([b"\0", b"\x3f", b"\x7f", b"\xff", b"\x01"]))
     payload = b""
@@ -187,7 +187,7 @@ def of_weights(seeds: Seeds, draw: Draw) -> Reading:
         if name == "__metadata__":
             continue
         kind, shape = changed.get(name, (entry and entry["dtype"], entry and entry["shape"]))
-        size = checkpoint.DTYPES[kind] * torch.Size(shape).numel()
+        size = tensor_file.DTYPES[kind] * torch.Size(shape).numel()
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(payload), len(payload) + size]}
         payload += (fill if name in changed else b"\0") * size
     return partial(seeds.read, signed(header, payload))

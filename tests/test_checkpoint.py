@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffgen import checkpoint
+from diffgen import checkpoint, tensor_file
 from diffgen.build import restore
 from diffgen.errors import CheckpointError, EnvironmentFault
 
@@ -45,7 +45,7 @@ def with_weights(path: Path, source: Path, change: Callable[[dict[str, Tensor]],
     header, _ = split(source)
     weights = load_file(source)
     change(weights)
-    metadata = {**header["__metadata__"], "sha256": checkpoint.digest(weights, header["__metadata__"]["config"])}
+    metadata = {**header["__metadata__"], "sha256": tensor_file.digest(weights, header["__metadata__"]["config"])}
     save_file(weights, path, metadata=metadata)
     return path
 
@@ -56,7 +56,7 @@ def with_config(path: Path, source: Path, change: Callable[[Config], object]) ->
     config = json.loads(header["__metadata__"]["config"])
     changed = change(config)
     text = changed if isinstance(changed, str) else json.dumps(config)
-    return with_metadata(path, source, config=text, sha256=checkpoint.digest(load_file(source), text))
+    return with_metadata(path, source, config=text, sha256=tensor_file.digest(load_file(source), text))
 
 
 def with_metadata(path: Path, source: Path, **entries: object) -> Path:
@@ -552,7 +552,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path: Path, monkeypatc
     def full(*args: object, **kwargs: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensor_file, "save_file", full)
     with pytest.raises(EnvironmentFault, match="cannot write .*: .*No space left on device"):
         write(tmp_path / "checkpoints" / "2")
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "latest"]

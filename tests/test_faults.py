@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffgen import checkpoint, files, run_directory, trainer
+from diffgen import checkpoint, files, run_directory, tensor_file, trainer
 from diffgen.console import Reporter
 from diffgen.denoiser import Denoiser
 from diffgen.errors import EnvironmentFault, NonFiniteError
@@ -143,7 +143,7 @@ def test_a_signal_in_a_preview(fit: Fit, tmp_path: Path, monkeypatch: Patch, cap
 def test_a_signal_in_a_checkpoint(
     fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch
 ) -> None:
-    save_file = checkpoint.save_file
+    save_file = tensor_file.save_file
     with monkeypatch.context() as patch:
 
         def slow(*arguments: Any, **options: Any) -> None:
@@ -151,7 +151,7 @@ def test_a_signal_in_a_checkpoint(
             time.sleep(0.2)
             save_file(*arguments, **options)
 
-        patch.setattr(checkpoint, "save_file", slow)
+        patch.setattr(tensor_file, "save_file", slow)
         with pytest.raises(Stopped):
             fit(tmp_path / "run")
     made = names(tmp_path / "run" / "checkpoints")

@@ -26,6 +26,7 @@ LAYERS = [
         "ema",
         "images",
         "augment",
+        "tensor_file",
         "memory",
         "speed",
     },
@@ -59,7 +60,7 @@ PURE = {
 OWNERS = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
-    "safetensors": {"checkpoint", "evaluation"},
+    "safetensors": {"tensor_file", "evaluation"},
     "accelerate": {"processes", "evaluation", "gradients", "trainer", "generate", "evaluate"},
     "rich": {"console"},
     "sklearn": {"datasets"},

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from diffgen import checkpoint, posthoc
-from diffgen.checkpoint import Tensors
 from diffgen.ema import EMA, Power, gamma_of
 from diffgen.errors import CheckpointError, UsageError
 from diffgen.posthoc import Average, combination, overlap
 from diffgen.settings import section
+from diffgen.tensor_file import Tensors
 
 Fit = Callable[..., Path]
 

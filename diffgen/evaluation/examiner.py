@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 
 from diffgen import checkpoint
-from diffgen.checkpoint import Tensors
 from diffgen.datasets import ImageSource
 from diffgen.errors import CheckpointError
 from diffgen.evaluation.drawing import Drawn, draw_share, gathered
@@ -27,6 +26,7 @@ from diffgen.processes import on_main
 from diffgen.sampling import Sampling, batch_size, cycle_labels
 from diffgen.settings import TrainSettings
 from diffgen.signals import Interrupted
+from diffgen.tensor_file import Tensors
 
 
 class Examiner:
