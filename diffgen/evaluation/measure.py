@@ -171,4 +171,4 @@ MEASURES: dict[str, Callable[[Judged], Row]] = {
     "copies": copies,
     "cas": accuracy_score,
 }
-"""Metrics of images; those of a model (`bits`, `denoising`) need no images, and are in `diffgen.evaluate`."""
+"""Metrics of images; those of a model (`bits`, `vlb`, `denoising`) need none, and are in `evaluation.model`."""
