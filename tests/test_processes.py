@@ -1,5 +1,6 @@
 """One process and two see the same run. Two are started by torchrun and talk over gloo on the CPU."""
 
+import json
 import os
 import subprocess
 import sys
@@ -120,6 +121,25 @@ def test_two_processes_sample_what_one_samples(
         sorted(str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*")) for name in ("one", "two")
     ]
     assert names[0] == names[1]
+
+
+def test_two_processes_judge_as_one_does(
+    runs: dict[str, Path], python: Python, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Each has a cache of its own, so the main process of the two trains the classifier while the other waits."""
+    settings = [
+        f"ckpt={runs['one']}", "n=41", "metrics=fd,kd,is,pr,dc,agreement,copies,bits,denoising", "extractor.epochs=1",
+        "sampler=ancestral", "sampler.steps=3", "batch_size=6", "guidance=1",
+    ]  # fmt: skip
+    assert command("eval", *settings, "out=one", "cache=first").code == 0
+    done = python(*TWO, "diffgen.cli.eval", *settings, "out=two", "cache=second")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results: two/results.jsonl") == 1, "only the main process speaks"
+    one, two = (json.loads((tmp_path / name / "results.jsonl").read_text()) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key in one.keys() - {"seconds", "time"}:
+        exact = not isinstance(one[key], float)
+        assert two[key] == one[key] if exact else two[key] == pytest.approx(one[key], rel=1e-3, abs=1e-6), key
 
 
 @pytest.mark.slow
