@@ -1,5 +1,6 @@
 """What a person sees: a header, a progress bar or plain lines, and where the pictures are."""
 
+import math
 import os
 import sys
 import time
@@ -118,10 +119,18 @@ class ProgressLine:
             self.spoken = now
             self.console.print(Text(f"{done / self.total:4.0%}  {figures}  ETA {self.eta()}"))
 
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def left(self) -> float:
+        """Seconds left at the pace so far; infinite before the first move."""
+        pace = (self.done - self.first) / max(self.elapsed(), 1e-9)
+        return (self.total - self.done) / pace if pace > 0 else math.inf
+
     def eta(self) -> str:
-        """Time left at the pace so far, as m:ss."""
-        pace = (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
-        return clock((self.total - self.done) / pace) if pace > 0 else "-:--"
+        """The same as m:ss."""
+        return clock(self.left()) if self.left() < math.inf else "-:--"
 
 
 def clock(seconds: float) -> str:

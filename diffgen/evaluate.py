@@ -7,24 +7,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
 from diffgen import __version__, checkpoint, posthoc
 from diffgen.build import restore
 from diffgen.checkpoint import Checkpoint
-from diffgen.console import Reporter, count
-from diffgen.datasets import Images, ImageSource
-from diffgen.datasets.folder import image_folder
-from diffgen.denoiser import NO_LABEL
-from diffgen.errors import DataError, require
+from diffgen.console import ProgressLine, Reporter, clock, count
+from diffgen.datasets import ImageSource
+from diffgen.errors import require
 from diffgen.evaluation import model
 from diffgen.evaluation.drawing import Drawn, draw_share, featured, gathered
 from diffgen.evaluation.extractors import Extractor, Splits, shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
+from diffgen.evaluation.pictures import pictures
 from diffgen.evaluation.reference import open_splits
-from diffgen.files import append_text, cache_folder
+from diffgen.files import append_text, cache_folder, explained
 from diffgen.generate import make_sampling, resolve_sampler, shape_of, shown, shown_average, shown_guidance
 from diffgen.processes import accelerated, on_main
 from diffgen.sampling import Sampling, batch_size, cycle_labels
@@ -32,6 +30,12 @@ from diffgen.settings import EvalSettings
 
 MOST = 50_000
 """Images to judge unless told otherwise; what the literature's FID-50k takes."""
+
+FEWEST = 4
+"""Images that the kernel distance and recall can be told of."""
+
+SOON, LONG = 10.0, 600.0
+"""Seconds after which the time of drawing is foretold on a CPU, and from how long a time on it is worth telling."""
 
 
 def evaluate(
@@ -49,41 +53,45 @@ def evaluate(
         The row of results, on every process.
 
     Raises:
-        DiffgenError: Something cannot be used; nothing is written then.
+        DiffgenError: Something cannot be used; nothing is written if that can be known beforehand.
     """
     with accelerated(settings.precision) as accelerator:
         reporter = Reporter(speaks=accelerator.is_main_process)
         saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
         splits = open_splits(dataset)
         _check_shape(saved, splits, str(dataset["name"]))
-        pictures = _pictures(settings, splits) if settings.images else None
+        given = pictures(settings.images, splits.train, str(dataset["name"])) if settings.images else None
         out = _out(settings, saved)
         cache = Path(settings.cache) if settings.cache else cache_folder() / "eval"
         cache = cache / str(dataset["name"])
-        network = shared_extractor(extractor, splits, cache, accelerator)
-        n = _number(settings, splits, pictures)
+        n = _number(settings, splits, given)
         row: Row = {"images": n, "dataset": dataset["name"], "seed": settings.seed}
         started = time.monotonic()
         if saved:
             sampling, facts = _sampling(settings, sampler, saved, accelerator, n)
             row |= facts
-            _header(reporter, settings, row, network, splits)
-            drawn = _draw(settings, sampling, saved, network, accelerator, reporter, n)
-            row["nfe"] = sampling.nfe
         else:
-            assert pictures is not None
             row["pictures"] = settings.images
-            _header(reporter, settings, row, network, splits)
-            drawn = featured(pictures, network, n)
-        judged = Judged(**vars(drawn), splits=splits, extractor=network, cache=cache, out=out, seed=settings.seed)
-        row |= {"extractor": network.name, "extractor_hash": network.hash}
-        row |= on_main(accelerator, lambda: measured(settings.wanted, judged))
+        network = _extractor(extractor, splits, cache, accelerator, reporter) if settings.needs_images else None
+        on_main(accelerator, lambda: _prepare(out))
+        _header(reporter, settings, row, network, splits, given)
+        if network:
+            if saved:
+                drawn = _draw(settings, sampling, saved, network, accelerator, reporter, n)
+                row["nfe"] = sampling.nfe
+            else:
+                assert given is not None
+                with reporter.progress(n, 0) as line:
+                    drawn = featured(given, network, n, lambda done: line.update(done, "pictures seen"))
+            judged = Judged(**vars(drawn), splits=splits, extractor=network, cache=cache, out=out, seed=settings.seed)
+            row |= {"extractor": network.name, "extractor_hash": network.hash}
+            row |= on_main(accelerator, lambda: measured(settings.wanted, judged))
         if saved:
             row |= on_main(accelerator, lambda: _of_model(settings, sampling, splits, n, out, reporter))
         row |= {"seconds": round(time.monotonic() - started, 1), "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         row |= {"versions": {"diffgen": __version__, "torch": torch.__version__}}
         on_main(accelerator, lambda: append_text(out / "results.jsonl", json.dumps(row) + "\n"))
-        _tell(reporter, row, network, splits, out)
+        _tell(reporter, row, out)
         return row
 
 
@@ -101,30 +109,13 @@ def _check_shape(saved: Checkpoint | None, splits: Splits, name: str) -> None:
         require(sizes[0] == sizes[1], f"ckpt makes images of {sizes[0]} and dataset={name} has {sizes[1]}")
 
 
-def _pictures(settings: EvalSettings, splits: Splits) -> ImageSource:
-    """The images of a folder or an .npz, with labels where they come with classes."""
-    path, shape = Path(str(settings.images)), splits.train.shape
-    if path.is_dir():
-        return image_folder(root=str(path), size=None, channels=shape.channels, workers=2)
-    if not path.is_file():
-        raise DataError(f"images={str(path)!r} is neither a folder of pictures nor an .npz file")
-    try:
-        with np.load(path, allow_pickle=False) as file:  # noqa: TID251  arrays alone, never objects
-            pixels = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2).contiguous()
-            labels = torch.from_numpy(file["arr_1"]) if "arr_1" in file else torch.full((len(pixels),), NO_LABEL)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, EOFError) as error:
-        raise DataError(f"images={str(path)!r} is no .npz with arr_0, uint8 [N, H, W, C]: {error}") from None
-    return Images(pixels, labels.long(), splits.train.classes)
-
-
-def _number(settings: EvalSettings, splits: Splits, pictures: ImageSource | None) -> int:
-    most = len(pictures) if pictures is not None else MOST
-    if settings.n == "auto":
-        return min(most, len(splits.train)) if pictures is None else most
-    require(
-        pictures is None or settings.n <= most, f"n={settings.n} is more than the {most} images in {settings.images}"
-    )
-    return settings.n
+def _number(settings: EvalSettings, splits: Splits, given: ImageSource | None) -> int:
+    """How many images to judge."""
+    most = len(given) if given is not None else min(MOST, len(splits.train))
+    n = most if settings.n == "auto" else settings.n
+    require(given is None or n <= most, f"n={n} is more than the {most} images in {settings.images}")
+    require(n >= FEWEST or not settings.needs_images, f"n={n} is too few: metrics of images need at least {FEWEST}")
+    return n
 
 
 def _out(settings: EvalSettings, saved: Checkpoint | None) -> Path:
@@ -134,6 +125,22 @@ def _out(settings: EvalSettings, saved: Checkpoint | None) -> Path:
     folders = saved.path.resolve().parents if saved else ()
     inside = len(folders) > 2 and folders[1].name == "checkpoints"
     return folders[2] / "eval" if inside else Path("outputs") / "eval"
+
+
+def _prepare(out: Path) -> None:
+    """Make the folder of the results, before hours of work for it."""
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+
+
+def _extractor(
+    config: Mapping[str, Any], splits: Splits, cache: Path, accelerator: Accelerator, reporter: Reporter
+) -> Extractor:
+    if not cache.exists():
+        reporter.say(f"extractor={config['name']} is made ready for {cache.name}, once: it is kept in {cache}")
+    return shared_extractor(config, splits, cache, accelerator)
 
 
 # --- images and features ------------------------------------------------------------------------------------------
@@ -157,6 +164,11 @@ def _sampling(
     facts["ema"] = saved.config.get("ema", {})
     facts["sigma_rel"] = facts["ema"].get("sigma_rel")
     facts["weights"] = f"{saved.images:,} images seen{shown_average(saved)}"
+    schedule = saved.config["schedule"]["name"]
+    require(
+        "vlb" not in settings.metrics or model.chain_length(denoiser.schedule) is not None,
+        f"metrics=vlb is the bound of a chain of steps, and schedule={schedule} of ckpt is continuous: metrics=bits",
+    )
     return sampling, facts
 
 
@@ -172,14 +184,34 @@ def _draw(
     """Images 0 .. n - 1, every class in turn, with their features; each process draws its share."""
     shape, labels = shape_of(saved), cycle_labels(n, saved.config["data"]["num_classes"])
     batch = settings.batch_size if isinstance(settings.batch_size, int) else batch_size(shape, accelerator.device)
-    started = time.monotonic()
+    started, drawn, expected = time.monotonic(), 0, sampling.expected_nfe()
+    foretold = accelerator.device.type != "cpu"  # elsewhere the first calls compile, and tell nothing
     with reporter.progress(n, 0) as line:
 
+        def moved() -> None:  # before each network call: a batch may take minutes
+            nonlocal foretold
+            part = min((sampling.nfe - 1) / expected, 1)
+            line.advance(drawn + part * min(batch * accelerator.num_processes, n - drawn))
+            if not foretold and line.done and line.elapsed() > SOON:
+                _foretell(reporter, line, n)
+                foretold = True
+
         def told(done: int) -> None:
+            nonlocal drawn
+            drawn = done
             line.update(done, f"{done} img  {count(done / (time.monotonic() - started))} img/s")
 
+        sampling.before_each = moved
         share = draw_share(sampling, shape, labels, extractor, accelerator, batch, told)
     return gathered(share, accelerator, n)
+
+
+def _foretell(reporter: Reporter, line: ProgressLine, n: int) -> None:
+    """Say that drawing will take long, if it will, and what would take less."""
+    total = line.elapsed() + line.left()
+    if total > LONG:
+        less = f"; n=1000 takes about {clock(1000 / n * total)}" if n > 1000 else ""
+        reporter.say(f"drawing {n:,} images takes about {clock(total)} on this CPU{less}")
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -188,34 +220,50 @@ def _draw(
 def _of_model(settings: EvalSettings, sampling: Sampling, splits: Splits, n: int, out: Path, reporter: Reporter) -> Row:
     """Metrics of the model itself."""
     denoiser, device = sampling.denoiser, sampling.device
+    test = min(n, len(splits.test))
     row: Row = {}
     if "bits" in settings.wanted:
-        with reporter.progress(min(n, len(splits.test)), 0) as line:
+        with reporter.progress(test, 0) as line:
             row |= model.bits(denoiser, device, splits.test, n, settings.seed, line.update)
+    steps = model.chain_length(denoiser.schedule)
+    if "vlb" in settings.wanted and steps is not None:
+        with reporter.progress(test, 0) as line:
+            row |= model.vlb(denoiser, steps, device, splits.test, n, settings.seed, line.update)
     if "denoising" in settings.wanted:
-        row |= model.denoising(denoiser, device, splits, n, settings.seed, out)
+        with reporter.progress(min(n, len(splits.train)) + test, 0) as line:
+            row |= model.denoising(denoiser, device, splits, n, settings.seed, out, line.update)
     return row
 
 
 # --- what is told -------------------------------------------------------------------------------------------------
 
 
-def _header(reporter: Reporter, settings: EvalSettings, row: Row, extractor: Extractor, splits: Splits) -> None:
+def _header(
+    reporter: Reporter,
+    settings: EvalSettings,
+    row: Row,
+    extractor: Extractor | None,
+    splits: Splits,
+    given: ImageSource | None,
+) -> None:
     held_out = "no held-out images" if splits.test is splits.train else f"{len(splits.test):,} held out"
     facts = getattr(extractor, "facts", {})
     known = f", test accuracy {float(facts['test_accuracy']):.1%}" if "test_accuracy" in facts else ""
     rows = {
-        "images": f"{row['images']:,}, seed {row['seed']}",
+        "images": f"{row['images']:,}, seed {row['seed']}" + (f", {given.home}" if given and given.home else ""),
         "reference": f"{row['dataset']}: {len(splits.train):,} training images, {held_out}",
-        "extractor": f"{extractor.name} {extractor.hash[:12]}, {extractor.dim} features{known}",
         "metrics": ", ".join(settings.wanted),
     }
+    if extractor:
+        rows["extractor"] = f"{extractor.name} {extractor.hash[:12]}, {extractor.dim} features{known}"
     if "ckpt" in row:
-        rows |= {"sampler": row["sampler_settings"], "guidance": row["guidance"], "weights": row["weights"]}
+        rows["weights"] = row["weights"]
+    if extractor and "ckpt" in row:
+        rows |= {"sampler": row["sampler_settings"], "guidance": row["guidance"]}
     reporter.header(f"diffgen-eval: {row.get('ckpt') or row['pictures']}", rows)
 
 
-def _tell(reporter: Reporter, row: Row, extractor: Extractor, splits: Splits, out: Path) -> None:
+def _tell(reporter: Reporter, row: Row, out: Path) -> None:
     from diffgen.evaluation.report import table
 
     for line in table(row):

@@ -90,6 +90,19 @@ class Sampling:
             raise NonFiniteError("the samples are not finite: the model or the sampler's settings are at fault")
         return x
 
+    def expected_nfe(self) -> int:
+        """Network calls of an image, counted without the network; a guess for a sampler that adapts its steps."""
+        calls = 0
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return torch.zeros_like(x)
+
+        one = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+        self.sampler(denoise, self.denoiser.schedule, one, self.ts, lambda step: one)
+        return calls
+
     def state(self, x: Tensor) -> Tensor:
         """A tensor on the device, in the precision of the sampler's state."""
         return x.to(self.device).to(torch.float32 if self.device.type == "mps" else torch.float64)

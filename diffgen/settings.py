@@ -229,10 +229,11 @@ def _converted(settings: type[DrawSettings], config: Mapping[str, Any], *groups:
     return {key: convert(key, config[key], hint) for key, hint in hints.items()} | conform("ema", width, config["ema"])
 
 
-METRICS = ("fd", "kd", "is", "pr", "dc", "agreement", "copies", "bits", "denoising", "cas")
+OF_MODEL = ("bits", "vlb", "denoising")
+METRICS = ("fd", "kd", "is", "pr", "dc", "agreement", "copies", *OF_MODEL, "cas")
 """What `diffgen-eval` can measure: Frechet and kernel distance, inception score, precision and recall, density and
-coverage, agreement with the asked labels, copies of training images, bits per dimension, denoising error by noise
-level, classification accuracy score."""
+coverage, agreement with the asked labels, copies of training images, bits per dimension, their variational bound,
+denoising error by noise level, classification accuracy score. Those of the model itself need no samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,14 +252,25 @@ class EvalSettings(DrawSettings):
         )
         for name in self.wanted:
             require(name in METRICS, unknown(f"metrics={name!r}", [*METRICS, "all"]))
+            require(
+                self.ckpt is not None or name not in OF_MODEL,
+                f"metrics={name} is a metric of a model and needs ckpt=PATH; images={self.images!r} are pictures",
+            )
+        require(bool(self.wanted), f"metrics=[] names none; choose some of [{', '.join(METRICS)}, all]")
         require(self.n == "auto" or 2 <= self.n <= 10_000_000, f"n={self.n} must be in [2, 10000000], or auto")
         super().__post_init__()
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The metrics, as a tuple."""
+        """The metrics, as a tuple; `all` of pictures are those of images."""
         names = (self.metrics,) if isinstance(self.metrics, str) else self.metrics
-        return METRICS if "all" in names else names
+        every = tuple(name for name in METRICS if self.ckpt is not None or name not in OF_MODEL)
+        return every if "all" in names else names
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether any metric is one of images."""
+        return any(name not in OF_MODEL for name in self.wanted)
 
     def sampling(self, n: int) -> SampleSettings:
         """How to draw n images, every class in turn."""

@@ -139,6 +139,18 @@ within one table: they depend on the extractor and on the number of images.
 - Only the agreement (the mean over classes of the share that the classifier takes for what the label says) looks at
   labels.
 
+Metrics of the model itself look at held-out images and draw none: means over `n` of them, the first two with a
+standard error.
+
+- `bits` is for every schedule: bits per dimension along the ODE, of images with uniform noise added to their levels.
+- `vlb` is for a schedule that is a table (`ddpm_linear`): the variational bound of the chain that was trained, with
+  reverse steps of variance beta_t (Ho et al. 2020, eq. 5). Its parts add up: the prior, L_T; the steps between; and the
+  decoder, L_0, a Gaussian whose mass falls into the 256 levels. It needs no added noise, and can be below `bits`.
+  Of the steps between, 32 are evaluated for each image, at random and each as likely as its term is large in Gaussian
+  images. Their mean is the whole sum, and the standard error counts this chance. On a digits model (100 images) all 999
+  steps gave 4.91 +- 0.046 bits/dim, and these 4.90 +- 0.046; steps as likely as each other gave 5.08 +- 0.22.
+- `denoising` is the error by noise level, on held-out and on training images: where they part, it has learned by heart.
+
 """
 
 

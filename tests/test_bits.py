@@ -11,13 +11,15 @@ from torch.distributions import Normal, kl_divergence
 from diffgen.build import restore
 from diffgen.checkpoint import load
 from diffgen.datasets.digits import digits
-from diffgen.denoiser import Denoiser
+from diffgen.denoiser import Denoiser, like
 from diffgen.errors import UsageError
 from diffgen.evaluation.likelihood import (
     LEVELS,
     bits_per_dim,
+    chosen_terms,
     dequantise,
     discretised_gaussian,
+    kl_terms,
     levels,
     mean_and_error,
     noised,
@@ -39,10 +41,10 @@ IMAGES = list(range(6))
 
 
 def wiener(s: Schedule, std: float = STD) -> Denoise:
-    """The exact denoiser of N(0, std^2)."""
+    """The exact denoiser of N(0, std^2), for one time or one each."""
 
     def denoise(x, t):
-        alpha, sigma = s.alpha(t.double()), s.sigma(t.double())
+        alpha, sigma = (like(of(t.double()), x) for of in (s.alpha, s.sigma))
         return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * x
 
     return denoise
@@ -162,9 +164,9 @@ def test_mean_and_error():
 # --- the variational bound ----------------------------------------------------------------------------------------
 
 
-def bound(pixels, steps, s=None, seed=0):
+def bound(pixels, steps, s=None, seed=0, draws=None):
     s = s or schedule("ddpm_linear")
-    return variational_bound(wiener(s), s, pixels, list(range(len(pixels))), steps=steps, seed=seed)
+    return variational_bound(wiener(s), s, pixels, list(range(len(pixels))), steps=steps, seed=seed, draws=draws)
 
 
 def test_masses_of_the_discretised_gaussian_sum_to_one():
@@ -219,14 +221,42 @@ def test_the_bound_of_gaussian_pixels_is_tight_but_for_the_decoders_variance():
     loss = (ratio - 1 - math.log(ratio)) / 2 / math.log(2)
     assert 0.1 < loss < 0.2
     assert float(bound(pixels, 1000).total.mean()) == pytest.approx(exact + loss, abs=0.02)
+    assert float(bound(pixels, 1000, draws=32).total.mean()) == pytest.approx(exact + loss, abs=0.03)
     assert float(bound(pixels, 10).steps.mean()) > float(bound(pixels, 1000).steps.mean()) + 0.1
 
 
-def test_the_bound_of_an_image_does_not_depend_on_its_batch():
+@pytest.mark.parametrize("draws", [None, 5])
+def test_the_bound_of_an_image_does_not_depend_on_its_batch(draws):
     s = schedule("ddpm_linear")
-    whole = variational_bound(wiener(s), s, PIXELS, IMAGES, steps=20, seed=0).total
-    part = variational_bound(wiener(s), s, PIXELS[[3]], [3], steps=20, seed=0).total
+    whole = variational_bound(wiener(s), s, PIXELS, IMAGES, steps=20, seed=0, draws=draws).total
+    part = variational_bound(wiener(s), s, PIXELS[[3]], [3], steps=20, seed=0, draws=draws).total
     torch.testing.assert_close(part, whole[[3]])
+
+
+@pytest.mark.parametrize("std", [STD, 0.1])
+@pytest.mark.parametrize("name", ["ddpm_linear", "cosine"])
+def test_a_few_random_terms_have_the_whole_sum_as_their_mean(name, std):
+    """Of a right and of a wrong model; the terms of the second are nothing like those the chances are made for."""
+    s = finite(name)
+    pixels = PIXELS.repeat(100, 1, 1, 1)
+    whole, few = (
+        variational_bound(wiener(s, std), s, pixels, list(range(600)), steps=200, seed=0, draws=draws).steps
+        for draws in (None, 4)
+    )
+    mean, error = mean_and_error(few - whole)
+    assert 0 < error < 0.02 * whole.mean()
+    assert abs(mean) < 3 * error
+
+
+def test_terms_are_chosen_as_often_as_they_are_divided_by():
+    """Two draws for each image, one from each half of the chances: together they follow them."""
+    s = schedule("ddpm_linear")
+    ts = torch.linspace(s.t_min, s.t_max, 12, dtype=torch.float64)
+    entries, divisors = chosen_terms(s, ts, kl_terms(s, ts)[0], list(range(4000)), seed=0, draws=2)
+    shares = torch.bincount(entries.flatten(), minlength=11) / 4000
+    torch.testing.assert_close(shares.double(), divisors, rtol=0, atol=0.03)
+    assert float(divisors.sum()) == pytest.approx(2)
+    assert (entries[:, 0] <= entries[:, 1]).all()
 
 
 def test_one_step_is_no_chain():
@@ -247,6 +277,9 @@ def test_a_trained_network_has_bits_and_a_bound(tiny_model):
     found = bits_per_dim(denoise, denoiser.schedule, data.pixels[:6], IMAGES, seed=0, rtol=1e-3, atol=1e-3)
     assert found.each.isfinite().all() and found.each.shape == (6,)
     assert 0 < found.each.mean() < 20
-    clipped = guided(denoiser, label, Guidance(scale=1), clip=True)
+
+    def clipped(x, t):
+        return denoiser(x, t, label).clamp(-1, 1)
+
     total = variational_bound(clipped, denoiser.schedule, data.pixels[:6], IMAGES, steps=20, seed=0).total
     assert total.isfinite().all() and total.mean() > 0

@@ -146,6 +146,25 @@ def test_two_processes_sample_what_one_samples(
     assert names[0] == names[1]
 
 
+def test_two_processes_judge_as_one_does(
+    runs: dict[str, Path], python: Python, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Each has a cache of its own, so the main process of the two trains the classifier while the other waits."""
+    settings = [
+        f"ckpt={runs['one']}", "n=41", "metrics=fd,kd,is,pr,dc,agreement,copies,bits,denoising", "extractor.epochs=1",
+        "sampler=ancestral", "sampler.steps=3", "batch_size=6", "guidance=1",
+    ]  # fmt: skip
+    assert command("eval", *settings, "out=one", "cache=first").code == 0
+    done = python(*TWO, "diffgen.cli.eval", *settings, "out=two", "cache=second")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results: two/results.jsonl") == 1, "only the main process speaks"
+    one, two = (json.loads((tmp_path / name / "results.jsonl").read_text()) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key in one.keys() - {"seconds", "time"}:
+        exact = not isinstance(one[key], float)
+        assert two[key] == one[key] if exact else two[key] == pytest.approx(one[key], rel=1e-3, abs=1e-6), key
+
+
 @pytest.mark.slow
 def test_errors_of_two_processes_are_told_once(python: Python, tmp_path: Path, runs: dict[str, Path]) -> None:
     """All processes stop, and the sentence stands there once."""

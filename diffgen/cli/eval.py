@@ -79,6 +79,7 @@ examples:
   diffgen-eval ckpt=... dataset.root=data n=5000                 where the data is, and fewer images
   diffgen-eval ckpt=... extractor=inception n=50000              FID-50k, with the published network
   diffgen-eval ckpt=... metrics=bits n=256                       bits/dim of held-out images
+  diffgen-eval ckpt=... metrics=vlb n=256                        their variational bound, for ddpm_linear
   diffgen-eval images=my/pictures dataset=cifar10
   diffgen-eval -m ckpt=A,B sampler=ddim,heun,dpmpp_2m sampler.steps=5,10,20     one table and one plot
   torchrun --nproc_per_node 8 --no-python diffgen-eval ckpt=...
@@ -90,8 +91,9 @@ settings:
 {indent(app.settings_text("eval"))}
 
 metrics: fd Frechet distance, kd kernel distance, is inception score, pr precision and recall, dc density and coverage,
-agreement with the asked labels, copies of training images, bits per dimension, denoising error by noise level, cas
-classification accuracy score. FID and KID are the names of the first two with extractor=inception, and only then.
+agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound, denoising
+error by noise level, cas classification accuracy score. bits, vlb and denoising draw no images. FID and KID are the
+names of the first two with extractor=inception, and only then.
 exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint or weights, 75 disk."""
 
 

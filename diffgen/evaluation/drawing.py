@@ -73,10 +73,13 @@ def gathered(share: Drawn, accelerator: Accelerator, n: int) -> Drawn:
     return Drawn(*(None if column is None else column[:n] for column in columns))  # type: ignore[arg-type]
 
 
-def featured(pictures: ImageSource, extractor: Extractor, n: int) -> Drawn:
-    """The first n pictures with their features."""
-    batches = in_order(pictures, n, torch.device("cpu"))
-    return Drawn.joined([_judged(pixels, labels, extractor) for pixels, labels in batches])
+def featured(pictures: ImageSource, extractor: Extractor, n: int, told: Callable[[int], None]) -> Drawn:
+    """The first n pictures with their features; `told` hears how many are done."""
+    parts: list[Drawn] = []
+    for pixels, labels in in_order(pictures, n, torch.device("cpu")):
+        parts.append(_judged(pixels, labels, extractor))
+        told(sum(len(part.pixels) for part in parts))
+    return Drawn.joined(parts)
 
 
 def _judged(pixels: Tensor, labels: Tensor, extractor: Extractor) -> Drawn:

@@ -20,7 +20,7 @@ from diffgen.evaluation.extractors import Splits, shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.reference import open_splits
 from diffgen.evaluation.report import BETTER, FACTORS, name
-from diffgen.files import append_text, cache_folder, write_atomically
+from diffgen.files import append_text, cache_folder, explained, write_atomically
 from diffgen.plots import curves
 from diffgen.processes import on_main
 from diffgen.sampling import Sampling, batch_size, cycle_labels
@@ -107,6 +107,8 @@ class Examiner:
         row |= {"sampler": kept["sampler"], "nfe": self.sampling.nfe, "guidance": self.sampling.guidance.scale}
         row |= {"extractor": self.extractor.name, "extractor_hash": self.extractor.hash}
         row |= measured(("fd", "kd", "agreement"), judged)
+        with explained(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
         append_text(self.out / "training.jsonl", json.dumps(row) + "\n")
         self._plot()
         key = self.settings.best_by

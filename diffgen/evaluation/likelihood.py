@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
+from diffgen.denoiser import like
 from diffgen.errors import require
 from diffgen.likelihood import hutchinson_trace, log_likelihood
 from diffgen.randomness import generator
@@ -20,6 +21,9 @@ from diffgen.schedules import Schedule, posterior, transition
 
 LEVELS = 127.5
 """Levels in a unit of x."""
+
+STD = 0.5
+"""Of images in [-1, 1], about; only how far a random choice of terms scatters depends on it."""
 
 
 class Bits(NamedTuple):
@@ -118,49 +122,97 @@ def bits_per_dim(
 
 @torch.no_grad()
 def variational_bound(
-    denoise: Denoise, schedule: Schedule, pixels: Tensor, images: list[int], *, steps: int, seed: int
+    denoise: Denoise,
+    schedule: Schedule,
+    pixels: Tensor,
+    images: list[int],
+    *,
+    steps: int,
+    seed: int,
+    draws: int | None = None,
 ) -> Bound:
     """L_T + sum of L_{t-1} + L_0 (Ho et al. 2020, eq. 5), with reverse steps of variance beta_t, as for their CIFAR-10.
 
     Over `steps` even times from t_min to t_max: with ddpm_linear and its own number of steps, the table that it was
-    trained on. Every term is evaluated, with one draw of noise, so it takes `steps` network calls an image. The decoder
-    has the variance of the posterior one step before, as in the code of Nichol & Dhariwal 2021.
+    trained on. Every expectation is one draw of noise. The decoder has the variance of the posterior one step before,
+    as in the code of Nichol & Dhariwal 2021.
 
     Args:
-        denoise: (x [B, ...], t []) -> x0_hat; may be clipped.
+        denoise: (x [B, ...], t [B]) -> x0_hat; may be clipped.
         schedule: Its clock.
         pixels: uint8 [B, ...].
         images: Their numbers, which seed the noise.
         steps: At least 2.
         seed: Of the noise.
+        draws: Terms of the sum to evaluate for each image, at random and independent of other images, so that the
+            mean stays right and the standard error over images counts this chance too; None evaluates them all. One
+            network call each, and one for the decoder.
 
     Raises:
         UsageError: There are too few steps.
     """
     require(steps >= 2, f"steps={steps} must be at least 2")
-    x0 = levels(pixels)
+    x0, dims = levels(pixels), pixels[0].numel()
     ts = torch.linspace(schedule.t_min, schedule.t_max, steps, dtype=torch.float64)
-    summed = torch.zeros(len(x0), dtype=torch.float64)
-    for number in range(1, steps):
-        _, c_0, variance = posterior(schedule, ts[number - 1], ts[number])
-        _, beta = transition(schedule, ts[number - 1], ts[number])
-        error = x0 - denoise(noised(x0, schedule, ts[number], images, seed, number), ts[number])
-        ratio = float(variance / beta)
-        summed += per_image(error**2).cpu() * float(c_0**2 / (2 * beta))  # KL of two Gaussians: means, then variances
-        summed += x0[0].numel() * (ratio - 1 - math.log(ratio)) / 2
+    weights, variances = kl_terms(schedule, ts)
+    entries, chances = chosen_terms(schedule, ts, weights, images, seed, draws)
+
+    def error(t: Tensor, draw: int) -> Tensor:
+        return x0 - denoise(noised(x0, schedule, t, images, seed, draw), t.to(x0))
+
+    summed = torch.full((len(x0),), dims * float(variances.sum()), dtype=torch.float64)
+    for draw, entry in enumerate(entries.T, 1):
+        summed += per_image(error(ts[entry + 1], draw) ** 2).cpu() * weights[entry] / chances[entry]
     _, _, variance = posterior(schedule, ts[0], ts[1])
-    x0_hat = denoise(noised(x0, schedule, ts[0], images, seed, 0), ts[0])
-    decoder = -discretised_gaussian(pixels, x0_hat, float(variance.sqrt()))
+    decoder = -discretised_gaussian(pixels, x0 - error(ts[0].expand(len(x0)), 0), float(variance.sqrt()))
     nsr = schedule.sigma(ts[-1]) / schedule.alpha(ts[-1])
     prior = per_image(x0**2).cpu() / float(2 * nsr**2)  # against N(0, sigma(t_max)^2), where samplers start
-    return Bound(*(nats / (x0[0].numel() * math.log(2)) for nats in (prior, summed, per_image(decoder).cpu())))
+    return Bound(*(nats / (dims * math.log(2)) for nats in (prior, summed, per_image(decoder).cpu())))
 
 
-def noised(x0: Tensor, schedule: Schedule, t: Tensor, images: list[int], seed: int, step: int) -> Tensor:
-    """alpha x0 + sigma z, with z a function of (seed, image, step)."""
+def kl_terms(schedule: Schedule, ts: Tensor) -> tuple[Tensor, Tensor]:
+    """L_{t-1} = weight |x0 - x0_hat|^2 + dims variance, the KL of two Gaussians: of their means, then variances.
+
+    Args:
+        schedule: Its clock.
+        ts: Times of the chain, float64 [T].
+
+    Returns:
+        weight and variance, float64 [T - 1] each, for the steps from ts[1], ts[2], ...
+    """
+    _, c_0, variance = posterior(schedule, ts[:-1], ts[1:])
+    _, beta = transition(schedule, ts[:-1], ts[1:])
+    ratio = variance / beta
+    return c_0**2 / (2 * beta), (ratio - 1 - ratio.log()) / 2
+
+
+def chosen_terms(
+    schedule: Schedule, ts: Tensor, weights: Tensor, images: list[int], seed: int, draws: int | None
+) -> tuple[Tensor, Tensor]:
+    """Which terms of the sum to evaluate, and by what to divide each, so that the mean of their sum is the whole sum.
+
+    The chances follow what the terms of white Gaussian images are (Nichol & Dhariwal 2021, sec. 3.3, learn them), and
+    one time comes from each of `draws` equal parts of them (Kingma et al. 2021, app. I).
+
+    Returns:
+        Numbers of steps, int64 [B, draws], and their divisors, float64 [T - 1].
+    """
+    if draws is None:
+        return torch.arange(len(weights)).expand(len(images), -1), torch.ones_like(weights)
+    alpha, sigma = schedule.alpha(ts[1:]), schedule.sigma(ts[1:])
+    expected = weights * (STD * sigma) ** 2 / ((STD * alpha) ** 2 + sigma**2)
+    chances = expected / expected.sum()
+    rngs = (generator("cpu", seed, "terms", i) for i in images)
+    u = torch.stack([torch.rand(draws, generator=rng, dtype=torch.float64) for rng in rngs])
+    entries = torch.searchsorted(chances.cumsum(0), (torch.arange(draws) + u) / draws)
+    return entries.clamp(max=len(weights) - 1), draws * chances
+
+
+def noised(x0: Tensor, schedule: Schedule, t: Tensor, images: list[int], seed: int, draw: int) -> Tensor:
+    """alpha x0 + sigma z at the times t, [B] or [], with z a function of (seed, image, draw)."""
     shape = x0.shape[1:]
-    z = torch.stack([torch.randn(shape, generator=generator("cpu", seed, "bound", i, step)) for i in images])
-    return float(schedule.alpha(t)) * x0 + float(schedule.sigma(t)) * z.to(x0)
+    z = torch.stack([torch.randn(shape, generator=generator("cpu", seed, "bound", i, draw)) for i in images])
+    return like(schedule.alpha(t), x0) * x0 + like(schedule.sigma(t), x0) * z.to(x0)
 
 
 def per_image(values: Tensor) -> Tensor:

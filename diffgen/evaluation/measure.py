@@ -17,7 +17,6 @@ from diffgen.evaluation.drawing import Drawn
 from diffgen.evaluation.extractors import Extractor, Splits
 from diffgen.evaluation.reference import features_of
 from diffgen.evaluation.statistics import Moments, frechet_distance
-from diffgen.files import explained
 from diffgen.images import grid, save_png
 
 NEIGHBOURS = 10_000
@@ -165,14 +164,14 @@ MEASURES: dict[str, Callable[[Judged], Row]] = {
     "copies": copies,
     "cas": accuracy_score,
 }
-"""Metrics of images; those of a model (`bits`, `denoising`) need no images, and are in `diffgen.evaluate`."""
+"""Metrics of images; those of a model (`bits`, `vlb`, `denoising`) need none, and are in `evaluation.model`."""
 
 
 def measured(wanted: Iterable[str], judged: Judged) -> Row:
     """Those of the wanted metrics that are of images."""
-    with explained(judged.out):
-        judged.out.mkdir(parents=True, exist_ok=True)
     row: Row = {}
+    if judged.splits.test is not judged.splits.train:
+        row["floor_images"] = min(len(judged.features), len(judged.splits.test))
     for name in wanted:
         if name in MEASURES:
             row |= MEASURES[name](judged)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ NAMES = {
     "copies": "near-copies of training images",
     "cas": "classification accuracy score",
     "bits": "bits/dim, held-out images",
+    "vlb": "variational bound, bits/dim",
+    "vlb_prior": "bound: prior, L_T",
+    "vlb_steps": "bound: steps between",
+    "vlb_decoder": "bound: decoder, L_0",
+    "vlb_nfe": "bound: network calls an image",
     "denoising_test": "denoising error, held-out",
 }
 """What stands in the first column; with Inception's features the first two are FID and KID."""
@@ -30,13 +36,31 @@ BETTER = {
     "kd": "lower",
     "copies": "lower",
     "bits": "lower",
+    "vlb": "lower",
+    "vlb_prior": "lower",
+    "vlb_steps": "lower",
+    "vlb_decoder": "lower",
+    "vlb_nfe": "",
     "denoising_test": "lower",
     "density": "near 1",
 }
 
 FACTORS = {"kd": 1000}
 
-IN_ONE_TABLE = ("ckpt", "images_seen", "sigma_rel", "sampler", "steps", "nfe", "guidance", "images")
+IN_ONE_TABLE = (
+    "ckpt",
+    "images_seen",
+    "sigma_rel",
+    "pictures",
+    "dataset",
+    "extractor",
+    "seed",
+    "sampler",
+    "steps",
+    "nfe",
+    "guidance",
+    "images",
+)
 
 AXES = {"nfe": "network calls (NFE)", "sigma_rel": "width of the average, sigma_rel", "images_seen": "training images"}
 """What a figure of a sweep may be drawn against; the first that differs is."""
@@ -56,6 +80,8 @@ def table(row: Row) -> Iterator[str]:
         yield f"{'  the same, trained on real images':<32}{row['cas_real']:>10.4f}"
     if "denoising_train" in row:
         yield f"{'denoising error, training':<32}{row['denoising_train']:>12.4f}"
+    if row.get("floor_images", math.inf) < row.get("images", 0):
+        yield f"held-out floors are of {row['floor_images']:,} images, and so a little worse than of {row['images']:,}"
 
 
 def name(key: str, row: Row) -> str:
