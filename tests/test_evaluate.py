@@ -320,9 +320,7 @@ def test_a_short_drawing_is_not(command: Command, tiny_model: Path, cache: str) 
 
 def test_floors_of_fewer_images_are_said_to_be_so() -> None:
     row = {"images": 500, "extractor": "classifier", "fd": 2.0, "floor_images": 360}
-    assert list(report.table(row))[-1].startswith(
-        "held-out floors are of 360 images, and so a little worse than of 500"
-    )
+    assert list(report.table(row))[-1].startswith("held-out floors are of 360 images, not 500: with fewer")
     assert "floors" not in "".join(report.table({**row, "floor_images": 500}))
 
 
