@@ -1,5 +1,6 @@
 """What makes a step or a start slow, counted; how long they take is measured by the benchmark, not here."""
 
+import platform
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from diffgen.optimizers import eager
 
 Fit = Callable[..., Path]
 Patch = pytest.MonkeyPatch
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
 CIFAR = {
     "channels": 3,
@@ -84,9 +86,7 @@ def test_optimizer_and_average_are_one_call_each(fit: Fit, tmp_path: Path, monke
     assert counts["aten::lerp_.Scalar"] == 0
 
 
-def test_a_run_that_compiles_nothing_imports_no_compiler(
-    python: Callable[..., "subprocess.CompletedProcess[str]"], tiny: list[str]
-) -> None:
+def test_a_run_that_compiles_nothing_imports_no_compiler(python: Python, tiny: list[str]) -> None:
     """To import it takes as long as all else between `import torch` and the first step."""
     program = """
 import sys
@@ -97,6 +97,27 @@ print(*codes, sample.main(), "torch" in sys.modules, "torch._dynamo" in sys.modu
 """
     done = python("-c", program, *tiny, "run_dir=run")
     assert done.stdout.splitlines()[-1] == "0 0 True False", done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept(python: Python) -> None:
+    program = """
+import resource, torch
+from diffgen import memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        [torch.ones(2**22) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first, given_back, _ = faults(), faults(), memory.keep_freed()
+faults()
+print(given_back, faults())
+"""
+    done = python("-c", program)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 100 and kept < given_back / 20, done.stderr
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
