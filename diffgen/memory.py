@@ -1,8 +1,12 @@
-"""Memory of the device: how much was used, and whether it is gone."""
+"""Memory of the device: how much was used, whether it is gone, and what is kept for the next step."""
 
+import ctypes
 import resource
+import sys
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def peak(device: torch.device) -> str:
@@ -21,3 +25,15 @@ def give_back() -> None:
     """Let go of what the GPU's allocator keeps for later."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def keep_freed() -> None:
+    """Let this process keep the memory of freed tensors for the next ones, where its C library is glibc.
+
+    By default glibc gives it back to the system, and each step on a CPU waits for the same thousands of pages again:
+    about a tenth of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that every glibc takes; larger tensors are given back
+        mallopt(M_TRIM_THRESHOLD, 2**30)

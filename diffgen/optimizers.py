@@ -1,6 +1,8 @@
 """Optimizers, with the learning rate set each step by `diffgen.settings.LrSchedule`."""
 
+import inspect
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +12,19 @@ from diffgen.errors import require
 from diffgen.registry import Table
 
 OPTIMIZERS = Table("optimizer")
+Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
+
+
+def eager(kind: type[Kind]) -> type[Kind]:
+    """An optimizer of torch's without the wrappers that keep torch's compiler out of its methods.
+
+    Each of them imports the compiler first, which takes as long as to import torch, and no optimizer is compiled here.
+    Methods that another torch does not wrap stay as they are.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), methods)
 
 
 def _check(lr: float, betas: tuple[float, ...], eps: float, weight_decay: float) -> None:
@@ -26,7 +41,7 @@ def _check(lr: float, betas: tuple[float, ...], eps: float, weight_decay: float)
 def adam(parameters: Iterable[Tensor], *, lr: float, betas: tuple[float, ...], eps: float) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015)."""
     _check(lr, betas, eps, 0)
-    return torch.optim.Adam(parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
+    return eager(torch.optim.Adam)(parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
 
 
 @OPTIMIZERS.register("adamw")
@@ -35,7 +50,7 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
     _check(lr, betas, eps, weight_decay)
-    return torch.optim.AdamW(
+    return eager(torch.optim.AdamW)(
         parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True
     )
 

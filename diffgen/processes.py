@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
+from diffgen import memory
 from diffgen.errors import DiffgenError, ProcessFault, require
 
 PATIENCE = timedelta(hours=1)
@@ -34,6 +35,8 @@ def accelerated(precision: str) -> Iterator[Accelerator]:
         precision = "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     require(precision != "fp16" or gpu, "train.precision=fp16 needs a GPU; choose one of [auto, no, bf16]")
     cpu = not gpu and not torch.backends.mps.is_available()
+    if cpu:
+        memory.keep_freed()
     patient = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patient])
     try:

@@ -113,7 +113,7 @@ class Trainer:
         self.seconds = self.seconds_before = 0.0
         self.tally = Tally.zeros(self.device)
         self.examiner: Examiner | None = None
-        self.gflop = 3 * header.gflop(self.config)  # the backward pass costs two forward ones
+        self.gflop = 3 * header.gflop(self.averaged, shape, self.device)  # the backward pass costs two forward ones
         self.peak = speed.peak_tflops(self.device, accelerator.mixed_precision)
 
     def _split_batch(self) -> int:

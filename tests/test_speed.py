@@ -1,5 +1,7 @@
-"""What makes a step slow, counted; how long it takes is measured by the benchmark, not here."""
+"""What makes a step or a start slow, counted; how long they take is measured by the benchmark, not here."""
 
+import platform
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +11,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffgen import speed, trainer
+from diffgen import header, speed, trainer
 from diffgen.build import make_model
 from diffgen.cli.app import compose_group, defaults
+from diffgen.models import DataShape
+from diffgen.optimizers import eager
 
 Fit = Callable[..., Path]
 Patch = pytest.MonkeyPatch
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
 CIFAR = {
     "channels": 3,
@@ -79,6 +84,67 @@ def test_optimizer_and_average_are_one_call_each(fit: Fit, tmp_path: Path, monke
     assert counts["aten::_foreach_lerp_.Scalar"] == 1
     assert counts["aten::_foreach_norm.Scalar"] <= 1
     assert counts["aten::lerp_.Scalar"] == 0
+
+
+def test_a_run_that_compiles_nothing_imports_no_compiler(python: Python, tiny: list[str]) -> None:
+    """To import it takes as long as all else between `import torch` and the first step."""
+    program = """
+import sys
+from diffgen.cli import sample, train
+codes = [train.main()]
+sys.argv[1:] = ["ckpt=run", "n=2", "out=samples"]
+print(*codes, sample.main(), "torch" in sys.modules, "torch._dynamo" in sys.modules)
+"""
+    done = python("-c", program, *tiny, "run_dir=run")
+    assert done.stdout.splitlines()[-1] == "0 0 True False", done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept(python: Python) -> None:
+    program = """
+import resource, torch
+from diffgen import memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        [torch.ones(2**22) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first, given_back, _ = faults(), faults(), memory.keep_freed()
+faults()
+print(given_back, faults())
+"""
+    done = python("-c", program)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 100 and kept < given_back / 20, done.stderr
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_eager_optimizers_are_those_of_torch(kind: Any) -> None:
+    states = []
+    for make in (kind, eager(kind)):
+        weights = [torch.linspace(-1, 1, 5).requires_grad_(), torch.ones(3, requires_grad=True)]
+        optimizer = make(weights[:1], lr=0.1, weight_decay=0.1)
+        optimizer.add_param_group({"params": weights[1:], "lr": 0.01})
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum(w.square().sum() for w in weights).backward()
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        states.append(str(optimizer.state_dict()) + str(weights))
+    assert states[0] == states[1]
+
+
+def test_arithmetic_is_counted_as_torch_does() -> None:
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which complains if it is held to the end
+
+    shape = DataShape(**{key: CIFAR[key] for key in ("channels", "height", "width", "num_classes")})
+    model = {**compose_group("model", "unet_small"), "attention_resolutions": [16]}
+    network = make_model({"data": dict(CIFAR), "model": model}).eval()
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 32, 32), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    assert header.gflop(network, shape, torch.device("cpu")) == counter.get_total_flops() / 1e9 > 0.1
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cifar10_edm", "cifar10_ddpm")]

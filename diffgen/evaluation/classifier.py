@@ -23,6 +23,7 @@ from diffgen.datasets.base import in_order
 from diffgen.errors import CheckpointError, DataError, require
 from diffgen.files import write_atomically
 from diffgen.images import to_float
+from diffgen.optimizers import eager
 from diffgen.randomness import data_order, generator
 from diffgen.tensor_file import digest
 
@@ -80,7 +81,7 @@ def train_classifier(source: ImageSource, *, width: int, epochs: int, seed: int,
         raise DataError("a classifier needs images of at least two classes, and these have no labels")
     model = _initial(source, width, seed).to(device)
     total = math.ceil(epochs * len(source) / BATCH)
-    optimizer = torch.optim.SGD(model.parameters(), PEAK_LR, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = eager(torch.optim.SGD)(model.parameters(), PEAK_LR, momentum=0.9, nesterov=True, weight_decay=5e-4)
     rise = max(1, round(WARMUP * total))
     cycle = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / rise, (total - step) / max(1, total - rise))
