@@ -1,17 +1,19 @@
 """What makes a step or a start slow, counted; how long they take is measured by the benchmark, not here."""
 
-import platform
+import ctypes
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffgen import header, speed, trainer
+from diffgen import header, memory, speed, trainer
 from diffgen.build import make_model
 from diffgen.cli.app import compose_group, defaults
 from diffgen.models import DataShape
@@ -99,25 +101,17 @@ print(*codes, sample.main(), "torch" in sys.modules, "torch._dynamo" in sys.modu
     assert done.stdout.splitlines()[-1] == "0 0 True False", done.stderr
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_freed_memory_is_kept(python: Python) -> None:
-    program = """
-import resource, torch
-from diffgen import memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        [torch.ones(2**22) for _ in range(8)]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-first, given_back, _ = faults(), faults(), memory.keep_freed()
-faults()
-print(given_back, faults())
-"""
-    done = python("-c", program)
-    given_back, kept = map(int, done.stdout.split())
-    assert given_back > 100 and kept < given_back / 20, done.stderr
+@pytest.mark.parametrize(("system", "calls"), [("linux", [(-3, 2**25), (-1, 2**30)]), ("darwin", [])])
+def test_freed_memory_is_kept_where_the_allocator_is_glibc(
+    monkeypatch: Patch, system: str, calls: list[tuple[int, int]]
+) -> None:
+    """The thresholds of malloc.h; what they gain is in docs/performance.md, since pages are handed out as it happens."""
+    heard: list[tuple[int, int]] = []
+    monkeypatch.setattr(sys, "platform", system)
+    library = SimpleNamespace(mallopt=lambda option, value: heard.append((option, value)))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    memory.keep_freed()
+    assert heard == calls
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
