@@ -2,11 +2,11 @@
 
     python scripts/bench.py [--threads 1] [--only training-mnist sampling] [--rounds 5] [--out FOLDER] [--quick]
 
-Whatever is compared takes turns, A B C A B C, in one process; figures are medians. Ratios are of CPU time on one
-thread, which other work on the machine hardly changes, and of wall time otherwise. Each section is written to the
-result file as soon as it is done, so a long measurement can be made in parts; `scripts/bench_table.py` turns the file
-into docs/performance.md. The peers come with `pip install -e '.[peers]'`; one that is not there is said to be missing.
-`--quick` only shows that everything runs: its figures mean nothing and are written only where `--out` says.
+Whatever is compared takes turns, A B C A B C, in one process or in one each; figures are medians. Ratios are of CPU
+time on one thread, which other work on the machine hardly changes, and of wall time otherwise. Each section is written
+to the result file as soon as it is done, so a long measurement can be made in parts; `scripts/bench_table.py` turns the
+file into docs/performance.md. The peers come with `pip install -e '.[peers]'`; one that is not there is said to be
+missing. `--quick` only shows that everything runs: its figures mean nothing and are written only where `--out` says.
 """
 
 import argparse

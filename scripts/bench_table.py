@@ -45,7 +45,8 @@ def training(section: Section) -> Lines:
     rows, bounds = section["rows"], section["bounds_gflops"]
     reference = "diffusers, published"
     ratios = times(rows, reference, lambda row: row[per_second(section)])
-    head = ["", "parameters", "GFLOP/image", "images/s", "images/CPU s", "of the bound", "spread", f"times {reference}"]
+    head = ["", "parameters", "GFLOP/image", "images/s", "images/CPU s", "of the bound", "peak GB", "spread"]
+    head.append(f"times {reference}")
     cells = [
         [
             row["name"],
@@ -54,6 +55,7 @@ def training(section: Section) -> Lines:
             short(row["images_per_second"]),
             short(row["images_per_cpu_second"]),
             f"{row['share_of_bound']:.0%}",
+            f"{row['peak_gb']:.2f}" if "peak_gb" in row else "-",
             f"{row['spread']:.0%}",
             ratio,
         ]

@@ -45,6 +45,17 @@ def test_a_peer_that_is_not_installed_is_said_to_be(scripts: None) -> None:
     assert missing == ["peer: not installed (no module no_such_peer)"]
 
 
+def test_a_competitor_steps_in_a_process_of_its_own(scripts: None, tmp_path: Path) -> None:
+    from benchmark import clock, competitor, layouts
+
+    root = layouts.pictures(tmp_path / "pictures", layouts.MNIST.shape, 20)
+    settings = {"folder": str(root), "batch": 1, "burst": 2}
+    with competitor.Competitor(layouts.MNIST.name, "diffgen, bfloat16", **settings) as ours:
+        times = clock.take_turns({"ours": ours}, 1, warmup=0)["ours"]
+    assert times["wall"] > 0 and times["cpu"] > 0 and ours.peak > 0.1
+    assert ours.process.returncode == 0
+
+
 @pytest.mark.parametrize(("name", "parameters", "gflop"), [("MNIST", 1.62e6, 1.66), ("DDPM", 35.7e6, 37.3)])
 def test_the_compared_networks_are_of_one_size(scripts: None, name: str, parameters: float, gflop: float) -> None:
     from benchmark import layouts

@@ -75,6 +75,8 @@ DDPM = Layout(
 )
 EDM = Layout("EDM CIFAR-10, 55.7 M", (3, 32, 32), (2, 128), ["model=unet_large"])
 
+LAYOUTS = {layout.name: layout for layout in (MNIST, DDPM, EDM)}
+
 PLAIN = [
     "dataset=image_folder",
     "method=ddpm",

@@ -4,6 +4,7 @@ import contextlib
 import io
 import statistics
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ from accelerate.state import AcceleratorState
 
 from benchmark import clock
 from benchmark.clock import Call, Row
+from benchmark.competitor import Competitor
 from benchmark.diffusers_loop import Loop
-from benchmark.layouts import MNIST, PLAIN, Costs, Layout, compose, lucidrains_network, pictures
+from benchmark.layouts import LAYOUTS, MNIST, PLAIN, Costs, Layout, compose, lucidrains_network, pictures
 from diffgen.lock import RunLock
 from diffgen.processes import accelerated
 from diffgen.settings import section
@@ -53,64 +55,30 @@ def our_trainer(
     return trainer, lambda: trainer._step(*next(batches))
 
 
-def ours(stack: ExitStack, layout: Layout, folder: Path, batch: int) -> dict[str, Call]:
-    """diffgen's steps."""
-    variants = {"float32": "no", "bfloat16": "bf16"}
-    calls = {
-        f"diffgen, {name}": our_trainer(stack, layout, folder, batch, precision)[1]
-        for name, precision in variants.items()
-    }
-    if torch.cuda.is_available():
-        compiled = our_trainer(stack, layout, folder, batch, "bf16", compiles=True)
-        calls["diffgen, bfloat16, compiled"] = compiled[1]
-    return calls
-
-
-def diffusers(layout: Layout, folder: Path, batch: int) -> dict[str, Call]:
-    """The script's steps, as published and tuned."""
-
-    def step(precision: str, *, tuned: bool, compiles: bool = False) -> Call:
-        fresh_accelerate()
-        return Loop(layout, folder, batch, precision=precision, tuned=tuned, compiles=compiles).step
-
-    calls = {
-        "diffusers, published": step("no", tuned=False),
-        "diffusers, tuned, float32": step("no", tuned=True),
-        "diffusers, tuned, bfloat16": step("bf16", tuned=True),
-    }
-    if torch.cuda.is_available():
-        calls["diffusers, tuned, bfloat16, compiled"] = step("bf16", tuned=True, compiles=True)
-    return calls
-
-
-def lucidrains(layout: Layout, folder: Path, batch: int, burst: int) -> dict[str, Call]:
-    """Calls of its Trainer that take `burst` steps; they read pictures in worker processes, as many as cores."""
+def lucidrains(layout: Layout, folder: Path, batch: int, precision: str, burst: int) -> Call:
+    """A call of its Trainer that takes `burst` steps; it reads pictures in worker processes, as many as cores."""
     from denoising_diffusion_pytorch import GaussianDiffusion
     from denoising_diffusion_pytorch import Trainer as TheirTrainer
 
-    def steps(amp: bool) -> Call:
-        fresh_accelerate()
-        trainer = TheirTrainer(
-            GaussianDiffusion(lucidrains_network(layout), image_size=layout.shape[1]),
-            str(folder),
-            train_batch_size=batch,
-            gradient_accumulate_every=accumulation(batch),
-            save_and_sample_every=10**9,
-            results_folder=str(folder.parent / "lucidrains"),
-            amp=amp,
-            mixed_precision_type="bf16",
-            calculate_fid=False,
-        )
+    trainer = TheirTrainer(
+        GaussianDiffusion(lucidrains_network(layout), image_size=layout.shape[1]),
+        str(folder),
+        train_batch_size=batch,
+        gradient_accumulate_every=accumulation(batch),
+        save_and_sample_every=10**9,
+        results_folder=str(folder.parent / "lucidrains"),
+        amp=precision == "bf16",
+        mixed_precision_type="bf16",
+        calculate_fid=False,
+    )
 
-        def call() -> None:
-            trainer.train_num_steps = trainer.step + burst
-            silence = io.StringIO()
-            with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
-                trainer.train()
+    def call() -> None:
+        trainer.train_num_steps = trainer.step + burst
+        silence = io.StringIO()
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            trainer.train()
 
-        return call
-
-    return {"lucidrains, published": steps(amp=False), "lucidrains, bfloat16": steps(amp=True)}
+    return call
 
 
 def accumulation(batch: int) -> int:
@@ -128,6 +96,35 @@ def repeated(call: Call, times: int) -> Call:
     return calls
 
 
+def names(layout: Layout) -> list[str]:
+    """The competitors that there are for a layout: a library, how it is used, and in which precision."""
+    compiled = ["diffgen, bfloat16, compiled"] if torch.cuda.is_available() else []
+    found = ["diffgen, float32", "diffgen, bfloat16", *compiled]
+    if layout.diffusers:
+        tuned = "diffusers, tuned, bfloat16"
+        found += ["diffusers, published", "diffusers, tuned, float32", tuned, *([f"{tuned}, compiled"] * len(compiled))]
+    return found + (["lucidrains, published", "lucidrains, bfloat16"] if layout.lucidrains else [])
+
+
+@contextlib.contextmanager
+def build(layout: str, name: str, folder: str, batch: int, burst: int) -> Iterator[Call]:
+    """A call that takes `burst` whole steps of one competitor.
+
+    Raises:
+        ImportError: The library, or what it imports, is not installed.
+    """
+    which, root, compiles = LAYOUTS[layout], Path(folder), "compiled" in name
+    precision = "bf16" if "bfloat16" in name else "no"
+    with ExitStack() as stack:
+        if name.startswith("lucidrains"):
+            yield lucidrains(which, root, batch, precision, burst)
+        elif name.startswith("diffusers"):
+            loop = Loop(which, root, batch, precision=precision, tuned="tuned" in name, compiles=compiles)
+            yield repeated(loop.step, burst)
+        else:
+            yield repeated(our_trainer(stack, which, root, batch, precision, compiles=compiles)[1], burst)
+
+
 # --- the sections -----------------------------------------------------------------------------------------------------
 
 
@@ -137,13 +134,15 @@ def training(layout: Layout, rounds: int, folder: Path, *, quick: bool) -> Row:
     batch = 2 if quick else layout.batch[device.type == "cuda"]
     burst, missing = (20 if device.type == "cuda" and not quick else 1), list[str]()
     root = pictures(folder / "pictures", layout.shape, PICTURES if not quick else 128)
+    settings = {"folder": str(root), "batch": batch, "burst": burst}
     with ExitStack() as stack:
-        calls = {name: repeated(call, burst) for name, call in ours(stack, layout, root, batch).items()}
-        if layout.diffusers:
-            theirs = clock.offered(missing, "diffusers", lambda: diffusers(layout, root, batch))
-            calls |= {name: repeated(call, burst) for name, call in theirs.items()}
-        if layout.lucidrains:
-            calls |= clock.offered(missing, "lucidrains", lambda: lucidrains(layout, root, batch, burst))
+        calls: dict[str, Competitor] = {}
+        for name in names(layout):
+            competitor = stack.enter_context(Competitor(layout.name, name, **settings))
+            if competitor.missing is None:
+                calls[name] = competitor
+            else:
+                missing.append(f"{name}: not installed (no module {competitor.missing})")
         bounds = products(device)
         times = clock.take_turns(calls | {name: call for name, (call, _) in bounds.items()}, rounds)
     basis, costs = clock.basis(device), Costs()
@@ -152,7 +151,8 @@ def training(layout: Layout, rounds: int, folder: Path, *, quick: bool) -> Row:
     rows = []
     for name in calls:
         images = burst * batch * (accumulation(batch) if name.startswith("lucidrains") else 1)
-        rows.append(pace(name, layout, images, times[name], costs, ceiling, basis))
+        row = pace(name, layout, images, times[name], costs, ceiling, basis)
+        rows.append({**row, "peak_gb": round(calls[name].peak, 2)})
     return {"layout": layout.name, "batch": batch, "bounds_gflops": gflops, "rows": rows, "missing": missing}
 
 

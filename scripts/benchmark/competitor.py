@@ -1,0 +1,102 @@
+"""A competitor of the training benchmark in a process of its own, as its users run it.
+
+So a setting that one library makes for its process (of the allocator, of waiting threads) is not a gift to the others,
+and peak memory is that of one library. The process does nothing but wait while it is not its turn.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from benchmark import clock
+from benchmark.clock import Call, Elsewhere
+
+ROOT = Path(__file__).parents[2]
+
+
+class Competitor:
+    """The parent's end: each call is one turn.
+
+    Attributes:
+        missing: The module that is not installed, if one is.
+        peak: Peak memory in GB: of the process, or of the GPU's tensors.
+    """
+
+    def __init__(self, layout: str, name: str, **settings: Any) -> None:
+        """Start the process, and wait until it has built everything; `settings` are those of `training.build`."""
+        paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+        if name.startswith("diffgen"):
+            environment.setdefault("GOMP_SPINCOUNT", "3000")  # as its commands do
+        text = json.dumps({"layout": layout, "name": name, **settings})
+        command = [sys.executable, "-m", "benchmark.competitor", text]
+        self.process = subprocess.Popen(command, env=environment, text=True, stdin=-1, stdout=-1)
+        self.name, self.peak = name, 0.0
+        self.missing: str | None = self._answer().get("missing")
+
+    def __call__(self) -> Elsewhere:
+        """One turn, timed there."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        told = self._answer()
+        self.peak = told["peak"]
+        return Elsewhere(told["wall"], told["cpu"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} failed")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> "Competitor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def peak() -> float:
+    """Peak memory of this process so far, in GB: of its tensors on a GPU, else of all of it."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def serve(call: Call) -> None:
+    """Take a turn for each line of standard input."""
+    for _ in sys.stdin:
+        wall, cpu = clock.measured(call)
+        print(json.dumps({"wall": wall, "cpu": cpu, "peak": peak()}), file=sys.__stdout__, flush=True)
+
+
+def main() -> None:
+    """The child's end."""
+    from benchmark.training import build
+
+    sys.stdout = sys.stderr  # libraries speak; only answers go to the parent
+    settings = json.loads(sys.argv[1])
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    try:
+        with build(**settings) as call:
+            print(json.dumps({}), file=sys.__stdout__, flush=True)
+            serve(call)
+    except ImportError as error:
+        print(json.dumps({"missing": error.name}), file=sys.__stdout__, flush=True)
+
+
+if __name__ == "__main__":
+    main()
