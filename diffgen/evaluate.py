@@ -161,7 +161,7 @@ def _sampling(
     }
     facts["sampler_settings"] = shown(config)
     facts["guidance"] = shown_guidance(sampling.guidance, settings.guide)
-    facts["ema"] = saved.config.get("ema", {})
+    facts["ema"] = posthoc.facts(saved.config)
     facts["sigma_rel"] = facts["ema"].get("sigma_rel")
     facts["weights"] = f"{saved.images:,} images seen{shown_average(saved)}"
     schedule = saved.config["schedule"]["name"]

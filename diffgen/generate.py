@@ -113,8 +113,8 @@ def shown(config: Mapping[str, Any]) -> str:
 
 def shown_average(saved: Checkpoint) -> str:
     """How the weights were averaged, where that was chosen afterwards."""
-    ema = saved.config.get("ema", {})
-    if "made_from" not in ema:
+    ema = posthoc.facts(saved.config)
+    if not {"sigma_rel", "made_from", "missed"} <= ema.keys():
         return ""
     return f", ema.sigma_rel {ema['sigma_rel']:g} from {ema['made_from']} averages (misses {ema['missed']:.1%})"
 

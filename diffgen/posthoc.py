@@ -6,9 +6,10 @@ profile that is wanted, in the sense of least squares, gives the weights that co
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def of_length(saved: Checkpoint, sigma_rel: float | None) -> Checkpoint:
     Raises:
         CheckpointError: The run kept no such averages, or too few to come near.
     """
-    own = saved.config.get("ema", {})
+    own = facts(saved.config)
     if sigma_rel is None or own == Power(sigma_rel).facts():
         return saved
     if own.get("profile") != "power":
@@ -62,8 +63,18 @@ def of_length(saved: Checkpoint, sigma_rel: float | None) -> Checkpoint:
     for path, share in zip(files, found.tolist(), strict=True):
         _add(weights, checkpoint.load(path), share)
     made = {name: weight.to(saved.weights[name].dtype) for name, weight in weights.items()}
-    facts = {**Power(sigma_rel).facts(), "made_from": len(files), "missed": round(missed, 4)}
-    return replace(saved, weights=made, config={**saved.config, "ema": facts})
+    how = {**Power(sigma_rel).facts(), "made_from": len(files), "missed": round(missed, 4)}
+    return replace(saved, weights=made, config={**saved.config, "ema": how})
+
+
+def facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's config says of its average; empty where it says nothing that makes sense."""
+    kinds = {"profile": str, "halflife": float, "ramp": float, "sigma_rel": float, "made_from": int, "missed": float}
+    said = config.get("ema")
+    if not isinstance(said, Mapping) or not all(isinstance(said[key], kinds.get(key, ())) for key in said):
+        return {}
+    sane = said.get("profile") != "power" or 0.001 < said.get("sigma_rel", 0) < 0.288
+    return dict(said) if sane else {}
 
 
 def _averages(saved: Checkpoint) -> dict[Path, Average]:
@@ -73,10 +84,10 @@ def _averages(saved: Checkpoint) -> dict[Path, Average]:
         if int(folder.name) <= saved.images:
             for path in sorted(folder.glob("model*.safetensors")):
                 about = checkpoint.describe(path)
-                width = about.config.get("ema", {}).get("sigma_rel")
-                if about.images > 0 and isinstance(width, float) and 0.001 < width < 0.288:
-                    found[path] = Average(about.images, width)
-    return found or {saved.path: Average(saved.images, saved.config["ema"]["sigma_rel"])}
+                said = facts(about.config)
+                if about.images > 0 and said.get("profile") == "power":
+                    found[path] = Average(about.images, said["sigma_rel"])
+    return found or {saved.path: Average(max(saved.images, 1), facts(saved.config)["sigma_rel"])}
 
 
 def _add(total: Tensors, average: Checkpoint, share: float) -> None:

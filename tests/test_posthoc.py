@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from diffgen import checkpoint, posthoc
 from diffgen.ema import EMA, Power, gamma_of
 from diffgen.errors import CheckpointError, UsageError
+from diffgen.generate import shown_average
 from diffgen.posthoc import Average, combination, overlap
 from diffgen.settings import section
 from diffgen.tensor_file import Tensors
@@ -179,3 +182,17 @@ def test_what_cannot_be_made_is_said(fit: Fit, run: Path, tiny_model: Path, tmp_
     alone.write_bytes((run / "checkpoints" / "00000320" / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="from the 1 averages"):
         posthoc.of_length(checkpoint.load(alone), 0.1)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [3, [], "power", {}, {"profile": "power"}, {"profile": ["power"]}, {"profile": "power", "sigma_rel": "x"},
+     {"profile": "power", "sigma_rel": 0.0}, {"profile": "power", "sigma_rel": 0.1, "made_from": {}}, {"other": 1}],
+)  # fmt: skip
+def test_what_a_stranger_says_of_the_average_is_not_believed(run: Path, said: Any) -> None:
+    own = checkpoint.load(run)
+    strange = replace(own, config={**own.config, "ema": said})
+    assert posthoc.facts(strange.config) in ({}, said)
+    assert shown_average(strange) == ""
+    with pytest.raises(CheckpointError, match="ema.sigma_rel=0.2"):
+        posthoc.of_length(strange, 0.2)
