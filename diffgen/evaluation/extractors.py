@@ -2,9 +2,6 @@
 
 A row is called as row(splits, cache, device, **settings) and gives an `Extractor`. Distances compare only between
 features with the same hash. The FID of the literature is that of `inception`, and of nothing else.
-
-DINOv2 is left out: torch-fidelity takes it from torch.hub alone, and that a port agrees with the reference code (Stein
-et al. 2023) cannot be said without having compared them.
 """
 
 import hashlib
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 from diffgen.datasets import Images, ImageSource
 from diffgen.errors import CheckpointError, UsageError, require
 from diffgen.evaluation.classifier import Classifier, accuracy, load_classifier, save_classifier, train_classifier
+from diffgen.evaluation.dinov2 import Dinov2, load_dinov2
 from diffgen.images import to_float
 from diffgen.processes import on_main
 from diffgen.registry import Table, build
@@ -124,6 +122,44 @@ def from_file(splits: Splits, cache: Path, device: torch.device, *, weights: str
         CheckpointError: The file is missing, damaged, or holds another network.
     """
     return Small("safetensors", *load_classifier(Path(weights)), device)
+
+
+class Tokens:
+    """The extractor around DINOv2: its class tokens, and no logits."""
+
+    name = "dinov2"
+
+    def __init__(self, network: Dinov2, checksum: str, device: torch.device):
+        """Wrap the network."""
+        self.network, self.hash, self.device = network.to(device), checksum, device
+        self.dim = network.layernorm.normalized_shape[0]
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, None]:
+        """See `Extractor`; grey images are shown as RGB.
+
+        Raises:
+            UsageError: The images have neither 1 nor 3 channels.
+        """
+        channels = pixels.shape[1]
+        require(channels in (1, 3), f"extractor=dinov2 takes grey or RGB images, and these have {channels} channels")
+        return self.network(pixels.to(self.device)), None
+
+
+@EXTRACTORS.register("dinov2")
+def dinov2(splits: Splits, cache: Path, device: torch.device, *, weights: str) -> Tokens:
+    """The class tokens of DINOv2, for FD-DINOv2 (Stein et al. 2023); the literature takes the large network.
+
+    Args:
+        splits: Not used.
+        cache: Not used.
+        device: Where to run.
+        weights: Path of `model.safetensors` of facebook/dinov2-large.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds another network.
+    """
+    return Tokens(*load_dinov2(Path(weights)), device)
 
 
 class Inception:

@@ -89,6 +89,8 @@ def name(key: str, row: Row) -> str:
     """What a figure is called: FID and KID are those of Inception alone."""
     if row.get("extractor") == "inception" and key in ("fd", "kd"):
         return {"fd": "FID", "kd": "KID x 1000"}[key]
+    if row.get("extractor") == "dinov2" and key == "fd":
+        return "FD-DINOv2"
     return f"{NAMES[key]} ({row['extractor']})" if key == "fd" else NAMES[key]
 
 
