@@ -56,7 +56,10 @@ def make_model(config: Config) -> nn.Module:
     sane = all(1 <= side <= 4096 for side in sides) and math.prod(sides) <= MAX_VALUES
     sane = sane and 0 <= shape.num_classes <= 100_000
     if not (sane and 0 <= shape.augment_labels <= 64):
-        raise UsageError(f"data of {'x'.join(map(str, sides))} and {shape.num_classes} classes is out of range")
+        raise UsageError(
+            f"data of {'x'.join(map(str, sides))} and {shape.num_classes} classes is out of range: dataset.size must "
+            f"give at most {MAX_VALUES:,} values and sides of 4096, and there may be 100,000 classes"
+        )
     if len(classes) not in (0, shape.num_classes):
         raise UsageError(f"data has {shape.num_classes} classes but {len(classes)} names")
     return build(MODELS, config["model"], shape)

@@ -272,7 +272,7 @@ def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
     """
     try:
         counters = _read_counters(folder / "state.json")
-        for name in {"model.safetensors", "state.safetensors", *filter(OTHERS.fullmatch, counters["files"])}:
+        for name in ("model.safetensors", "state.safetensors", *filter(OTHERS.fullmatch, counters["files"])):
             if sha256_of_file(folder / name) != counters["files"][name]["sha256"]:
                 raise CheckpointError(f"{folder / name} is damaged: it does not match the checksum in state.json")
         read_header(folder / "state.safetensors")

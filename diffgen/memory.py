@@ -17,8 +17,9 @@ def peak(device: torch.device) -> str:
 
 
 def is_gone(error: RuntimeError) -> bool:
-    """Whether an error says that the GPU or the CPU had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that the GPU or the CPU had no memory left; cuBLAS and cuDNN have words of their own."""
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def give_back() -> None:

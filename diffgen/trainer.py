@@ -70,6 +70,11 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
         trainer.run(request)
 
 
+def layout(device: torch.device) -> torch.memory_format:
+    """How networks lie in memory: channels last is faster on a GPU, and not on a CPU."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 class Trainer:
     """One run: its parts, its counters, and the loop."""
 
@@ -131,15 +136,14 @@ class Trainer:
 
     def _build_network(self) -> None:
         torch.manual_seed(mix(self.settings.seed, "init"))
-        layout = (
-            torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        )  # faster there, not here
-        self.network: nn.Module = make_model(self.config).to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.network: nn.Module = make_model(self.config).to(device=self.device, memory_format=layout(self.device))  # type: ignore[call-overload]
         self.emas = [self._average(profile) for profile in profiles(section(self.config, "ema"))]
         self.averaged = self.emas[0].averaged
         self.kept["ema"] = self.emas[0].profile.facts()
         compiles = self.settings.compile is True or (self.settings.compile == "auto" and self.device.type == "cuda")
-        self.model = self._shared(torch.compile(self.network) if compiles else self.network)
+        # a graph for each size of micro-batch: one for all sizes is slower, and memory may halve them
+        self.model = self._shared(torch.compile(self.network, dynamic=False) if compiles else self.network)
+        self.compiles = compiles
         self.denoiser = make_denoiser(self.config, self._autocast)
         told = "augment" in inspect.signature(self.network.forward).parameters
         require(told or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
@@ -289,6 +293,8 @@ class Trainer:
             raise Stopped(stop, self.images, self.run_dir)
         self.examiner = self._examiner()
         self.sampling.before_each = request.check
+        if self.compiles:
+            self.reporter.say("compiling the network: the first step takes minutes, the first time on this machine")
         entries = self.feed.entries(len(self.dataset), self.images)
         folder = self.run_dir / "profile" if self.settings.profile and self.main else None
         with (
@@ -298,20 +304,23 @@ class Trainer:
         ):
             for pixels, labels in self.dataset.batches(entries, self.device):
                 norm, lr = self._step(pixels, labels)
-                profiled()
+                alone = profiled()
                 stop = self._agree(request)
-                if self._after_step(norm, lr, stop):
+                if self._after_step(norm, lr, stop, alone=alone):
                     break
         if stop:
             raise Stopped(stop, self.images, self.run_dir)
         self._farewell()
 
-    def _after_step(self, norm: Tensor, lr: float, stop: int) -> bool:
-        """Log, save and preview when it is time; whether the run is over."""
+    def _after_step(self, norm: Tensor, lr: float, stop: int, *, alone: bool) -> bool:
+        """Log, save and preview when it is time; whether the run is over. A step that is profiled is left `alone`."""
         settings, done = self.settings, bool(stop) or self._progress() >= 1
         self.line.advance(min(self._progress(), 1))
         if (done and not stop) or self._crossed(settings.log_every):  # a run that goes on logs as if never stopped
             self._log(norm, lr)
+        if alone and not done:
+            return False
+        began = time.monotonic()
         if done or self._crossed(settings.checkpoint_every) or self._crossed(settings.keep_every):
             self._save(wait=done)
         if not stop and (done or self._crossed(settings.preview_every)):
@@ -319,6 +328,7 @@ class Trainer:
                 on_main(self.accelerator, lambda: self._try(self._preview))
         if self.examiner and not stop and (done or self._crossed(settings.eval_every)):
             self._try(self._examine)
+        self.logged_at += time.monotonic() - began  # images/s are of training
         return done
 
     def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:

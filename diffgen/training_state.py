@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffgen.build import MODEL_SIDE
 from diffgen.checkpoint import check_fit
@@ -49,7 +49,14 @@ def apply(
         for key, value in moments.items():
             if value.shape not in (parameter.shape, ()) or not value.is_floating_point():
                 raise CheckpointError(f"{folder}: the optimizer's {key[:80]!r} of {name} has another shape or type")
-        optimizer.state[parameter] = {key: value.to(device) for key, value in moments.items()}
+        optimizer.state[parameter] = {key: _placed(value, parameter, device) for key, value in moments.items()}
+
+
+def _placed(moment: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
+    """A moment on the device and laid out in memory as its parameter is: fused optimizers go through both as one."""
+    if moment.shape != parameter.shape:
+        return moment.to(device)
+    return torch.empty_like(parameter, dtype=moment.dtype, device=device).copy_(moment)
 
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:

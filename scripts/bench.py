@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -63,8 +64,15 @@ def facts(rounds: int) -> dict[str, Any]:
         "ratios_of": clock.basis(device),
         "rounds": rounds,
         "load": round(os.getloadavg()[0], 1),
+        "commit": commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
+
+
+def commit() -> str:
+    """What of diffgen was measured."""
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=RESULTS, capture_output=True, text=True)
+    return told.stdout.strip() or "unknown"
 
 
 def version(package: str) -> str:

@@ -142,7 +142,8 @@ def conditions(section: Section) -> str:
     facts = section["facts"]
     where = facts["machine"] if facts["device"] == "cpu" else f"{facts['device']}, {facts['machine']}"
     packages = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    return f"{where}, {facts['threads']} thread(s); {packages}."
+    commit = f" diffgen at {facts['commit']}." if "commit" in facts else ""
+    return f"{where}, {facts['threads']} thread(s); {packages}.{commit}"
 
 
 def chapter(path: Path) -> Lines:

@@ -12,10 +12,12 @@ import argparse
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import submitit
 
 NOTICE = 120  # seconds before the end of a job in which a checkpoint is written
+MOST = 1000  # times that a job is submitted again; submitit's default is 3
 
 
 class Run:
@@ -39,7 +41,8 @@ class Run:
         """Have a checkpoint written, then the same again: the run directory knows where it was."""
         if self.processes:
             self.processes.terminate()
-            self.processes.wait(NOTICE / 2)
+            with suppress(subprocess.TimeoutExpired):  # the run goes on from an earlier checkpoint then
+                self.processes.wait(NOTICE / 2)
         return submitit.helpers.DelayedSubmission(Run(self.gpus, self.settings))
 
 
@@ -59,7 +62,8 @@ def main() -> None:
     executor = submitit.AutoExecutor(folder=given.logs, cluster="local" if given.local else None)
     executor.update_parameters(nodes=given.nodes, tasks_per_node=1, timeout_min=given.minutes, name="diffgen")
     if not given.local:
-        executor.update_parameters(gpus_per_node=given.gpus, slurm_signal_delay_s=NOTICE)
+        again = {"slurm_signal_delay_s": NOTICE, "slurm_max_num_timeout": MOST}
+        executor.update_parameters(gpus_per_node=given.gpus, **again)
         if given.partition:
             executor.update_parameters(slurm_partition=given.partition)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,6 +1,7 @@
 """What makes a step or a start slow, counted; how long they take is measured by the benchmark, not here."""
 
 import ctypes
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffgen import header, memory, speed, trainer
 from diffgen.build import make_model
+from diffgen.checkpoint import load
 from diffgen.cli.app import compose_group, defaults
 from diffgen.models import DataShape
 from diffgen.optimizers import eager
@@ -170,6 +172,8 @@ def test_utilization_is_shown_where_the_peak_is_known(monkeypatch: Patch) -> Non
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA L40S", 362),
         ("Some GPU", None),
+        ("NVIDIA L40", 181),
+        ("T400", None),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert speed.peak_tflops(cuda, "bf16") == peak
@@ -180,7 +184,17 @@ def test_utilization_is_shown_where_the_peak_is_known(monkeypatch: Patch) -> Non
 
 
 def test_a_profile_is_written(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = fit(tmp_path / "run", "train.profile=true", "train.images=400")
+    run = fit(tmp_path / "run", "train.profile=true", "train.images=400", "train.preview_every=16")
     assert "convolution" in (run / "profile" / "table.txt").read_text()
-    assert (run / "profile" / "trace.json").read_text().lstrip().startswith("{")
+    events = Counter(
+        event.get("name") for event in json.loads((run / "profile" / "trace.json").read_text())["traceEvents"]
+    )
+    convolutions = sum(name.endswith("weight") and w.ndim == 4 for name, w in load(run).weights.items())
+    assert (events["aten::_fused_adamw_"], events["aten::conv2d"]) == (10, 10 * convolutions), "training steps alone"
     assert "ui.perfetto.dev" in capsys.readouterr().out
+
+
+def test_a_run_too_short_for_a_profile_says_so(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(tmp_path / "run", "train.profile=true", "train.images=160")
+    assert not (run / "profile").exists()
+    assert "no profile: it takes 20 steps, and there were 10" in capsys.readouterr().out

@@ -316,6 +316,7 @@ RESUMED = {
     "streamed, no worker": (["dataset=image_folder", "dataset.root=ROOT", "dataset.workers=0"], 64, 128),
     "streamed, 2 workers": (["dataset=image_folder", "dataset.root=ROOT", "dataset.workers=2"], 64, 128),
     "vectors": (["dataset=points"], 64, 128),
+    "channels last, as on a GPU": ([], 64, 128),
 }
 
 
@@ -330,6 +331,8 @@ def test_a_resumed_run_is_the_same_run(
     settings, half, whole = RESUMED[case]
     if "vectors" in case:  # the tiny settings are those of a U-Net
         monkeypatch.setattr(conftest, "TINY", [o for o in conftest.TINY if not o.startswith(("model.", "dataset="))])
+    if "channels last" in case:
+        monkeypatch.setattr(trainer, "layout", lambda device: torch.channels_last)
     if "streamed" in case:
         monkeypatch.setattr(image_folder, "RESIDENT_BYTES", 0)
         for number in range(20):

@@ -6,7 +6,7 @@ EMAModel with warm-up, Accelerate, a progress bar. Two things are cheaper here t
 ImageFolder stands for `datasets`, and nothing is written for TensorBoard.
 
 `tuned` is what the libraries allow without a change to them: the pictures as one uint8 tensor in memory, fused AdamW,
-EMAModel(foreach=True), no progress bar and no loss read back.
+EMAModel(foreach=True), channels_last on a GPU, no progress bar and no loss read back.
 """
 
 import io
@@ -42,6 +42,8 @@ class Loop:
 
         self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
         network: Any = diffusers_network(layout)
+        if tuned and torch.cuda.is_available():
+            network = network.to(memory_format=torch.channels_last)
         ema = {"decay": 0.9999, "use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75, "foreach": tuned}
         self.ema = EMAModel(network.parameters(), model_cls=type(network), model_config=network.config, **ema)
         self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
