@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from diffgen.settings import EmaSettings
 
+TRACKED = (0.05, 0.1)
+"""Widths from which others are made (Karras et al. 2024, sec. 3.2: two are enough)."""
+
 
 class Profile(Protocol):
     """How fast an average forgets."""
@@ -90,7 +93,7 @@ def gamma_of(sigma_rel: float) -> float:
 def profiles(settings: EmaSettings) -> list[Profile]:
     """The averages to track; the first is what previews show and checkpoints hold."""
     if settings.profile == "power":
-        return [Power(sigma_rel) for sigma_rel in settings.sigma_rel]
+        return [Power(sigma_rel) for sigma_rel in settings.sigma_rel or TRACKED]
     return [HalfLife(settings.halflife, settings.ramp)]
 
 

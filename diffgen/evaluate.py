@@ -86,6 +86,10 @@ def evaluate(
             judged = Judged(**vars(drawn), splits=splits, extractor=network, cache=cache, out=out, seed=settings.seed)
             row |= {"extractor": network.name, "extractor_hash": network.hash}
             row |= on_main(accelerator, lambda: measured(settings.wanted, judged))
+            require(
+                set(row.get("left_out", ())) != set(settings.wanted),
+                f"metrics={','.join(settings.wanted)} need labels, classes or held-out images, and there are none",
+            )
         if saved:
             row |= on_main(accelerator, lambda: _of_model(settings, sampling, splits, n, out, reporter))
         row |= {"seconds": round(time.monotonic() - started, 1), "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
@@ -114,6 +118,8 @@ def _number(settings: EvalSettings, splits: Splits, given: ImageSource | None) -
     most = len(given) if given is not None else min(MOST, len(splits.train))
     n = most if settings.n == "auto" else settings.n
     require(given is None or n <= most, f"n={n} is more than the {most} images in {settings.images}")
+    if not settings.needs_images:
+        n = min(n, len(splits.test))  # metrics of the model look at held-out images
     require(n >= FEWEST or not settings.needs_images, f"n={n} is too few: metrics of images need at least {FEWEST}")
     return n
 

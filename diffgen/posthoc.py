@@ -52,6 +52,11 @@ def of_length(saved: Checkpoint, sigma_rel: float | None) -> Checkpoint:
         )
     files = _averages(saved)
     found, missed = combination(list(files.values()), Average(saved.images, sigma_rel))
+    if missed > WORST and len(files) == 1:
+        raise CheckpointError(
+            f"ema.sigma_rel={sigma_rel:g} is made from all averages of a run, and {saved.path} stands alone: "
+            "give ckpt=RUN, or a checkpoint inside its folder checkpoints"
+        )
     if missed > WORST:
         tracked = sorted({average.sigma_rel for average in files.values()})
         raise CheckpointError(
@@ -61,7 +66,7 @@ def of_length(saved: Checkpoint, sigma_rel: float | None) -> Checkpoint:
         )
     weights = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in saved.weights.items()}
     for path, share in zip(files, found.tolist(), strict=True):
-        _add(weights, checkpoint.load(path), share)
+        _add(weights, _loaded(path), share)
     made = {name: weight.to(saved.weights[name].dtype) for name, weight in weights.items()}
     how = {**Power(sigma_rel).facts(), "made_from": len(files), "missed": round(missed, 4)}
     return replace(saved, weights=made, config={**saved.config, "ema": how})
@@ -88,6 +93,13 @@ def _averages(saved: Checkpoint) -> dict[Path, Average]:
                 if about.images > 0 and said.get("profile") == "power":
                     found[path] = Average(about.images, said["sigma_rel"])
     return found or {saved.path: Average(max(saved.images, 1), facts(saved.config)["sigma_rel"])}
+
+
+def _loaded(path: Path) -> Checkpoint:
+    try:
+        return checkpoint.load(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; ema.sigma_rel can do without it: move it away") from None
 
 
 def _add(total: Tensors, average: Checkpoint, share: float) -> None:

@@ -109,6 +109,8 @@ def _checkpoint_folder(path: Path) -> Path:
     folder = path.parent if path.is_file() else path
     if (folder / "state.json").is_file():
         return folder
+    if (folder / "model.safetensors").is_file():
+        raise CheckpointError(f"train.resume={str(path)!r} holds weights alone: nothing can go on from them")
     newest = checkpoint.find_newest(folder)
     if newest is None:
         raise CheckpointError(f"train.resume={str(path)!r} holds no complete checkpoint; choose auto, none or a path")

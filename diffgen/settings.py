@@ -55,7 +55,7 @@ class TrainSettings:
         for name in ("keep_every", "eval_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"train.{name}={value} must be at least 1 or null")
-        require(2 <= self.eval_n <= 1_000_000, f"train.eval_n={self.eval_n} must be in [2, 1000000]")
+        require(4 <= self.eval_n <= 1_000_000, f"train.eval_n={self.eval_n} must be in [4, 1000000]")
         require(
             self.micro_batch == "auto" or self.micro_batch >= 1,
             f"train.micro_batch={self.micro_batch} must be >= 1",
@@ -108,17 +108,21 @@ class EmaSettings:
     profile: Literal["halflife", "power"]
     halflife: float
     ramp: float
-    sigma_rel: tuple[float, ...]
+    sigma_rel: tuple[float, ...] | None
 
     def __post_init__(self) -> None:
         require(self.halflife > 0, f"ema.halflife={self.halflife} must be positive")
         require(0 < self.ramp <= 1, f"ema.ramp={self.ramp} must be in (0, 1]")
-        require(bool(self.sigma_rel), "ema.sigma_rel=[] is empty: give one or two widths, as [0.05, 0.1]")
-        require(
-            len({f"{width:.3f}" for width in self.sigma_rel}) == len(self.sigma_rel),
-            f"ema.sigma_rel={list(self.sigma_rel)} must be widths that differ in three decimals",
-        )
-        for width in self.sigma_rel:
+        if self.sigma_rel is not None:
+            self._check_widths(self.sigma_rel)
+
+    def _check_widths(self, widths: tuple[float, ...]) -> None:
+        given = f"ema.sigma_rel={list(widths)}"
+        require(self.profile == "power", f"{given} is for ema.profile=power, and the profile is {self.profile}")
+        require(bool(widths), f"{given} is empty: give one or two widths, as [0.05,0.1]")
+        named = {f"{width:.3f}" for width in widths}
+        require(len(named) == len(widths), f"{given} must be widths that differ in three decimals")
+        for width in widths:
             check_width(width)
 
 
@@ -236,6 +240,10 @@ coverage, agreement with the asked labels, copies of training images, bits per d
 denoising error by noise level, classification accuracy score. Those of the model itself need no samples."""
 
 
+OF_INCEPTION = {"fid": "fd", "kid": "kd"}
+"""What two of them are called over Inception's features, and only then."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings(DrawSettings):
     """The settings of `diffgen-eval`, beside sampler, extractor and data set."""
@@ -257,13 +265,27 @@ class EvalSettings(DrawSettings):
                 f"metrics={name} is a metric of a model and needs ckpt=PATH; images={self.images!r} are pictures",
             )
         require(bool(self.wanted), f"metrics=[] names none; choose some of [{', '.join(METRICS)}, all]")
-        require(self.n == "auto" or 2 <= self.n <= 10_000_000, f"n={self.n} must be in [2, 10000000], or auto")
+        require(self.n == "auto" or 1 <= self.n <= 10_000_000, f"n={self.n} must be in [1, 10000000], or auto")
         super().__post_init__()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The metrics as the user calls them."""
+        return (self.metrics,) if isinstance(self.metrics, str) else self.metrics
+
+    def check_names(self, extractor: str) -> None:
+        """Require Inception for what is called FID or KID."""
+        for name in self.named if extractor != "inception" else ():
+            require(
+                name not in OF_INCEPTION,
+                f"metrics={name} is over Inception's features: extractor=inception, or "
+                f"metrics={OF_INCEPTION.get(name)} over those of extractor={extractor}",
+            )
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """The metrics, as a tuple; `all` of pictures are those of images."""
-        names = (self.metrics,) if isinstance(self.metrics, str) else self.metrics
+        names = tuple(OF_INCEPTION.get(name, name) for name in self.named)
         every = tuple(name for name in METRICS if self.ckpt is not None or name not in OF_MODEL)
         return every if "all" in names else names
 

@@ -28,6 +28,7 @@ from diffgen.gradients import Gradients
 from diffgen.guidance import Guidance
 from diffgen.lock import RunLock
 from diffgen.losses import denoising_loss
+from diffgen.models import DataShape
 from diffgen.optimizers import OPTIMIZERS, clipped_step
 from diffgen.processes import accelerated, lost_processes_told, on_main
 from diffgen.randomness import mix
@@ -95,7 +96,7 @@ class Trainer:
         shape = self.dataset.shape
         classes = list(self.dataset.classes) if config["conditional"] else []
         require(shape.pixels or not settings.augment, "train.augment is for pictures: vectors cannot be turned")
-        self._check_judging(shape.pixels, bool(classes))
+        self._check_judging(config, shape)
         told = augment.LABELS if settings.augment else 0
         data = {**vars(shape), "num_classes": len(classes), "augment_labels": told, "classes": classes}
         self.config = {**config, "data": data}
@@ -126,11 +127,17 @@ class Trainer:
         require(batch % world == 0, f"train.batch_size={batch} must be a multiple of the {world} processes")
         return batch // world
 
-    def _check_judging(self, pixels: bool, labels: bool) -> None:
-        every, by = self.settings.eval_every, self.settings.best_by
-        require(every is None or pixels, "train.eval_every is for pictures: vectors have no features to compare")
+    def _check_judging(self, config: dict[str, Any], shape: DataShape) -> None:
+        if self.settings.eval_every is None:
+            return
+        require(shape.pixels, "train.eval_every is for pictures: vectors have no features to compare")
         require(
-            every is None or by != "agreement" or labels,
+            shape.num_classes > 1 or config["extractor"]["name"] != "classifier",
+            "train.eval_every with extractor=classifier needs labels, and the data has none: choose "
+            "extractor=inception, dinov2 or safetensors",
+        )
+        require(
+            self.settings.best_by != "agreement" or (config["conditional"] and shape.num_classes > 0),
             "train.best_by=agreement needs labels, and this model is unconditional: choose one of [fd, kd]",
         )
 
@@ -282,17 +289,20 @@ class Trainer:
     def _fit(self, request: StopRequest) -> None:
         self._header()
         self.model.train()
+        over = self._progress() >= 1
+        if over and self.resumed_from and self.resumed_from.resolve().parents[1] != self.run_dir.resolve():
+            raise UsageError(f"{self.resumed_from} has seen {self.images:,} images: give more of them to go on")
+        self.examiner = self._examiner()
+        self.sampling.before_each = request.check
         self.started = self.logged_at = time.monotonic()
         self.logged_images = self.images
-        if self._progress() >= 1:
-            if self.resumed_from and self.resumed_from.resolve().parents[1] != self.run_dir.resolve():
-                raise UsageError(f"{self.resumed_from} has seen {self.images:,} images: give more of them to go on")
+        if self.resumed_from and not self._examined(again=True):  # the evaluation in which the run was stopped
+            raise Stopped(self._agree(request, always=True), self.images, self.run_dir)
+        if over:
             self.reporter.say(f"nothing to do: {self.images:,} images are done")
             return self._farewell()
         if stop := self._agree(request, always=True):
             raise Stopped(stop, self.images, self.run_dir)
-        self.examiner = self._examiner()
-        self.sampling.before_each = request.check
         if self.compiles:
             self.reporter.say("compiling the network: the first step takes minutes, the first time on this machine")
         entries = self.feed.entries(len(self.dataset), self.images)
@@ -306,7 +316,11 @@ class Trainer:
                 norm, lr = self._step(pixels, labels)
                 alone = profiled()
                 stop = self._agree(request)
-                if self._after_step(norm, lr, stop, alone=alone):
+                done = self._after_step(norm, lr, stop, alone=alone)
+                if not stop and (done or not alone) and not self._examined():
+                    stop = self._agree(request, always=True)
+                    self._save(wait=True)
+                if done or stop:
                     break
         if stop:
             raise Stopped(stop, self.images, self.run_dir)
@@ -326,8 +340,6 @@ class Trainer:
         if not stop and (done or self._crossed(settings.preview_every)):
             with self.accelerator.autocast():
                 on_main(self.accelerator, lambda: self._try(self._preview))
-        if self.examiner and not stop and (done or self._crossed(settings.eval_every)):
-            self._try(self._examine)
         self.logged_at += time.monotonic() - began  # images/s are of training
         return done
 
@@ -454,12 +466,23 @@ class Trainer:
         on_main(self.accelerator, lambda: self._try(lambda: examiner.begin(self.images)))
         return examiner
 
-    def _examine(self) -> None:
-        """Draw and judge some images, on all processes."""
-        assert self.examiner
-        said = self.examiner.look(self.kept, self.averaged.state_dict(), self.images)
-        if said:
-            self.reporter.say(said)
+    def _examined(self, *, again: bool = False) -> bool:
+        """Judge the run if it is time, on all processes; whether it went on to the end. No clock counts this.
+
+        Args:
+            again: Only where it was to be done before, and was not.
+        """
+        due = self._progress() >= 1 or self._crossed(self.settings.eval_every)
+        if not self.examiner or not due or (again and self.examiner.looked(self.images)):
+            return True
+        began = time.monotonic()
+        examiner, said = self.examiner, list[str | None]([""])
+        self._try(lambda: said.append(examiner.look(self.kept, self.averaged.state_dict(), self.images)))
+        if said[-1]:
+            self.reporter.say(said[-1])
+        self.started += time.monotonic() - began
+        self.logged_at += time.monotonic() - began
+        return said[-1] is not None
 
     def _header(self) -> None:
         batch, world, images = self.settings.batch_size, self.accelerator.num_processes, len(self.dataset)

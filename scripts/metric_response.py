@@ -134,7 +134,7 @@ within one table: they depend on the extractor and on the number of images.
   cannot be near all of 1,437.
 - Copied training images get below that floor (the kernel distance below 0: the two sets share images); the last column
   tells them. It is the share of images whose nearest training image is less than a third as far as the second nearest,
-  in pixels (Yoon et al. 2023).
+  in pixels here (Yoon et al. 2023); `diffgen-eval` compares features.
 - Few images, many times, are good images: recall and coverage see it best, precision and density hardly.
 - Only the agreement (the mean over classes of the share that the classifier takes for what the label says) looks at
   labels.

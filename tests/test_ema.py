@@ -85,7 +85,7 @@ def test_the_model_is_untouched_and_the_average_needs_no_gradient() -> None:
 )
 def test_lengths_are_positive(halflife: float, ramp: float, words: str) -> None:
     with pytest.raises(UsageError, match=f"ema.{words}"):
-        section({"ema": {"profile": "halflife", "halflife": halflife, "ramp": ramp, "sigma_rel": [0.1]}}, "ema")
+        section({"ema": {"profile": "halflife", "halflife": halflife, "ramp": ramp, "sigma_rel": None}}, "ema")
 
 
 def test_statistics_of_the_network_are_copied() -> None:

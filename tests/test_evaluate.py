@@ -141,14 +141,19 @@ def test_a_sweep_ends_in_one_table_and_one_plot(command: Command, tiny_model: Pa
         (["images=x"], 2, "dataset is missing: dataset=NAME says what the images are judged by"),
         (["images=x", "dataset=digits"], 3, "images='x' is neither a folder of pictures nor an .npz file"),
         (["images=x", "dataset=digit"], 2, "dataset='digit' is unknown"),
-        (["ckpt=CKPT", "metrics=fid"], 2, "metrics='fid' is unknown; choose one of"),
+        (["ckpt=CKPT", "metrics=fda"], 2, "metrics='fda' is unknown; choose one of"),
+        (
+            ["ckpt=CKPT", "metrics=fid,kid"],
+            2,
+            "metrics=fid is over Inception's features: extractor=inception, or metrics=fd",
+        ),
         (["ckpt=CKPT", "metrics=[]"], 2, "metrics=[] names none; choose some of [fd, "),
         (
             ["ckpt=CKPT", "metrics=vlb"],
             2,
             "metrics=vlb is the bound of a chain of steps, and schedule=rectified_flow of",
         ),
-        (["ckpt=CKPT", "n=1"], 2, "n=1 must be in [2, 10000000], or auto"),
+        (["ckpt=CKPT", "n=1"], 2, "n=1 is too few: metrics of images need at least 4"),
         (["ckpt=CKPT", "n=3"], 2, "n=3 is too few: metrics of images need at least 4"),
         (["ckpt=CKPT", "dataset=points"], 2, "dataset=points holds vectors: diffgen-eval judges pictures"),
         (["images=x", "dataset=digits", "metrics=bits"], 2, "metrics=bits is a metric of a model and needs ckpt=PATH"),
@@ -165,6 +170,20 @@ def test_what_cannot_be_judged(
     assert words in said.err
     assert said.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_measured_is_said(command: Command, tmp_path: Path, cache: str) -> None:
+    """Pictures without labels agree with none."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "nolabels.npz", arr_0=pixels)
+    arguments = ("images=nolabels.npz", "dataset=digits", "out=out", cache, "extractor.epochs=1")
+    said = command("eval", *arguments, "metrics=agreement,cas")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "metrics=agreement,cas need labels" in said.err
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+    said = command("eval", *arguments, "metrics=agreement,fd")
+    assert said.code == 0
+    assert "left out, for want of labels, classes or held-out images: agreement" in said.out
 
 
 def noisy(name: str, *sizes: tuple[int, ...]) -> str:

@@ -1,6 +1,9 @@
 """Evaluation in training: its figures, the best weights, and that it leaves training alone."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ import pytest
 
 from diffgen import checkpoint
 from diffgen.errors import UsageError
+from diffgen.evaluation import examiner
+from diffgen.signals import Stopped
 
 Fit = Callable[..., Path]
 
@@ -72,6 +77,45 @@ def test_an_interrupted_run_is_judged_the_same(fit: Fit, run: Path, tmp_path: Pa
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_run_stopped_in_an_evaluation_makes_up_for_it(
+    fit: Fit, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """In the middle, and in the last one, when training is done."""
+    draw, calls = examiner.draw_share, []
+
+    def stopped(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(examiner, "draw_share", stopped)
+        with pytest.raises(Stopped):
+            fit(tmp_path / "run", *JUDGED)
+    assert len(rows(tmp_path / "run")) == number - 1
+    assert checkpoint.find_newest(tmp_path / "run").name == f"{32 * number:08d}"
+    fit(tmp_path / "run", *JUDGED)
+    assert rows(tmp_path / "run") == rows(run)
+    for name in ("best/model", "00000128/model", "00000128/state"):
+        files = [path / "checkpoints" / f"{name}.safetensors" for path in (run, tmp_path / "run")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_minutes_are_not_spent_on_evaluation(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four evaluations of two seconds in a run of three, which therefore reaches its images."""
+    look = examiner.Examiner.look
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(2)
+        return look(*arguments)
+
+    monkeypatch.setattr(examiner.Examiner, "look", slow)
+    folder = fit(tmp_path / "run", *JUDGED, "train.minutes=0.05")
+    assert (folder / "checkpoints" / "00000128").is_dir()
+
+
 def test_agreement_may_say_what_is_best(fit: Fit, tmp_path: Path) -> None:
     folder = fit(tmp_path / "run", *JUDGED, "train.best_by=agreement")
     figures = [row["agreement"] for row in rows(folder)]
@@ -93,7 +137,7 @@ def test_training_goes_on_where_figures_cannot_be_written(
     [
         (["conditional=false", "train.best_by=agreement"], "train.best_by=agreement needs labels"),
         (["train.eval_every=0"], "train.eval_every=0 must be at least 1 or null"),
-        (["train.eval_n=1"], "train.eval_n=1 must be in"),
+        (["train.eval_n=3"], "train.eval_n=3 must be in"),
     ],
 )
 def test_what_cannot_be_judged_is_said_at_once(fit: Fit, tmp_path: Path, overrides: list[str], words: str) -> None:

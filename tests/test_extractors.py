@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffgen import checkpoint
 from diffgen.datasets import Images
 from diffgen.datasets.digits import digits
 from diffgen.errors import CheckpointError, UsageError
@@ -39,6 +40,18 @@ def test_the_classifier_is_trained_once(cache, monkeypatch):
     assert features.shape == (360, 16) and features.dtype == torch.float32 and logits.shape == (360, 10)
     assert second.hash == first.hash
     assert torch.equal(first(SPLITS.test.pixels)[0], features)
+
+
+def test_data_without_labels_needs_another_extractor(cache):
+    images = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.full((4,), -1), ())
+    with pytest.raises(UsageError, match=r"extractor.name=classifier is trained on labels.*no classes.*inception"):
+        build(EXTRACTORS, CLASSIFIER, Splits(images, images), cache, CPU)
+
+
+def test_a_checkpoint_is_no_classifier(tiny_model):
+    """And nobody is told to delete it."""
+    with pytest.raises(CheckpointError, match="another network$"):
+        extractor({"name": "safetensors", "weights": str(checkpoint.find_model(tiny_model))}, tiny_model)
 
 
 def test_other_data_has_a_classifier_of_its_own(cache):
@@ -119,7 +132,7 @@ def published(random_inception: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_inception_is_torch_fidelitys_network(published):
     port = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    ours = extractor({"name": "inception", "weights": None}, published.parent)
+    ours = extractor({"name": "inception", "weights": None}, published.parent / "digits")
     pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     features, logits = ours(pixels)
     assert features.shape == (2, ours.dim) and features.dtype == torch.float32
@@ -161,7 +174,7 @@ def test_missing_weights_and_no_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(CheckpointError, match=r"cannot be downloaded \(no route to host\)") as refusal:
-        extractor({"name": "inception", "weights": None}, tmp_path)
+        extractor({"name": "inception", "weights": None}, tmp_path / "digits")
     assert_tells_all(refusal, tmp_path / extractors.INCEPTION)
     with pytest.raises(CheckpointError, match="nowhere.pth is missing"):
         extractor({"name": "inception", "weights": "nowhere.pth"}, tmp_path)
@@ -170,7 +183,7 @@ def test_missing_weights_and_no_network(tmp_path, monkeypatch):
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(UsageError, match="without torch-fidelity") as refusal:
-        extractor({"name": "inception", "weights": None}, tmp_path)
+        extractor({"name": "inception", "weights": None}, tmp_path / "digits")
     assert_tells_all(refusal, tmp_path / extractors.INCEPTION)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffgen import checkpoint, posthoc
-from diffgen.ema import EMA, Power, gamma_of
+from diffgen.ema import EMA, Power, gamma_of, profiles
 from diffgen.errors import CheckpointError, UsageError
 from diffgen.generate import shown_average
 from diffgen.posthoc import Average, combination, overlap
@@ -94,6 +94,9 @@ def test_more_averages_miss_less_and_one_misses_much() -> None:
 def test_the_widths_are_checked() -> None:
     good = {"profile": "power", "halflife": 1, "ramp": 1, "sigma_rel": [0.05, 0.1]}
     assert section({"ema": good}, "ema").sigma_rel == (0.05, 0.1)
+    assert [str(p) for p in profiles(section({"ema": {**good, "sigma_rel": None}}, "ema"))] == ["0.050", "0.100"]
+    with pytest.raises(UsageError, match=r"ema.sigma_rel=\[0.05, 0.1\] is for ema.profile=power"):
+        section({"ema": {**good, "profile": "halflife"}}, "ema")
     for wrong in ([], [0.3], [0.001], [0.05, 0.0501]):
         with pytest.raises(UsageError, match="ema.sigma_rel="):
             section({"ema": {**good, "sigma_rel": wrong}}, "ema")
@@ -180,7 +183,7 @@ def test_what_cannot_be_made_is_said(fit: Fit, run: Path, tiny_model: Path, tmp_
         posthoc.of_length(checkpoint.load(run), 0.01)
     alone = tmp_path / "model.safetensors"
     alone.write_bytes((run / "checkpoints" / "00000320" / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="from the 1 averages"):
+    with pytest.raises(CheckpointError, match="stands alone: give ckpt=RUN"):
         posthoc.of_length(checkpoint.load(alone), 0.1)
 
 

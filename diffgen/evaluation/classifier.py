@@ -180,12 +180,12 @@ def load_classifier(path: Path) -> tuple[Classifier, str, dict[str, object]]:
         facts = json.loads(metadata.get("facts", "{}"))
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"classifier {path} cannot be read: {error}") from None
-    checksum = digest(weights, "")
-    if metadata.get("sha256", checksum) != checksum:
-        raise CheckpointError(f"classifier {path} is damaged, its weights do not match their checksum: delete it")
     first, head = weights.get("convs.0.weight"), weights.get("head.weight")
     if first is None or head is None or first.ndim != 4 or head.ndim != 2:
         raise CheckpointError(f"classifier {path} lacks convs.0.weight or head.weight: it is another network")
+    checksum = digest(weights, "")
+    if metadata.get("sha256", checksum) != checksum:
+        raise CheckpointError(f"classifier {path} is damaged: its weights do not match their checksum")
     with torch.device("meta"):
         model = Classifier(first.shape[1], head.shape[0], first.shape[0])
     check_fit(model, weights, path)

@@ -67,6 +67,11 @@ class Examiner:
         if (self.out / "training.jsonl").exists():
             write_atomically(self.out / "training.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
+    def looked(self, images: int) -> bool:
+        """Whether there are figures for so many images; every process calls this."""
+        there: bool = on_main(self.accelerator, lambda: any(row["images_seen"] == images for row in self._rows()))
+        return there
+
     def look(self, kept: Mapping[str, Any], weights: Tensors, images: int) -> str | None:
         """Judge the run as it stands; every process calls this.
 
@@ -107,10 +112,6 @@ class Examiner:
         row |= {"sampler": kept["sampler"], "nfe": self.sampling.nfe, "guidance": self.sampling.guidance.scale}
         row |= {"extractor": self.extractor.name, "extractor_hash": self.extractor.hash}
         row |= measured(("fd", "kd", "agreement"), judged)
-        with explained(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-        append_text(self.out / "training.jsonl", json.dumps(row) + "\n")
-        self._plot()
         key = self.settings.best_by
         best = self._best()
         if best is None or (row[key] < best if BETTER.get(key) == "lower" else row[key] > best):
@@ -119,6 +120,10 @@ class Examiner:
             standing = f"the best by {key} so far"
         else:
             standing = f"the best by {key} had {best * FACTORS.get(key, 1):.4g}"
+        with explained(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        append_text(self.out / "training.jsonl", json.dumps(row) + "\n")  # after the best: what has a row is done
+        self._plot()
         shown = ", ".join(
             f"{name(key, row)} {row[key] * FACTORS.get(key, 1):.4g}" for key in ("fd", "kd", "agreement") if key in row
         )

@@ -96,9 +96,14 @@ def classifier(
         seed: Of weights, order and shifts.
 
     Raises:
-        DataError: The data has no labels.
+        UsageError: The data has no labels.
         CheckpointError: The file in the cache is damaged, or of other data.
     """
+    require(
+        splits.train.shape.num_classes > 1,
+        f"name=classifier is trained on labels, and the data has {splits.train.shape.num_classes or 'no'} classes: "
+        "choose extractor=inception, dinov2 or safetensors",
+    )
     if epochs == "auto":
         epochs = 15 if len(splits.train) < 10_000 else 2 if splits.train.shape.channels == 1 else 10
     known = splits.train.digest[:12] if isinstance(splits.train, Images) else f"{len(splits.train)}-images"
@@ -107,7 +112,10 @@ def classifier(
         model = train_classifier(splits.train, width=width, epochs=epochs, seed=seed, device=device)
         recipe = {"images": len(splits.train), "width": width, "epochs": epochs, "seed": seed}
         save_classifier(model, path, {"test_accuracy": accuracy(model, splits.test, device), **recipe})
-    model, checksum, facts = load_classifier(path)
+    try:
+        model, checksum, facts = load_classifier(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; delete it, and it is made again") from None
     shape = splits.train.shape
     if (model.channels, model.head.out_features) != (shape.channels, shape.num_classes):
         raise CheckpointError(f"classifier {path} was trained on another data set: delete it, or use another folder")
@@ -194,7 +202,7 @@ def inception(splits: Splits, cache: Path, device: torch.device, *, weights: str
 
     Args:
         splits: Not used.
-        cache: Where the weights are looked for, and downloaded to, if `weights` is null.
+        cache: Beside it the weights are looked for, and downloaded to, if `weights` is null.
         device: Where to run.
         weights: Path of the published file.
 
@@ -202,7 +210,7 @@ def inception(splits: Splits, cache: Path, device: torch.device, *, weights: str
         UsageError: torch-fidelity is not installed.
         CheckpointError: The weights are missing or other bytes.
     """
-    path = Path(weights) if weights else cache / INCEPTION
+    path = Path(weights) if weights else cache.parent / INCEPTION  # for all data sets
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
@@ -233,8 +241,9 @@ def _check_inception(path: Path) -> None:
 
 def _sentence(path: Path, what: str) -> str:
     return (
-        f"{path} {what}: extractor=inception needs pip install 'diffgen[eval]' and the file {INCEPTION_URL} (SHA-256 "
-        f"{INCEPTION_SHA256}), put there or named with extractor.weights=PATH; extractor=classifier needs no download"
+        f"weights {path} {what}: extractor=inception needs pip install 'diffgen[eval]' and the file {INCEPTION_URL} "
+        f"(SHA-256 {INCEPTION_SHA256}), put there or named with extractor.weights=PATH; extractor=classifier needs no "
+        "download"
     )
 
 

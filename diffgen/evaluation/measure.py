@@ -172,7 +172,8 @@ def measured(wanted: Iterable[str], judged: Judged) -> Row:
     row: Row = {}
     if judged.splits.test is not judged.splits.train:
         row["floor_images"] = min(len(judged.features), len(judged.splits.test))
-    for name in wanted:
-        if name in MEASURES:
-            row |= MEASURES[name](judged)
-    return row
+    found = {name: MEASURES[name](judged) for name in wanted if name in MEASURES}
+    for figures in found.values():
+        row |= figures
+    left = [name for name, figures in found.items() if not figures]
+    return row | ({"left_out": left} if left else {})

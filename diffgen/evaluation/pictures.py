@@ -31,6 +31,8 @@ def pictures(images: str, reference: ImageSource, name: str) -> ImageSource:
         DataError: They cannot be read, or their sizes or classes are not the reference's.
     """
     path = Path(images)
+    if (path / "grid.png").is_file() and (path / "images").is_dir():  # as diffgen-sample leaves it
+        path = path / "images"
     if not path.exists():
         raise DataError(f"images={images!r} is neither a folder of pictures nor an .npz file")
     try:

@@ -76,13 +76,15 @@ def table(row: Row) -> Iterator[str]:
             note = f"  +- {FACTORS.get(key, 1) * error:.3g}" if error is not None else ""
             value = _shown(row[key], key)
             yield f"{name(key, row):<32}{value:>12}{floors[0]:>12}{floors[1]:>12}   {BETTER.get(key, 'higher')}{note}"
-    if "cas_real" in row:
-        yield f"{'  the same, trained on real images':<32}{row['cas_real']:>10.4f}"
-    if "denoising_train" in row:
-        yield f"{'denoising error, training':<32}{row['denoising_train']:>12.4f}"
+        if key == "cas" and "cas_real" in row:
+            yield f"{'  of one trained on real images':<32}{row['cas_real']:>12.4f}"
+        if key == "denoising_test" and "denoising_train" in row:
+            yield f"{'  on training images':<32}{row['denoising_train']:>12.4f}"
+    if left := row.get("left_out"):
+        yield f"left out, for want of labels, classes or held-out images: {', '.join(left)}"
     if row.get("floor_images", math.inf) < row.get("images", 0):
         fewer, judged = row["floor_images"], row["images"]
-        yield f"held-out floors are of {fewer:,} images, not {judged:,}: with fewer the Frechet distance rises"
+        yield f"held-out floors are of {fewer:,} images, not {judged:,}: with fewer, distances rise and coverage falls"
 
 
 def name(key: str, row: Row) -> str:
