@@ -5,8 +5,6 @@ step k sees (a function of the seed and k, for the global batch), what is saved,
 in images seen, so one GPU and eight run the same recipe.
 """
 
-import copy
-import inspect
 import math
 import time
 from collections.abc import Callable
@@ -15,31 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffgen import augment, checkpoint, header, memory, preview, speed, training_state
-from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, make_weighting
-from diffgen.console import Reporter, count
-from diffgen.datasets import ImageSource
-from diffgen.ema import EMA, Profile, profiles
-from diffgen.errors import CheckpointError, DiffgenError, EnvironmentFault, NonFiniteError, UsageError, require
-from diffgen.feed import Feed
-from diffgen.gradients import Gradients
-from diffgen.guidance import Guidance
+from diffgen import checkpoint, header, memory, preview, speed, training_state
+from diffgen.assembly import Assembly
+from diffgen.console import count
+from diffgen.errors import CheckpointError, DiffgenError, EnvironmentFault, NonFiniteError, UsageError
 from diffgen.lock import RunLock
-from diffgen.losses import denoising_loss
-from diffgen.models import DataShape
-from diffgen.optimizers import OPTIMIZERS, clipped_step
+from diffgen.optimizers import clipped_step
 from diffgen.processes import accelerated, lost_processes_told, on_main
-from diffgen.randomness import mix
-from diffgen.registry import bind, build
 from diffgen.run_directory import RunLog, choose_run
-from diffgen.sampling import Sampling
-from diffgen.settings import LrSchedule, PreviewSettings, TrainSettings, section
+from diffgen.settings import TrainSettings, section
 from diffgen.signals import Interrupted, Stopped, StopRequest, stop_requests
 from diffgen.tally import Tally
-from diffgen.tensor_file import check_plain
-from diffgen.times import TIMES
 from diffgen.writer import Snapshot, Writer
 
 if TYPE_CHECKING:
@@ -71,131 +57,19 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
         trainer.run(request)
 
 
-def layout(device: torch.device) -> torch.memory_format:
-    """How networks lie in memory: channels last is faster on a GPU, and not on a CPU."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
-
-
-class Trainer:
-    """One run: its parts, its counters, and the loop."""
+class Trainer(Assembly):
+    """One run: its counters, its directory, and the loop."""
 
     def __init__(self, config: dict[str, Any], settings: TrainSettings, accelerator: Accelerator) -> None:
         """Build every part; nothing is written before all of them fit together."""
-        self.settings, self.accelerator = settings, accelerator
-        self.lr_schedule: LrSchedule = section(config, "lr_schedule")
-        self.preview_settings: PreviewSettings = section(config, "preview")
-        self.device: torch.device = accelerator.device
-        self.main: bool = accelerator.is_main_process
-        self.local_batch = self._split_batch()
-        self.reporter = Reporter(speaks=self.main)
-        self.time = bind(TIMES, config["time"])
-
-        first: list[ImageSource] = []
-        on_main(accelerator, lambda: first.append(make_dataset(config)))  # the others find the download done
-        self.dataset: ImageSource = first[0] if first else make_dataset(config)
-        shape = self.dataset.shape
-        classes = list(self.dataset.classes) if config["conditional"] else []
-        require(shape.pixels or not settings.augment, "train.augment is for pictures: vectors cannot be turned")
-        self._check_judging(config, shape)
-        told = augment.LABELS if settings.augment else 0
-        data = {**vars(shape), "num_classes": len(classes), "augment_labels": told, "classes": classes}
-        self.config = {**config, "data": data}
-        self.kept = {part: self.config[part] for part in (*MODEL_SIDE, "sampler")}
-        self.kept["trained"] = {"dataset": config["dataset"]["name"], "method": config["method"]}
-        self.kept["guidance"] = self.preview_settings.guidance
-        check_plain(self.kept, "this run")  # else its own checkpoints could not be read
-        self._build_network()
-        self._build_optimizer()
-        self._build_steps()
-        self._rehearse()
-        self.sampling = Sampling.from_config(
-            make_denoiser(self.config, self.averaged),
-            config["sampler"],
-            guidance=Guidance(scale=self.preview_settings.guidance),
-            seed=self.preview_settings.seed,
-            device=self.device,
-        )
+        super().__init__(config, settings, accelerator)
         self.step = self.images = 0
         self.seconds = self.seconds_before = 0.0
         self.tally = Tally.zeros(self.device)
         self.examiner: Examiner | None = None
-        self.gflop = 3 * header.gflop(self.averaged, shape, self.device)  # the backward pass costs two forward ones
+        # the backward pass costs two forward ones
+        self.gflop = 3 * header.gflop(self.averaged, self.dataset.shape, self.device)
         self.peak = speed.peak_tflops(self.device, accelerator.mixed_precision)
-
-    def _split_batch(self) -> int:
-        world, batch = self.accelerator.num_processes, self.settings.batch_size
-        require(batch % world == 0, f"train.batch_size={batch} must be a multiple of the {world} processes")
-        return batch // world
-
-    def _check_judging(self, config: dict[str, Any], shape: DataShape) -> None:
-        if self.settings.eval_every is None:
-            return
-        require(shape.pixels, "train.eval_every is for pictures: vectors have no features to compare")
-        require(
-            shape.num_classes > 1 or config["extractor"]["name"] != "classifier",
-            "train.eval_every with extractor=classifier needs labels, and the data has none: choose "
-            "extractor=inception, dinov2 or safetensors",
-        )
-        require(
-            self.settings.best_by != "agreement" or (config["conditional"] and shape.num_classes > 0),
-            "train.best_by=agreement needs labels, and this model is unconditional: choose one of [fd, kd]",
-        )
-
-    def _build_network(self) -> None:
-        torch.manual_seed(mix(self.settings.seed, "init"))
-        self.network: nn.Module = make_model(self.config).to(device=self.device, memory_format=layout(self.device))  # type: ignore[call-overload]
-        self.emas = [self._average(profile) for profile in profiles(section(self.config, "ema"))]
-        self.averaged = self.emas[0].averaged
-        self.kept["ema"] = self.emas[0].profile.facts()
-        compiles = self.settings.compile is True or (self.settings.compile == "auto" and self.device.type == "cuda")
-        # a graph for each size of micro-batch: one for all sizes is slower, and memory may halve them
-        self.model = self._shared(torch.compile(self.network, dynamic=False) if compiles else self.network)
-        self.compiles = compiles
-        self.denoiser = make_denoiser(self.config, self._autocast)
-        told = "augment" in inspect.signature(self.network.forward).parameters
-        require(told or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
-        self.weighting = make_weighting(self.config)
-        self.trained = nn.ModuleDict({"model": self.network})  # all that has parameters: what is optimized and saved
-        if isinstance(self.weighting, nn.Module):
-            self.trained["weighting"] = self.weighting.to(self.device)
-            self.weighting = self._shared(self.weighting)
-
-    def _average(self, profile: Profile) -> EMA:
-        return EMA(self.network, copy.deepcopy(self.network).eval().requires_grad_(False), profile)
-
-    def _shared(self, module: Any) -> Any:
-        """A module whose gradients all processes exchange."""
-        return self.accelerator.prepare_model(module) if self.accelerator.num_processes > 1 else module
-
-    def _autocast(self, *inputs: Tensor | None) -> Tensor:
-        """The network in the run's precision; what is around it stays in float32."""
-        with self.accelerator.autocast():
-            return self.model(*inputs)
-
-    def _build_optimizer(self) -> None:
-        optimizer = build(OPTIMIZERS, self.config["optimizer"], self.trained.parameters())
-        self.base_lr: float = optimizer.param_groups[0]["lr"]
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-
-    def _build_steps(self) -> None:
-        first = self.accelerator.process_index * self.local_batch
-        share = slice(first, first + self.local_batch)
-        self.feed = Feed(self.settings, self.denoiser.schedule, self.time, share)
-        given = self.settings.micro_batch
-        self.gradients = Gradients(
-            self.accelerator,
-            [module for module in (self.model, self.weighting) if isinstance(module, nn.Module)],
-            lambda *batch: denoising_loss(self.denoiser, self.weighting, *batch),
-            self.settings.seed,
-            given if isinstance(given, int) else self.local_batch,
-            self.reporter.warn,
-        )
-
-    def _rehearse(self) -> None:
-        """Call what checks its numbers when it runs, so that a bad one is told before anything is written."""
-        t = self.time(torch.full((1,), 0.5, device=self.device), self.denoiser.schedule)
-        alpha, sigma, _, _ = self.denoiser.coefficients(t)
-        self.weighting(alpha, sigma, self.denoiser.c_out(t))
 
     # --- the run directory ----------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffgen import checkpoint, files, run_directory, tensor_file, trainer
+from diffgen import assembly, checkpoint, files, run_directory, tensor_file, trainer
 from diffgen.console import Reporter
 from diffgen.denoiser import Denoiser
 from diffgen.errors import EnvironmentFault, NonFiniteError
@@ -55,7 +55,7 @@ def same_run(first: Path, second: Path, metrics: Metrics, images: int = 128) -> 
 
 def at_step(monkeypatch: Patch, number: int, act: Callable[[Tensor], Tensor | None], *, until: int = 0) -> None:
     """Before the losses of step `number` (to `until` - 1) are handed on, `act` sees and may change them."""
-    loss = trainer.denoising_loss
+    loss = assembly.denoising_loss
     calls = iter(range(1000))
 
     def changed(*arguments: Any) -> Tensor:
@@ -65,7 +65,7 @@ def at_step(monkeypatch: Patch, number: int, act: Callable[[Tensor], Tensor | No
             return values if other is None else other
         return values
 
-    monkeypatch.setattr(trainer, "denoising_loss", changed)
+    monkeypatch.setattr(assembly, "denoising_loss", changed)
 
 
 # --- signals ------------------------------------------------------------------------------------------------
@@ -114,9 +114,9 @@ def test_the_preemption_signal_can_be_chosen(fit: Fit, tmp_path: Path, monkeypat
 def test_a_signal_before_the_first_step(
     fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch
 ) -> None:
-    make = trainer.make_dataset
+    make = assembly.make_dataset
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "make_dataset", lambda config: (signal.raise_signal(signal.SIGTERM), make(config))[1])
+        patch.setattr(assembly, "make_dataset", lambda config: (signal.raise_signal(signal.SIGTERM), make(config))[1])
         with pytest.raises(Stopped, match="at 0 images"):
             fit(tmp_path / "run")
     assert names(tmp_path / "run" / "checkpoints") == []
@@ -163,9 +163,9 @@ def test_a_signal_in_a_checkpoint(
 
 TWICE = """
 import os, signal, sys, time
-from diffgen import trainer
+from diffgen import assembly
 from diffgen.cli import train
-loss, calls = trainer.denoising_loss, iter(range(99))
+loss, calls = assembly.denoising_loss, iter(range(99))
 def impatient(*arguments):
     if next(calls) == 5:
         while not os.path.exists("run/checkpoints/00000064"):  # it is written in the background
@@ -174,7 +174,7 @@ def impatient(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
     return loss(*arguments)
-trainer.denoising_loss = impatient
+assembly.denoising_loss = impatient
 sys.exit(train.main())
 """
 
@@ -526,7 +526,7 @@ def test_weights_that_are_not_finite_are_not_saved(fit: Fit, tmp_path: Path, mon
 
 def needs_memory(monkeypatch: Patch, most: int) -> None:
     """Beyond `most` images the CPU's allocator really fails."""
-    loss = trainer.denoising_loss
+    loss = assembly.denoising_loss
 
     def hungry(*arguments: Any) -> Tensor:
         values = loss(*arguments)
@@ -534,7 +534,7 @@ def needs_memory(monkeypatch: Patch, most: int) -> None:
             torch.empty(2**50)
         return values
 
-    monkeypatch.setattr(trainer, "denoising_loss", hungry)
+    monkeypatch.setattr(assembly, "denoising_loss", hungry)
 
 
 @fault("out of memory", "the micro-batch is halved until it fits, and this is told; the batch is the same")
@@ -583,16 +583,16 @@ def test_a_clock_that_goes_backwards(
 
 DYING = """
 import os, signal, sys, time
-from diffgen import trainer
+from diffgen import assembly
 from diffgen.cli import train
-loss, calls = trainer.denoising_loss, iter(range(99))
+loss, calls = assembly.denoising_loss, iter(range(99))
 def dying(*arguments):
     if next(calls) == 6 and os.environ["RANK"] == "{rank}":
         while not os.path.exists("run/checkpoints/00000064"):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return loss(*arguments)
-trainer.denoising_loss = dying
+assembly.denoising_loss = dying
 sys.exit(train.main())
 """
 
@@ -613,30 +613,30 @@ def test_a_process_that_dies(tmp_path: Path, tiny: list[str], python: Callable[.
 
 CROWDED = """
 import os, sys
-from diffgen import trainer
+from diffgen import assembly
 import torch
 from diffgen.cli import train
-loss = trainer.denoising_loss
+loss = assembly.denoising_loss
 def hungry(*arguments):
     values = loss(*arguments)
     if os.environ["RANK"] == "1" and len(values) > 2:
         torch.empty(2**50)
     return values
-trainer.denoising_loss = hungry
+assembly.denoising_loss = hungry
 sys.exit(train.main())
 """
 
 
 ASKED = """
 import os, signal, sys
-from diffgen import trainer
+from diffgen import assembly
 from diffgen.cli import train
-loss, calls = trainer.denoising_loss, iter(range(99))
+loss, calls = assembly.denoising_loss, iter(range(99))
 def asked(*arguments):
     if next(calls) == 4 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGUSR1)
     return loss(*arguments)
-trainer.denoising_loss = asked
+assembly.denoising_loss = asked
 sys.exit(train.main())
 """
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffgen import checkpoint
+from diffgen import assembly, checkpoint
 from diffgen.build import restore
 from diffgen.guidance import Guidance
 from diffgen.sampling import Sampling
@@ -48,10 +48,9 @@ def test_images_are_those_of_the_cpu(tiny_model: Path, compose: Any, name: str) 
 def test_a_step_that_is_not_finite_is_skipped(
     fit: Callable[..., Path], metrics: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    from diffgen import trainer
 
-    loss, calls = trainer.denoising_loss, iter(range(1000))
-    monkeypatch.setattr(trainer, "denoising_loss", lambda *a: loss(*a) * (float("nan") if next(calls) == 30 else 1))
+    loss, calls = assembly.denoising_loss, iter(range(1000))
+    monkeypatch.setattr(assembly, "denoising_loss", lambda *a: loss(*a) * (float("nan") if next(calls) == 30 else 1))
     run = fit(tmp_path / "run", f"train.precision={precision}", "train.compile=false", "train.images=1280")
     rows = metrics(run)
     assert rows[-1]["skipped"] - rows[29]["skipped"] == 1

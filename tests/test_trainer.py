@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffgen import checkpoint, trainer
+from diffgen import assembly, checkpoint
 from diffgen.build import restore
 from diffgen.datasets import folder as image_folder
 from diffgen.errors import CheckpointError, EnvironmentFault, UsageError
@@ -194,13 +194,13 @@ def test_previews_show_the_same_seeds(fit: Fit, tmp_path: Path) -> None:
 def seen(monkeypatch: Patch) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Collects (x0, label, t, z) of every call of the loss."""
     calls = []
-    loss = trainer.denoising_loss
+    loss = assembly.denoising_loss
 
     def record(denoiser: Any, weighting: Any, x0: Tensor, label: Tensor, t: Tensor, z: Tensor, told: Any) -> Tensor:
         calls.append((x0.clone(), label.clone(), t.clone(), z.clone()))
         return loss(denoiser, weighting, x0, label, t, z, told)
 
-    monkeypatch.setattr(trainer, "denoising_loss", record)
+    monkeypatch.setattr(assembly, "denoising_loss", record)
     return calls
 
 
@@ -332,7 +332,7 @@ def test_a_resumed_run_is_the_same_run(
     if "vectors" in case:  # the tiny settings are those of a U-Net
         monkeypatch.setattr(conftest, "TINY", [o for o in conftest.TINY if not o.startswith(("model.", "dataset="))])
     if "channels last" in case:
-        monkeypatch.setattr(trainer, "layout", lambda device: torch.channels_last)
+        monkeypatch.setattr(assembly, "layout", lambda device: torch.channels_last)
     if "streamed" in case:
         monkeypatch.setattr(image_folder, "RESIDENT_BYTES", 0)
         for number in range(20):
