@@ -20,7 +20,7 @@ from diffgen.guidance import Guidance
 from diffgen.losses import denoising_loss
 from diffgen.models import DataShape
 from diffgen.optimizers import OPTIMIZERS
-from diffgen.processes import on_main
+from diffgen.processes import main_first
 from diffgen.randomness import mix
 from diffgen.registry import bind, build
 from diffgen.sampling import Sampling
@@ -48,9 +48,7 @@ class Assembly:
         self.reporter = Reporter(speaks=self.main)
         self.time = bind(TIMES, config["time"])
 
-        first: list[ImageSource] = []
-        on_main(accelerator, lambda: first.append(make_dataset(config)))  # the others find the download done
-        self.dataset: ImageSource = first[0] if first else make_dataset(config)
+        self.dataset: ImageSource = main_first(accelerator, lambda: make_dataset(config))
         shape = self.dataset.shape
         classes = list(self.dataset.classes) if config["conditional"] else []
         require(shape.pixels or not settings.augment, "train.augment is for pictures: vectors cannot be turned")
@@ -91,6 +89,12 @@ class Assembly:
         require(
             self.settings.best_by != "agreement" or (config["conditional"] and shape.num_classes > 0),
             "train.best_by=agreement needs labels, and this model is unconditional: choose one of [fd, kd]",
+        )
+        extractor = config["extractor"]["name"]
+        require(
+            self.settings.best_by != "agreement" or extractor in ("classifier", "safetensors"),
+            f"train.best_by=agreement needs a classifier of the data's classes, which extractor={extractor} is not: "
+            "choose one of [fd, kd]",
         )
 
     def _build_network(self) -> None:

@@ -114,6 +114,10 @@ def complete(folders: Path) -> list[Path]:
 
 def thinned(folder: Path) -> bool:
     """Whether `rotate` has left a folder its averages alone."""
+    return _half_thinned(folder) and not (folder / "state.safetensors").exists()
+
+
+def _half_thinned(folder: Path) -> bool:
     return not (folder / "state.json").exists() and _has_others(folder)
 
 
@@ -319,6 +323,8 @@ def rotate(folders: Path, keep: int) -> None:
     Of a run with several averages these are kept, without what training would need to go on: other lengths are made
     from them.
     """
+    for folder in filter(_half_thinned, numbered(folders)[keep:]):  # a crash came between
+        (folder / "state.safetensors").unlink(missing_ok=True)
     for folder in complete(folders)[keep:]:
         if _stays(folder):
             continue

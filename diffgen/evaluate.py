@@ -1,6 +1,5 @@
 """diffgen-eval: how good a checkpoint, or a folder of pictures, is. One pass over the images, one row of results."""
 
-import json
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -21,10 +20,11 @@ from diffgen.evaluation.drawing import Drawn, draw_share, featured, gathered
 from diffgen.evaluation.extractors import Extractor, Splits, shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.pictures import pictures
-from diffgen.evaluation.reference import open_splits
+from diffgen.evaluation.reference import Reference, open_splits
+from diffgen.evaluation.report import as_json
 from diffgen.files import append_text, cache_folder, explained
 from diffgen.generate import make_sampling, resolve_sampler, shape_of, shown, shown_average, shown_guidance
-from diffgen.processes import accelerated, on_main
+from diffgen.processes import accelerated, main_first, on_main
 from diffgen.sampling import Sampling, batch_size, cycle_labels
 from diffgen.settings import EvalSettings
 
@@ -58,7 +58,7 @@ def evaluate(
     with accelerated(settings.precision) as accelerator:
         reporter = Reporter(speaks=accelerator.is_main_process)
         saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
-        splits = open_splits(dataset)
+        splits = main_first(accelerator, lambda: open_splits(dataset))
         _check_shape(saved, splits, str(dataset["name"]))
         given = pictures(settings.images, splits.train, str(dataset["name"])) if settings.images else None
         out = _out(settings, saved)
@@ -83,7 +83,8 @@ def evaluate(
                 assert given is not None
                 with reporter.progress(n, 0) as line:
                     drawn = featured(given, network, n, lambda done: line.update(done, "pictures seen"))
-            judged = Judged(**vars(drawn), splits=splits, extractor=network, cache=cache, out=out, seed=settings.seed)
+            reference = Reference(splits, network, cache)
+            judged = Judged(**vars(drawn), reference=reference, out=out, seed=settings.seed)
             row |= {"extractor": network.name, "extractor_hash": network.hash}
             row |= on_main(accelerator, lambda: measured(settings.wanted, judged))
             require(
@@ -94,7 +95,7 @@ def evaluate(
             row |= on_main(accelerator, lambda: _of_model(settings, sampling, splits, n, out, reporter))
         row |= {"seconds": round(time.monotonic() - started, 1), "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         row |= {"versions": {"diffgen": __version__, "torch": torch.__version__}}
-        on_main(accelerator, lambda: append_text(out / "results.jsonl", json.dumps(row) + "\n"))
+        on_main(accelerator, lambda: append_text(out / "results.jsonl", as_json(row)))
         _tell(reporter, row, out)
         return row
 

@@ -6,10 +6,10 @@ profile that is wanted, in the sense of least squares, gives the weights that co
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from diffgen.checkpoint import Checkpoint
 from diffgen.ema import Power, gamma_of
 from diffgen.errors import CheckpointError
 from diffgen.tensor_file import Tensors
+
+T = TypeVar("T")
 
 WORST = 0.1
 """Share of a profile that a combination may miss; what is further off would not be the average that was asked for."""
@@ -48,8 +50,10 @@ def of_length(saved: Checkpoint, sigma_rel: float | None) -> Checkpoint:
     if own.get("profile") != "power":
         raise CheckpointError(
             f"ema.sigma_rel={sigma_rel:g} needs a run trained with ema.profile=power, and that of {saved.path} was "
-            "trained with ema.profile=halflife: leave ema.sigma_rel out"
+            "not: leave ema.sigma_rel out"
         )
+    if saved.images < 1:
+        raise CheckpointError(f"{saved.path} has seen no images: there is nothing to average")
     files = _averages(saved)
     found, missed = combination(list(files.values()), Average(saved.images, sigma_rel))
     if missed > WORST and len(files) == 1:
@@ -66,8 +70,8 @@ def of_length(saved: Checkpoint, sigma_rel: float | None) -> Checkpoint:
         )
     weights = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in saved.weights.items()}
     for path, share in zip(files, found.tolist(), strict=True):
-        _add(weights, _loaded(path), share)
-    made = {name: weight.to(saved.weights[name].dtype) for name, weight in weights.items()}
+        _add(weights, _without(path, checkpoint.load), share)
+    made = {name: _as(weight, saved.weights[name].dtype) for name, weight in weights.items()}
     how = {**Power(sigma_rel).facts(), "made_from": len(files), "missed": round(missed, 4)}
     return replace(saved, weights=made, config={**saved.config, "ema": how})
 
@@ -85,19 +89,25 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
 def _averages(saved: Checkpoint) -> dict[Path, Average]:
     """All averages of the run up to this checkpoint."""
     found = {}
-    for folder in checkpoint.numbered(saved.path.resolve().parents[1]):
+    for folder in checkpoint.numbered(saved.path.resolve().parent.parent):
         if int(folder.name) <= saved.images:
             for path in sorted(folder.glob("model*.safetensors")):
-                about = checkpoint.describe(path)
+                about = _without(path, checkpoint.describe)
                 said = facts(about.config)
                 if about.images > 0 and said.get("profile") == "power":
                     found[path] = Average(about.images, said["sigma_rel"])
-    return found or {saved.path: Average(max(saved.images, 1), facts(saved.config)["sigma_rel"])}
+    return found or {saved.path: Average(saved.images, facts(saved.config)["sigma_rel"])}
 
 
-def _loaded(path: Path) -> Checkpoint:
+def _as(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A sum in its own type; what counts is whole."""
+    return weight.to(dtype) if dtype.is_floating_point else weight.round().to(dtype)
+
+
+def _without(path: Path, read: Callable[[Path], T]) -> T:
+    """What is read from one of many averages; an error says that the others would do."""
     try:
-        return checkpoint.load(path)
+        return read(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; ema.sigma_rel can do without it: move it away") from None
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +12,8 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from diffgen import memory
 from diffgen.errors import DiffgenError, ProcessFault, require
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(hours=1)
 """How long a process waits for one that hangs: the main one may be downloading, or drawing a preview in 1000 steps.
@@ -70,6 +72,13 @@ def lost_processes_told(accelerator: Accelerator) -> Iterator[None]:
         else:
             raise
         raise ProcessFault(f"{what}: the newest checkpoint is whole, type the same command again") from error
+
+
+def main_first(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """What `make` gives on each process; the main one goes first, so that the others find its downloads done."""
+    first: list[T] = []
+    on_main(accelerator, lambda: first.append(make()))
+    return first[0] if first else make()
 
 
 def on_main(accelerator: Accelerator, call: Callable[[], Any]) -> Any:

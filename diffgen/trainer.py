@@ -350,13 +350,16 @@ class Trainer(Assembly):
         if not self.examiner or not due or (again and self.examiner.looked(self.images)):
             return True
         began = time.monotonic()
-        examiner, said = self.examiner, list[str | None]([""])
-        self._try(lambda: said.append(examiner.look(self.kept, self.averaged.state_dict(), self.images)))
-        if said[-1]:
-            self.reporter.say(said[-1])
-        self.started += time.monotonic() - began
-        self.logged_at += time.monotonic() - began
-        return said[-1] is not None
+        try:
+            self.reporter.say(self.examiner.look(self.kept, self.averaged.state_dict(), self.images))
+        except EnvironmentFault as error:
+            self.reporter.warn(f"{error}; training goes on")
+        except Interrupted:
+            return False
+        finally:
+            self.started += time.monotonic() - began
+            self.logged_at += time.monotonic() - began
+        return True
 
     def _header(self) -> None:
         batch, world, images = self.settings.batch_size, self.accelerator.num_processes, len(self.dataset)

@@ -107,3 +107,7 @@ def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
     save_file(short, tmp_path / "short.safetensors")
     with pytest.raises(CheckpointError, match="layernorm.bias"):
         load_dinov2(tmp_path / "short.safetensors")
+    odd = {**weights(37), "embeddings.position_embeddings": torch.zeros(1, 200, WIDTH)}
+    save_file(odd, tmp_path / "odd.safetensors")
+    with pytest.raises(CheckpointError, match="another network"):
+        load_dinov2(tmp_path / "odd.safetensors")

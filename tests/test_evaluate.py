@@ -5,10 +5,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cases import schedule
 from PIL import Image
 
@@ -17,6 +19,9 @@ from diffgen.build import restore
 from diffgen.checkpoint import load
 from diffgen.datasets.digits import digits
 from diffgen.evaluation import report
+from diffgen.evaluation.drawing import Drawn
+from diffgen.evaluation.extractors import Splits
+from diffgen.evaluation.measure import Judged, agreement
 from diffgen.evaluation.model import chain_length
 
 Command = Callable[..., Any]
@@ -184,6 +189,24 @@ def test_what_cannot_be_measured_is_said(command: Command, tmp_path: Path, cache
     said = command("eval", *arguments, "metrics=agreement,fd")
     assert said.code == 0
     assert "left out, for want of labels, classes or held-out images: agreement" in said.out
+
+
+def test_agreement_is_with_the_datas_own_classes() -> None:
+    """Inception's thousand classes have nothing to say about digits."""
+    splits = Splits(digits(split="train"), digits(split="test"))
+    drawn = Drawn(splits.test.pixels[:4], torch.arange(4), torch.zeros(4, 2), torch.zeros(4, 1008))
+    held: Any = SimpleNamespace(splits=splits)
+    judged = Judged(**vars(drawn), reference=held, out=Path(), seed=0)
+    assert agreement(judged) == {}
+    judged.logits = torch.eye(10)[:4]
+    assert agreement(judged)["agreement"] == 1.0
+
+
+def test_columns_are_named_for_what_all_rows_have() -> None:
+    rows: list[dict[str, Any]] = [{"extractor": "inception", "fd": 2.0}, {"extractor": "classifier", "fd": 1.0}]
+    assert "Frechet distance" in report.many([*rows, {"bits": 3.0}])[0]
+    assert "FID" in report.many(rows[:1])[0]
+    assert json.loads(report.as_json({"a": [float("nan"), 1.0], "b": float("inf")})) == {"a": [None, 1.0], "b": None}
 
 
 def noisy(name: str, *sizes: tuple[int, ...]) -> str:

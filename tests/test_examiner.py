@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from diffgen import checkpoint
-from diffgen.errors import UsageError
-from diffgen.evaluation import examiner
+from diffgen.errors import NonFiniteError, UsageError
+from diffgen.evaluation import examiner, reference
 from diffgen.signals import Stopped
 
 Fit = Callable[..., Path]
@@ -150,3 +150,44 @@ def test_vectors_are_not_judged(command: Callable[..., Any], tmp_path: Path) -> 
     said = command("train", "dataset=points", "train.eval_every=100", "run_dir=run")
     assert (said.code, "train.eval_every is for pictures" in said.err) == (2, True)
     assert not (tmp_path / "run").exists()
+
+
+def test_unlike_figures_are_not_compared(fit: Fit, run: Path, tmp_path: Path) -> None:
+    """With other numbers of images the distance differs by that alone: the best begins anew, the curve too."""
+    folder = fit(tmp_path / "run", *JUDGED, "train.images=64")
+    before = checkpoint.load(folder / "checkpoints" / "best").config["best"]["images"]
+    fit(tmp_path / "run", *JUDGED, "train.eval_n=20")
+    assert (before, checkpoint.load(folder / "checkpoints" / "best").config["best"]["images"]) == (40, 20)
+    assert [row["images"] for row in rows(folder)] == [40, 40, 20, 20, 20], "the last of the first kind is made up for"
+
+
+def test_the_best_of_a_discarded_branch_is_not_the_best(fit: Fit, tmp_path: Path) -> None:
+    """The newest checkpoint is from before the best weights: they may come again, or not."""
+    folder = fit(tmp_path / "run", *JUDGED, "train.images=64")
+    best = folder / "checkpoints" / "best"
+    about = checkpoint.load(best)
+    config = {**about.config, "best": {**about.config["best"], "value": -1.0}}
+    checkpoint.save_model(best, config, 96, about.weights)
+    fit(tmp_path / "run", *JUDGED, "train.images=128")
+    found = checkpoint.load(best)
+    assert found.config["best"]["value"] > 0 and found.images in (96, 128)
+
+
+def test_samples_that_are_not_finite_do_not_end_training(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise NonFiniteError("the samples are not finite")
+
+    monkeypatch.setattr(examiner, "draw_share", broken)
+    folder = fit(tmp_path / "run", *JUDGED)
+    assert (folder / "checkpoints" / "00000128").is_dir() and not (folder / "checkpoints" / "best").exists()
+    assert "128 images: the samples are not finite, and not judged" in capsys.readouterr().out
+
+
+def test_reference_features_are_made_once(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    computed = reference._computed
+    monkeypatch.setattr(reference, "_computed", lambda *what: (made.append(1), computed(*what))[1])
+    fit(tmp_path / "run", *JUDGED, "extractor.seed=7")
+    assert len(made) == 2, "of both splits, in four evaluations"

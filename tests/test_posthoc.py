@@ -199,3 +199,16 @@ def test_what_a_stranger_says_of_the_average_is_not_believed(run: Path, said: An
     assert shown_average(strange) == ""
     with pytest.raises(CheckpointError, match="ema.sigma_rel=0.2"):
         posthoc.of_length(strange, 0.2)
+
+
+def test_a_checkpoint_of_no_images_has_no_average(run: Path) -> None:
+    with pytest.raises(CheckpointError, match="has seen no images"):
+        posthoc.of_length(replace(checkpoint.load(run), images=0), 0.1)
+
+
+def test_what_a_crash_left_of_a_thinned_checkpoint_goes(fit: Fit, tmp_path: Path) -> None:
+    folders = fit(tmp_path / "run", *POWER, "train.images=96") / "checkpoints"
+    (folders / "00000032" / "state.safetensors").write_bytes(b"left")
+    assert not checkpoint.thinned(folders / "00000032")
+    checkpoint.rotate(folders, 2)
+    assert checkpoint.thinned(folders / "00000032") and checkpoint.damage(folders / "00000096") is None

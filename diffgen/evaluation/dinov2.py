@@ -4,6 +4,7 @@ Parameters have the names that they have in the safetensors files on Hugging Fac
 published ones saw images of 518 x 518; at 224 x 224 their position embeddings are resized as the authors' code does.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -116,6 +117,17 @@ class Dinov2(nn.Module):
         return self.layernorm(x[:, 0])
 
 
+def _sound(*shape: int) -> bool:
+    """Whether position embeddings are [1, 1 + n n, whole heads]."""
+    return (
+        len(shape) == 3
+        and 1 < shape[1] <= 10_000
+        and math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1
+        and shape[2] > 0
+        and shape[2] % HEAD == 0
+    )
+
+
 def load_dinov2(path: Path) -> tuple[Dinov2, str]:
     """Read `model.safetensors` of dinov2-small, -base or -large.
 
@@ -135,7 +147,7 @@ def load_dinov2(path: Path) -> tuple[Dinov2, str]:
         ) from None
     weights.pop("embeddings.mask_token", None)  # of its training
     positions = weights.get("embeddings.position_embeddings")
-    if positions is None or positions.ndim != 3 or positions.shape[2] % HEAD or positions.shape[1] > 10_000:
+    if positions is None or not _sound(*positions.shape):
         raise CheckpointError(f"{path} has no embeddings.position_embeddings of DINOv2's shape: it is another network")
     depth = sum(name.endswith(".norm1.weight") for name in weights)
     with torch.device("meta"):

@@ -13,20 +13,24 @@ import torch
 from accelerate import Accelerator
 
 from diffgen import checkpoint
+from diffgen.build import make_dataset
 from diffgen.datasets import ImageSource
-from diffgen.errors import CheckpointError
+from diffgen.errors import CheckpointError, NonFiniteError
 from diffgen.evaluation.drawing import Drawn, draw_share, gathered
 from diffgen.evaluation.extractors import Splits, shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
-from diffgen.evaluation.reference import open_splits
-from diffgen.evaluation.report import BETTER, FACTORS, name
+from diffgen.evaluation.reference import Reference
+from diffgen.evaluation.report import BETTER, FACTORS, as_json, name
 from diffgen.files import append_text, cache_folder, explained, write_atomically
 from diffgen.plots import curves
-from diffgen.processes import on_main
+from diffgen.processes import main_first, on_main
 from diffgen.sampling import Sampling, batch_size, cycle_labels
 from diffgen.settings import TrainSettings
 from diffgen.signals import Interrupted
 from diffgen.tensor_file import Tensors
+
+FIGURES = ("fd", "kd", "agreement")
+WHOLE, NOT_FINITE, STOPPED = range(3)  # what became of a process's share of the images
 
 
 class Examiner:
@@ -55,24 +59,37 @@ class Examiner:
             DiffgenError: The data has no labels, or the extractor cannot be had.
         """
         self.settings, self.sampling, self.accelerator = settings, sampling, accelerator
-        self.splits = _splits(config["dataset"], dataset)
-        self.cache = cache_folder() / "eval" / str(config["dataset"]["name"])
-        self.extractor = shared_extractor(config["extractor"], self.splits, self.cache, accelerator)
+        splits = main_first(accelerator, lambda: _splits(config["dataset"], dataset))
+        cache = cache_folder() / "eval" / str(config["dataset"]["name"])
+        extractor = shared_extractor(config["extractor"], splits, cache, accelerator)
+        self.reference = Reference(splits, extractor, cache)
         self.out, self.best_folder = run_dir / "eval", run_dir / "checkpoints" / "best"
+        self.path = self.out / "training.jsonl"
+        self.forgotten = False
+        self.kind = {
+            "images": settings.eval_n,
+            "seed": sampling.seed,
+            "sampler": config["sampler"],
+            "guidance": sampling.guidance.scale,
+            "extractor": extractor.name,
+            "extractor_hash": extractor.hash,
+        }
         self.labels = cycle_labels(settings.eval_n, config["data"]["num_classes"])
 
     def begin(self, images: int) -> None:
-        """Drop figures from beyond where the run stands."""
+        """Drop figures from beyond where the run stands, and forget best weights from there: they may not return."""
+        with suppress(CheckpointError):
+            self.forgotten = checkpoint.describe(self.best_folder).images > images
         rows = [row for row in self._rows() if row["images_seen"] <= images]
-        if (self.out / "training.jsonl").exists():
-            write_atomically(self.out / "training.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        if self.path.exists():
+            write_atomically(self.path, "".join(map(as_json, rows)))
 
     def looked(self, images: int) -> bool:
-        """Whether there are figures for so many images; every process calls this."""
-        there: bool = on_main(self.accelerator, lambda: any(row["images_seen"] == images for row in self._rows()))
+        """Whether there are figures of this kind for so many images; every process calls this."""
+        there: bool = on_main(self.accelerator, lambda: any(row["images_seen"] == images for row in self._like()))
         return there
 
-    def look(self, kept: Mapping[str, Any], weights: Tensors, images: int) -> str | None:
+    def look(self, kept: Mapping[str, Any], weights: Tensors, images: int) -> str:
         """Judge the run as it stands; every process calls this.
 
         Args:
@@ -81,75 +98,82 @@ class Examiner:
             images: Training images seen.
 
         Returns:
-            What there is to say, or None if the run is to stop.
+            What there is to say.
 
         Raises:
             EnvironmentFault: The figures or the best weights cannot be written.
+            Interrupted: A process was told to stop.
         """
         drawn = self._drawn()
         if drawn is None:
-            return None
+            return f"{images:,} images: the samples are not finite, and not judged"
         said: str = on_main(self.accelerator, lambda: self._judge(drawn, kept, weights, images))
         return said
 
     def _drawn(self) -> Drawn | None:
-        """The images, or None if any process was told to stop."""
-        shape, device = self.splits.train.shape, self.accelerator.device
+        """The images, or None if some are not finite; processes learn of each other's fate before they exchange."""
+        shape, device = self.reference.splits.train.shape, self.accelerator.device
         size = (shape.channels, shape.height, shape.width)
-        batch, share = batch_size(size, device), None
-        with suppress(Interrupted):
+        share, fate = None, WHOLE
+        try:
             share = draw_share(
-                self.sampling, size, self.labels, self.extractor, self.accelerator, batch, lambda done: None
-            )
-        whole = self.accelerator.gather(torch.tensor([share is not None], device=device))
-        return gathered(share, self.accelerator, len(self.labels)) if share and bool(whole.all()) else None
+                self.sampling, size, self.labels, self.reference.extractor, self.accelerator,
+                batch_size(size, device), lambda done: None,
+            )  # fmt: skip
+        except NonFiniteError:
+            fate = NOT_FINITE
+        except Interrupted:
+            fate = STOPPED
+        worst = int(self.accelerator.gather(torch.tensor([fate], device=device)).max())
+        if worst == STOPPED:
+            raise Interrupted
+        return gathered(share, self.accelerator, len(self.labels)) if share and worst == WHOLE else None
 
     def _judge(self, drawn: Drawn, kept: Mapping[str, Any], weights: Tensors, images: int) -> str:
-        judged = Judged(
-            **vars(drawn), splits=self.splits, extractor=self.extractor, cache=self.cache, out=self.out, seed=0
-        )
-        row: Row = {"images_seen": images, "images": len(self.labels), "seed": self.sampling.seed}
-        row |= {"sampler": kept["sampler"], "nfe": self.sampling.nfe, "guidance": self.sampling.guidance.scale}
-        row |= {"extractor": self.extractor.name, "extractor_hash": self.extractor.hash}
-        row |= measured(("fd", "kd", "agreement"), judged)
+        judged = Judged(**vars(drawn), reference=self.reference, out=self.out, seed=0)
+        row: Row = {"images_seen": images, **self.kind, "nfe": self.sampling.nfe} | measured(FIGURES, judged)
         key = self.settings.best_by
         best = self._best()
-        if best is None or (row[key] < best if BETTER.get(key) == "lower" else row[key] > best):
-            facts = {"metric": key, "value": row[key], "extractor": self.extractor.hash}
+        if key not in row:
+            standing = f"there is no {key} to choose the best by"
+        elif best is None or (row[key] < best if BETTER.get(key) == "lower" else row[key] > best):
+            facts = {"metric": key, "value": row[key], **self.kind}
             checkpoint.save_model(self.best_folder, {**kept, "best": facts}, images, weights)
+            self.forgotten = False
             standing = f"the best by {key} so far"
         else:
             standing = f"the best by {key} had {best * FACTORS.get(key, 1):.4g}"
         with explained(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        append_text(self.out / "training.jsonl", json.dumps(row) + "\n")  # after the best: what has a row is done
+        append_text(self.path, as_json(row))  # after the best: what has a row is done
         self._plot()
-        shown = ", ".join(
-            f"{name(key, row)} {row[key] * FACTORS.get(key, 1):.4g}" for key in ("fd", "kd", "agreement") if key in row
-        )
-        return f"{images:,} images: {shown}; {standing}"
+        shown = [f"{name(key, row)} {row[key] * FACTORS.get(key, 1):.4g}" for key in FIGURES if key in row]
+        return f"{images:,} images: {', '.join(shown)}; {standing}"
 
     def _best(self) -> float | None:
-        """The figure of the best weights so far, if it is of this metric and extractor."""
+        """The figure of the best weights so far, if it is of this kind."""
         try:
             facts = checkpoint.describe(self.best_folder).config["best"]
-            same = (facts["metric"], facts["extractor"]) == (self.settings.best_by, self.extractor.hash)
-            return float(facts["value"]) if same else None
+            same = {**facts, "value": None} == {"metric": self.settings.best_by, "value": None, **self.kind}
+            return float(facts["value"]) if same and not self.forgotten else None
         except (CheckpointError, KeyError, TypeError, ValueError):
             return None
 
     def _rows(self) -> list[Row]:
         """The figures so far; lines that a crash cut short are left out."""
-        path = self.out / "training.jsonl"
         rows = []
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            with suppress(ValueError, KeyError, TypeError):
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.is_file() else ():
+            with suppress(ValueError, KeyError, TypeError, OverflowError):
                 row = json.loads(line)
                 rows.append({**row, "images_seen": int(row["images_seen"])})
         return rows
 
+    def _like(self) -> list[Row]:
+        """Those that compare: of as many images, the same features, sampler and seed."""
+        return [row for row in self._rows() if all(row.get(key) == value for key, value in self.kind.items())]
+
     def _plot(self) -> None:
-        rows, key = self._rows(), self.settings.best_by
+        rows, key = self._like(), self.settings.best_by
         points = [(row["images_seen"], row[key] * FACTORS.get(key, 1)) for row in rows if key in row]
         label = name(key, rows[-1])
         write_atomically(self.out / "training.png", curves({label: points}, "training images seen", label))
@@ -157,5 +181,6 @@ class Examiner:
 
 def _splits(config: Mapping[str, Any], training: ImageSource) -> Splits:
     """The run's own images, and what its data set holds out from them, if anything."""
-    held_out = open_splits(config).test if config.get("split") == "train" else training
-    return Splits(training, held_out)
+    if config.get("split") != "train":
+        return Splits(training, training)
+    return Splits(training, make_dataset({"dataset": {**config, "split": "test"}}))

@@ -22,7 +22,7 @@ from diffgen.errors import CheckpointError, UsageError, require
 from diffgen.evaluation.classifier import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from diffgen.evaluation.dinov2 import Dinov2, load_dinov2
 from diffgen.images import to_float
-from diffgen.processes import on_main
+from diffgen.processes import main_first
 from diffgen.registry import Table, build
 
 EXTRACTORS = Table("extractor")
@@ -264,6 +264,5 @@ def _tensors_only() -> Iterator[None]:
 
 def shared_extractor(config: Mapping[str, object], splits: Splits, cache: Path, accelerator: Accelerator) -> Extractor:
     """The extractor of a config; the main process trains or downloads it, the others find it done."""
-    first: list[Extractor] = []
-    on_main(accelerator, lambda: first.append(build(EXTRACTORS, config, splits, cache, accelerator.device)))
-    return first[0] if first else build(EXTRACTORS, config, splits, cache, accelerator.device)
+    made: Extractor = main_first(accelerator, lambda: build(EXTRACTORS, config, splits, cache, accelerator.device))
+    return made

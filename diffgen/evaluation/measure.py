@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from diffgen.datasets import Images
 from diffgen.evaluation import metrics
 from diffgen.evaluation.classifier import class_agreement, classification_accuracy_score
 from diffgen.evaluation.drawing import Drawn
-from diffgen.evaluation.extractors import Extractor, Splits
-from diffgen.evaluation.reference import features_of
+from diffgen.evaluation.extractors import Splits
+from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.statistics import Moments, frechet_distance
 from diffgen.images import grid, save_png
 
@@ -34,30 +33,30 @@ class Judged(Drawn):
     """Images to be judged, and what is compared with them.
 
     Attributes:
-        splits: The data set.
-        extractor: What made the features.
-        cache: Folder of features that are kept.
+        reference: The data set, with its features.
         out: Folder for pictures.
         seed: Of random subsets.
     """
 
-    splits: Splits
-    extractor: Extractor
-    cache: Path
+    reference: Reference
     out: Path
     seed: int
 
-    @cached_property
+    @property
+    def splits(self) -> Splits:
+        """The data set."""
+        return self.reference.splits
+
+    @property
     def train(self) -> Tensor:
         """Features of the training split."""
-        return features_of(self.splits.train, self.extractor, self.cache)
+        return self.reference.train
 
-    @cached_property
+    @property
     def test(self) -> Tensor | None:
         """Features of as many images of the test split, where there is one: floors depend on the number of images."""
-        if self.splits.test is self.splits.train:
-            return None
-        return features_of(self.splits.test, self.extractor, self.cache)[: len(self.features)]
+        test = self.reference.test
+        return None if test is None else test[: len(self.features)]
 
 
 Row = dict[str, Any]
@@ -114,8 +113,8 @@ def neighbourhoods(judged: Judged, *, robust: bool) -> Row:
 def agreement(judged: Judged) -> Row:
     """Share of images that the classifier takes for the class that was asked for, over all and by class."""
     asked = judged.labels >= 0
-    if judged.logits is None or not asked.any():
-        return {}
+    if judged.logits is None or not asked.any() or judged.logits.shape[1] != judged.splits.train.shape.num_classes:
+        return {}  # also where the logits are of other classes, as Inception's are
     by_class = class_agreement(judged.logits[asked], judged.labels[asked])
     return {"agreement": float(by_class.nanmean()), "agreement_by_class": [round(v, 4) for v in by_class.tolist()]}
 

@@ -75,13 +75,14 @@ def _arrays(path: Path, reference: ImageSource) -> Images:
     try:
         with np.load(path, allow_pickle=False) as file:  # noqa: TID251  arrays alone, never objects
             found = {key: file[key] for key in ("arr_0", "arr_1") if key in file}
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error):
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error, MemoryError, RuntimeError):
         raise DataError(f"{name} is no .npz of numbers that can be read") from None
     if "arr_0" not in found:
         raise DataError(f"{name} holds no arr_0, which are the images, uint8 [N, H, W, C]")
-    pixels, labels = found["arr_0"], found.get("arr_1", np.full(len(found["arr_0"]), NO_LABEL))
+    pixels = found["arr_0"]
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise DataError(f"{name} holds arr_0 of {pixels.dtype} {list(pixels.shape)}: it must be uint8 [N, H, W, C]")
+    labels = found.get("arr_1", np.full(len(pixels), NO_LABEL))
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataError(f"{name} holds arr_1 of {labels.dtype} {list(labels.shape)}: labels are whole numbers [N]")
     try:

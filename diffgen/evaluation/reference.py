@@ -1,7 +1,7 @@
 """Features of real images, computed once and kept: by the images' own hash and the extractor's."""
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,32 @@ def open_splits(dataset: Mapping[str, Any]) -> Splits:
     return Splits(*(make_dataset({"dataset": {**dataset, "split": split}}) for split in ("train", "test")))
 
 
+class Reference:
+    """What images are compared with: a data set's splits and their features, computed once.
+
+    Attributes:
+        splits: The data set.
+        extractor: What makes the features.
+        cache: Folder of features that are kept.
+    """
+
+    def __init__(self, splits: Splits, extractor: Extractor, cache: Path) -> None:
+        """Nothing is computed before it is asked for."""
+        self.splits, self.extractor, self.cache = splits, extractor, cache
+
+    @cached_property
+    def train(self) -> Tensor:
+        """Features of the training split."""
+        return features_of(self.splits.train, self.extractor, self.cache)
+
+    @cached_property
+    def test(self) -> Tensor | None:
+        """Features of the test split, where there is one."""
+        if self.splits.test is self.splits.train:
+            return None
+        return features_of(self.splits.test, self.extractor, self.cache)
+
+
 def features_of(source: ImageSource, extractor: Extractor, cache: Path) -> Tensor:
     """Features float32 [n, d] of all images of a data set, on the CPU, from `cache` if they are there.
 
@@ -40,6 +66,7 @@ def features_of(source: ImageSource, extractor: Extractor, cache: Path) -> Tenso
     if known is None:
         known = _computed(source, extractor)
         write_atomically(path, save({"features": known}))
+        _read.cache_clear()  # it remembers that there was none
     return known
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -96,6 +97,12 @@ def name(key: str, row: Row) -> str:
     return f"{NAMES[key]} ({row['extractor']})" if key == "fd" else NAMES[key]
 
 
+def shared_name(key: str, rows: Sequence[Row]) -> str:
+    """What a column of several rows is called; the general name where they are over different features."""
+    names = {name(key, row) for row in rows if key in row}
+    return names.pop() if len(names) == 1 else NAMES[key]
+
+
 def _shown(value: float | None, key: str) -> str:
     return "" if value is None else f"{FACTORS.get(key, 1) * value:.4g}"
 
@@ -104,7 +111,7 @@ def many(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the table of a sweep: what differs between rows, and all figures."""
     facts = [key for key in IN_ONE_TABLE if len({str(row.get(key)) for row in rows}) > 1]
     figures = [key for key in NAMES if any(key in row for row in rows)]
-    heads = [*facts, *(name(key, rows[0]) for key in figures)]
+    heads = [*facts, *(shared_name(key, rows) for key in figures)]
     cells = [
         [*(str(row.get(key, "")) for key in facts), *(_shown(row.get(key), key) for key in figures)] for row in rows
     ]
@@ -115,6 +122,19 @@ def as_text(heads: list[str], cells: list[list[str]]) -> list[str]:
     """Columns of equal width."""
     widths = [max(len(line[i]) for line in (heads, *cells)) for i in range(len(heads))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in (heads, *cells)]
+
+
+def as_json(row: Row) -> str:
+    """A line of JSON, which has no word for what is not a number: null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return {key: plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+    return json.dumps(plain(row), allow_nan=False) + "\n"
 
 
 def as_csv(heads: list[str], cells: list[list[str]]) -> str:
@@ -141,4 +161,4 @@ def plot(rows: Sequence[Row]) -> bytes | None:
         points.setdefault(", ".join([str(row["sampler"]), *others]), []).append(
             (row[axis], FACTORS.get(key, 1) * row[key])
         )
-    return plots.curves({label: sorted(those) for label, those in points.items()}, AXES[axis], name(key, rows[0]))
+    return plots.curves({label: sorted(those) for label, those in points.items()}, AXES[axis], shared_name(key, rows))

@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,7 +39,9 @@ class Competitor:
             environment.setdefault("GOMP_SPINCOUNT", "3000")  # as its commands do
         text = json.dumps({"layout": layout, "name": name, **settings})
         command = [sys.executable, "-m", "benchmark.competitor", text]
-        self.process = subprocess.Popen(command, env=environment, text=True, stdin=-1, stdout=-1)
+        self.process = subprocess.Popen(
+            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         self.name, self.peak = name, 0.0
         self.missing: str | None = self._answer().get("missing")
 
@@ -91,11 +94,15 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:
-        with build(**settings) as call:
-            print(json.dumps({}), file=sys.__stdout__, flush=True)
-            serve(call)
+        with ExitStack() as stack:
+            call = stack.enter_context(build(**settings))
+            ready = stack.pop_all()
     except ImportError as error:
         print(json.dumps({"missing": error.name}), file=sys.__stdout__, flush=True)
+        return
+    with ready:
+        print(json.dumps({}), file=sys.__stdout__, flush=True)
+        serve(call)
 
 
 if __name__ == "__main__":
