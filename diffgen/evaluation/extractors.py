@@ -132,6 +132,11 @@ def from_file(splits: Splits, cache: Path, device: torch.device, *, weights: str
     return Small("safetensors", *load_classifier(Path(weights)), device)
 
 
+def _check_colours(name: str, pixels: Tensor) -> None:
+    channels = pixels.shape[1]
+    require(channels in (1, 3), f"extractor={name} takes grey or RGB images, and these have {channels} channels")
+
+
 class Tokens:
     """The extractor around DINOv2: its class tokens, and no logits."""
 
@@ -149,8 +154,7 @@ class Tokens:
         Raises:
             UsageError: The images have neither 1 nor 3 channels.
         """
-        channels = pixels.shape[1]
-        require(channels in (1, 3), f"extractor=dinov2 takes grey or RGB images, and these have {channels} channels")
+        _check_colours(self.name, pixels)
         return self.network(pixels.to(self.device)), None
 
 
@@ -187,8 +191,7 @@ class Inception:
         Raises:
             UsageError: The images have neither 1 nor 3 channels.
         """
-        channels = pixels.shape[1]
-        require(channels in (1, 3), f"extractor=inception takes grey or RGB images, and these have {channels} channels")
+        _check_colours(self.name, pixels)
         features, logits = self.network(pixels.to(self.device).expand(-1, 3, -1, -1))
         return features, logits
 
