@@ -52,7 +52,7 @@ def make_model(config: Config) -> nn.Module:
     data = conform("data", keys, config["data"])
     classes = data.pop("classes")
     shape = DataShape(**data)
-    sides = (shape.channels, shape.height, shape.width)
+    sides = shape.size
     sane = all(1 <= side <= 4096 for side in sides) and math.prod(sides) <= MAX_VALUES
     sane = sane and 0 <= shape.num_classes <= 100_000
     if not (sane and 0 <= shape.augment_labels <= 64):

@@ -31,6 +31,7 @@ from diffgen.tensor_file import (
     check_plain,
     digest,
     load_tensors,
+    on_cpu,
     parse,
     read_header,
     save_tensors,
@@ -244,7 +245,7 @@ def save(
         _save_model(temporary / "model.safetensors", config, images, model)
         for name, (its_config, weights) in others.items():
             _save_model(temporary / f"model-{name}.safetensors", its_config, images, weights)
-        save_tensors(state, temporary / "state.safetensors", {"format": "pt", "library": "diffgen"})
+        save_tensors(on_cpu(state), temporary / "state.safetensors", {"format": "pt", "library": "diffgen"})
         files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of_file(f)} for f in temporary.iterdir()}
         whole = {"format": int(FORMAT), **counters, "files": files}
         write_json(temporary / "state.json", {**whole, "sha256": _sha256_of(whole)})
@@ -262,7 +263,7 @@ def save_model(path: Path, config: Mapping[str, Any], images: int, weights: Tens
 
 
 def _save_model(path: Path, config: Mapping[str, Any], images: int, weights: Tensors) -> None:
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    weights = on_cpu(weights)
     text = json.dumps(config, allow_nan=False)
     about = {"format_version": FORMAT, "config": text, "images": str(images), "sha256": digest(weights, text)}
     save_tensors(weights, path, {"format": "pt", "library": "diffgen", **about})

@@ -22,17 +22,14 @@ from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.pictures import pictures
 from diffgen.evaluation.reference import Reference, open_splits
 from diffgen.evaluation.report import as_json
-from diffgen.files import append_text, cache_folder, explained
+from diffgen.files import append_text, cache_folder, make_writable
 from diffgen.generate import make_sampling, resolve_sampler, shape_of, shown, shown_average, shown_guidance
 from diffgen.processes import accelerated, main_first, on_main
 from diffgen.sampling import Sampling, batch_size, cycle_labels
-from diffgen.settings import EvalSettings
+from diffgen.settings import FEWEST, EvalSettings
 
 MOST = 50_000
 """Images to judge unless told otherwise; what the literature's FID-50k takes."""
-
-FEWEST = 4
-"""Images that the kernel distance and recall can be told of."""
 
 SOON, LONG = 10.0, 600.0
 """Seconds after which the time of drawing is foretold on a CPU, and from how long a time on it is worth telling."""
@@ -73,7 +70,7 @@ def evaluate(
         else:
             row["pictures"] = settings.images
         network = _extractor(extractor, splits, cache, accelerator, reporter) if settings.needs_images else None
-        on_main(accelerator, lambda: _prepare(out))
+        on_main(accelerator, lambda: make_writable(out))
         _header(reporter, settings, row, network, splits, given)
         if network:
             if saved:
@@ -107,11 +104,8 @@ def _check_shape(saved: Checkpoint | None, splits: Splits, name: str) -> None:
     """Require pictures, and of the size that the checkpoint makes."""
     require(splits.train.shape.pixels, f"dataset={name} holds vectors: diffgen-eval judges pictures")
     if saved:
-        sizes = [
-            (shape["channels"], shape["height"], shape["width"])
-            for shape in (saved.config["data"], vars(splits.train.shape))
-        ]
-        require(sizes[0] == sizes[1], f"ckpt makes images of {sizes[0]} and dataset={name} has {sizes[1]}")
+        made, wanted = shape_of(saved), splits.train.shape.size
+        require(made == wanted, f"ckpt makes images of {made} and dataset={name} has {wanted}")
 
 
 def _number(settings: EvalSettings, splits: Splits, given: ImageSource | None) -> int:
@@ -132,14 +126,6 @@ def _out(settings: EvalSettings, saved: Checkpoint | None) -> Path:
     folders = saved.path.resolve().parents if saved else ()
     inside = len(folders) > 2 and folders[1].name == "checkpoints"
     return folders[2] / "eval" if inside else Path("outputs") / "eval"
-
-
-def _prepare(out: Path) -> None:
-    """Make the folder of the results, before hours of work for it."""
-    with explained(out):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
 
 
 def _extractor(

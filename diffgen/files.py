@@ -11,6 +11,9 @@ from typing import Any
 
 from diffgen.errors import EnvironmentFault
 
+MARK = ".writable"
+"""A file that is there for a moment, to see whether a folder can be written."""
+
 
 def cache_folder() -> Path:
     """Where things are kept that can be made again: $XDG_CACHE_HOME/diffgen, or ~/.cache/diffgen."""
@@ -104,6 +107,18 @@ def explained(path: Path) -> Iterator[None]:
         raise EnvironmentFault(f"cannot write {path}: {reason}") from error
 
 
+def make_writable(folder: Path) -> None:
+    """Make a folder, and see now whether it can be written, before hours of work for it.
+
+    Raises:
+        EnvironmentFault: It cannot.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).touch()
+        (folder / MARK).unlink()
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -115,6 +130,17 @@ def _fsync(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log that are JSON objects; one may have been cut short by a crash, or damaged."""
+    rows = []
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
 
 
 def append_text(path: Path, text: str) -> None:

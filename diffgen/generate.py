@@ -18,10 +18,10 @@ from diffgen.checkpoint import Checkpoint
 from diffgen.console import Reporter, count
 from diffgen.denoiser import NO_LABEL, Denoiser
 from diffgen.errors import CheckpointError, UsageError, require, unknown
-from diffgen.files import explained, write_atomically
+from diffgen.files import explained, make_writable, write_atomically
 from diffgen.guidance import Guidance
 from diffgen.images import grid, picture, save_gif, save_png
-from diffgen.processes import accelerated, on_main
+from diffgen.processes import accelerated, on_main, share_of
 from diffgen.randomness import image_noise
 from diffgen.registry import build, convert
 from diffgen.sampling import Sampling, batch_size, columns, cycle_labels
@@ -254,10 +254,10 @@ def _prepare(out: Path, settings: SampleSettings) -> None:
     there = [names[k] for k in ("grid", *settings.kinds) if (out / names[k]).exists()]
     if there and not settings.overwrite:
         raise UsageError(f"out={str(out)!r} already holds {there[0]}: choose another folder, or overwrite=true")
+    make_writable(out)
     with explained(out):
-        (out / "images" if "png" in settings.kinds else out).mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
+        if "png" in settings.kinds:
+            (out / "images").mkdir(exist_ok=True)
         for old in (out / "images").glob("[0-9]" * 6 + ".png"):
             old.unlink()  # of a larger set that was here: a mixture would spoil an evaluation
 
@@ -272,13 +272,12 @@ def _draw_all(
     pictures: "Pictures | None",
 ) -> Tensor:
     """All images (uint8) or vectors (float), [n, C, H, W], on the main process (elsewhere the same or a part)."""
-    n, world, rank = settings.n, accelerator.num_processes, accelerator.process_index
-    share = -(-n // world)
-    mine = [min(i, n - 1) for i in range(rank * share, (rank + 1) * share)]  # the last share is padded
+    n, world = settings.n, accelerator.num_processes
+    mine = share_of(n, accelerator)
     batch = settings.batch_size if isinstance(settings.batch_size, int) else batch_size(shape, accelerator.device)
     parts: list[Tensor] = []
     started = time.monotonic()
-    with reporter.progress(share, 0) as line:
+    with reporter.progress(len(mine), 0) as line:
         for part in batches(shape, mine, [labels[i] for i in mine], batch):
             done = sum(map(len, parts))
             if pictures:

@@ -53,7 +53,7 @@ def judged(settings: TrainSettings, config: Config) -> str:
 
 def gflop(network: torch.nn.Module, shape: DataShape, device: torch.device) -> float:
     """Floating-point operations of one forward pass of one image, in 1e9, two to a multiply-add."""
-    x = torch.zeros(1, shape.channels, shape.height, shape.width, device=device)
+    x = torch.zeros(1, *shape.size, device=device)
     with torch.no_grad(), Flops() as counter:
         network(x, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
     return counter.total / 1e9

@@ -21,7 +21,6 @@ def draw(sampling: Sampling, dataset: ImageSource, n: int, num_classes: int, pat
     labels = cycle_labels(n, num_classes)
     if isinstance(dataset, Vectors):
         return dataset.report(sampling, labels, path)
-    size = (dataset.shape.channels, dataset.shape.height, dataset.shape.width)
-    pixels = torch.cat(list(sampling.pixels(size, list(range(n)), labels, BATCH)))
+    pixels = torch.cat(list(sampling.pixels(dataset.shape.size, list(range(n)), labels, BATCH)))
     save_png(grid(pixels, columns=columns(n, num_classes)), path)
     return None

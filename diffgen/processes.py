@@ -74,6 +74,13 @@ def lost_processes_told(accelerator: Accelerator) -> Iterator[None]:
         raise ProcessFault(f"{what}: the newest checkpoint is whole, type the same command again") from error
 
 
+def share_of(n: int, accelerator: Accelerator) -> list[int]:
+    """Which of images 0 .. n - 1 are this process's; the last shares are padded with the last image to one size."""
+    share = -(-n // accelerator.num_processes)
+    first = accelerator.process_index * share
+    return [min(i, n - 1) for i in range(first, first + share)]
+
+
 def main_first(accelerator: Accelerator, make: Callable[[], T]) -> T:
     """What `make` gives on each process; the main one goes first, so that the others find its downloads done."""
     first: list[T] = []

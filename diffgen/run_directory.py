@@ -11,10 +11,10 @@ from typing import Any
 
 from diffgen import checkpoint
 from diffgen.errors import CheckpointError, EnvironmentFault, UsageError
-from diffgen.files import append_text, explained, tidy, write_atomically, write_json
+from diffgen.files import MARK, append_text, explained, make_writable, read_rows, tidy, write_atomically, write_json
 from diffgen.lock import RunLock
 
-OUR_MARKS = (".lock", ".writable")
+OUR_MARKS = (".lock", MARK)
 """Files of a run that was killed before it had written anything."""
 
 
@@ -132,10 +132,8 @@ def _unused(path: Path) -> Path:
 
 
 def _make(path: Path, lock: RunLock) -> Path:
+    make_writable(path)
     with explained(path):
-        path.mkdir(parents=True, exist_ok=True)
-        (path / ".writable").touch()
-        (path / ".writable").unlink()
         lock.take(path)
         for folder in (path / "samples", path / "checkpoints"):
             folder.mkdir(exist_ok=True)
@@ -144,14 +142,11 @@ def _make(path: Path, lock: RunLock) -> Path:
     return path
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    """A line of the log, or None if it is none: cut short by a crash, or damaged."""
-    try:
-        row = json.loads(line)
-        numbers = [row["images"], row["loss"] or 0.0]
-        return row if all(isinstance(number, int | float) for number in numbers) else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+def _sound(row: dict[str, Any]) -> bool:
+    """Whether a row of the log has its numbers."""
+    return {"images", "loss"} <= row.keys() and all(
+        isinstance(number, int | float) for number in (row["images"], row["loss"] or 0.0)
+    )
 
 
 class RunLog:
@@ -188,7 +183,7 @@ class RunLog:
             return []
         if not self.path.is_file():
             raise EnvironmentFault(f"{self.path} is not a file: move it away; the run writes its log there")
-        return [row for row in map(_row, self.path.read_text(errors="replace").splitlines()) if row]
+        return [row for row in read_rows(self.path) if _sound(row)]
 
     def plot(self) -> None:
         """Draw `loss.png`."""

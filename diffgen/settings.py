@@ -11,6 +11,9 @@ from typing import Any, Literal, get_type_hints
 from diffgen.errors import UsageError, require, unknown
 from diffgen.registry import conform, convert
 
+FEWEST = 4
+"""Images that the kernel distance and recall can be told of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -55,7 +58,7 @@ class TrainSettings:
         for name in ("keep_every", "eval_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"train.{name}={value} must be at least 1 or null")
-        require(4 <= self.eval_n <= 1_000_000, f"train.eval_n={self.eval_n} must be in [4, 1000000]")
+        require(FEWEST <= self.eval_n <= 1_000_000, f"train.eval_n={self.eval_n} must be in [{FEWEST}, 1000000]")
         require(
             self.micro_batch == "auto" or self.micro_batch >= 1,
             f"train.micro_batch={self.micro_batch} must be >= 1",

@@ -184,13 +184,17 @@ def sha256_of_file(path: Path) -> str:
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
+def on_cpu(tensors: Tensors) -> Tensors:
+    """The same as they are hashed and written."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
 def save_tensors(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file; the same contents give the same bytes.
+    """Write tensors that are `on_cpu` to a safetensors file; the same contents give the same bytes.
 
     Raises:
         OSError: The disk is full or fails.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.touch()
     mode = path.stat().st_mode  # as the umask wants it; the library writes 0600, which colleagues cannot read
     try:

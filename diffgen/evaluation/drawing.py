@@ -10,6 +10,7 @@ from torch import Tensor
 from diffgen.datasets import ImageSource
 from diffgen.datasets.base import in_order
 from diffgen.evaluation.extractors import Extractor
+from diffgen.processes import share_of
 from diffgen.sampling import Sampling
 
 
@@ -38,7 +39,7 @@ def draw_share(
     batch: int,
     told: Callable[[int], None],
 ) -> Drawn:
-    """This process's share of images 0 .. n - 1; the last process's is padded, so that all are of one size.
+    """This process's share of images 0 .. n - 1, see `share_of`.
 
     Args:
         sampling: How to draw.
@@ -49,9 +50,7 @@ def draw_share(
         batch: Images at once.
         told: Hears how many are done, by all processes.
     """
-    n, world, rank = len(labels), accelerator.num_processes, accelerator.process_index
-    share = -(-n // world)
-    mine = [min(i, n - 1) for i in range(rank * share, (rank + 1) * share)]
+    n, mine = len(labels), share_of(len(labels), accelerator)
     whose = torch.tensor([labels[i] for i in mine])
     parts: list[Drawn] = []
     done = 0
@@ -60,7 +59,7 @@ def draw_share(
             with torch.autocast(accelerator.device.type, enabled=False):
                 parts.append(_judged(pixels, whose[done : done + len(pixels)], extractor))
             done += len(pixels)
-            told(min(done * world, n))
+            told(min(done * accelerator.num_processes, n))
     return Drawn.joined(parts)
 
 

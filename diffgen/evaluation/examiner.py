@@ -3,7 +3,6 @@
 `<run>/eval/training.jsonl` and `training.png` have its figures, `<run>/checkpoints/best` the weights that were best.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from diffgen.evaluation.extractors import Splits, shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.report import BETTER, FACTORS, as_json, name
-from diffgen.files import append_text, cache_folder, explained, write_atomically
+from diffgen.files import append_text, cache_folder, explained, read_rows, write_atomically
 from diffgen.plots import curves
 from diffgen.processes import main_first, on_main
 from diffgen.sampling import Sampling, batch_size, cycle_labels
@@ -112,8 +111,7 @@ class Examiner:
 
     def _drawn(self) -> Drawn | None:
         """The images, or None if some are not finite; processes learn of each other's fate before they exchange."""
-        shape, device = self.reference.splits.train.shape, self.accelerator.device
-        size = (shape.channels, shape.height, shape.width)
+        size, device = self.reference.splits.train.shape.size, self.accelerator.device
         share, fate = None, WHOLE
         try:
             share = draw_share(
@@ -160,13 +158,9 @@ class Examiner:
             return None
 
     def _rows(self) -> list[Row]:
-        """The figures so far; lines that a crash cut short are left out."""
-        rows = []
-        for line in self.path.read_text(errors="replace").splitlines() if self.path.is_file() else ():
-            with suppress(ValueError, KeyError, TypeError, OverflowError):
-                row = json.loads(line)
-                rows.append({**row, "images_seen": int(row["images_seen"])})
-        return rows
+        """The figures so far."""
+        rows = read_rows(self.path) if self.path.is_file() else []
+        return [row for row in rows if isinstance(row.get("images_seen"), int)]
 
     def _like(self) -> list[Row]:
         """Those that compare: of as many images, the same features, sampler and seed."""

@@ -13,8 +13,6 @@ from diffgen.datasets.folder import RESIDENT_BYTES, Folder
 from diffgen.denoiser import NO_LABEL
 from diffgen.errors import DataError
 
-SIDES = ("channels", "height", "width")
-
 
 def pictures(images: str, reference: ImageSource, name: str) -> ImageSource:
     """The pictures at a path, in the shape and with the classes of the data set that they are judged by.
@@ -37,7 +35,7 @@ def pictures(images: str, reference: ImageSource, name: str) -> ImageSource:
         raise DataError(f"images={images!r} is neither a folder of pictures nor an .npz file")
     try:
         found = _folder(path, reference) if path.is_dir() else _arrays(path, reference)
-        sizes = ["x".join(str(getattr(of, side)) for side in SIDES) for of in (found.shape, reference.shape)]
+        sizes = ["x".join(map(str, of.size)) for of in (found.shape, reference.shape)]
         if sizes[0] != sizes[1]:
             raise DataError(f"images={images!r} are {sizes[0]} and dataset={name} is {sizes[1]}: they must be alike")
         return _in_memory(found) if isinstance(found, Folder) and found.nbytes <= RESIDENT_BYTES else found

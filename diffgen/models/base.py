@@ -27,3 +27,8 @@ class DataShape:
     num_classes: int
     pixels: bool = True
     augment_labels: int = 0
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.height, self.width

@@ -40,7 +40,7 @@ class MLP(nn.Module):
         super().__init__()
         require(4 <= width <= 65536 and width % 2 == 0, f"width={width} must be even and in [4, 65536]")
         require(1 <= blocks <= 256, f"blocks={blocks} must be in [1, 256]")
-        size = math.prod((shape.channels, shape.height, shape.width))
+        size = math.prod(shape.size)
         self.embedding = Embedding(width, width, shape)
         self.stem = linear(size, width)
         self.blocks = nn.ModuleList([Block(width) for _ in range(blocks)])
