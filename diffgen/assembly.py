@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffgen import augment
+from diffgen import augment, compilation
 from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, make_weighting
+from diffgen.compilation import Compiled
 from diffgen.console import Reporter
 from diffgen.datasets import ImageSource
 from diffgen.ema import EMA, Profile, profiles
@@ -103,10 +104,11 @@ class Assembly:
         self.emas = [self._average(profile) for profile in profiles(section(self.config, "ema"))]
         self.averaged = self.emas[0].averaged
         self.kept["ema"] = self.emas[0].profile.facts()
-        compiles = self.settings.compile is True or (self.settings.compile == "auto" and self.device.type == "cuda")
-        # a graph for each size of micro-batch: one for all sizes is slower, and memory may halve them
-        self.model = self._shared(torch.compile(self.network, dynamic=False) if compiles else self.network)
-        self.compiles = compiles
+        self.compiled: Compiled | None = None
+        if compilation.wanted(self.settings.compile, pays=self.device.type == "cuda"):
+            required = self.settings.compile is True
+            self.compiled = Compiled(self.network, key="train.compile", required=required)
+        self.model = self._shared(self.compiled or self.network)
         self.denoiser = make_denoiser(self.config, self._autocast)
         told = "augment" in inspect.signature(self.network.forward).parameters
         require(told or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")

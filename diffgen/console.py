@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -75,8 +76,8 @@ class ProgressLine:
     """Progress of a loop with a few figures beside it."""
 
     def __init__(self, console: Console, total: float, done: float) -> None:
-        self.console, self.total, self.first, self.done = console, total, done, done
-        self.started = self.spoken = time.monotonic()
+        self.console, self.total = console, total
+        self.start(done)
         self.bar: Progress | None = None
         self.task = TaskID(0)
         if console.is_terminal and not console.quiet:
@@ -100,6 +101,11 @@ class ProgressLine:
     ) -> None:
         if self.bar:
             self.bar.stop()
+
+    def start(self, done: float) -> None:
+        """Reckon the pace from here on."""
+        self.first = self.done = done
+        self.started = self.spoken = time.monotonic()
 
     def advance(self, done: float) -> None:
         """Move on without new figures."""
@@ -146,6 +152,19 @@ def count(n: float) -> str:
         if n >= size:
             return f"{n / size:.3g}{unit}" if n >= 1000 * size else f"{n / size:.1f}{unit}"
     return f"{n:.0f}" if n >= 10 else f"{n:.2g}"
+
+
+WARNED: set[str] = set()
+"""What this process has been warned of."""
+
+
+def tell_warning(message: Warning | str, *where: Any, **options: Any) -> None:
+    """A warning of Python's in one line on standard error, once, by the main process; for `warnings.showwarning`."""
+    text = re.sub(r"\(Triggered internally at .*?\)", "", str(message))
+    line = printable(" ".join(text.split()))
+    if line not in WARNED and int(os.environ.get("RANK", "0")) == 0:
+        WARNED.add(line)
+        print(f"warning: {line}", file=sys.stderr, flush=True)  # a progress bar makes room for what is printed
 
 
 def complain(sentence: str) -> None:

@@ -8,7 +8,7 @@
 | 3 | data: missing, damaged or unreadable |
 | 4 | checkpoint: missing, damaged, foreign or refused |
 | 5 | training diverged: the loss is not finite |
-| 75 | the machine: disk full, folder not writable or in use, memory or another process lost; mend it, type it again |
+| 75 | the machine: disk, directory in use, memory, a process lost, no C compiler; mend it and type it again |
 | 130, 143, 129, 138 | stopped by Ctrl-C, SIGTERM, SIGHUP, SIGUSR1: a checkpoint was written, type it again |
 """
 
@@ -59,7 +59,7 @@ class EnvironmentFault(DiffgenError):
 
 
 class ProcessFault(EnvironmentFault):
-    """This process ran out of memory, or lost another one of its run."""
+    """This process ran out of memory, lost another one of its run, or cannot compile its network."""
 
     alone = True
 
@@ -68,6 +68,13 @@ def require(condition: bool, sentence: str) -> None:
     """Raise `UsageError(sentence)` unless the condition holds; constructors check their ranges with it."""
     if not condition:
         raise UsageError(sentence)
+
+
+def first_line(error: BaseException) -> str:
+    """What a person needs of a library's error: the first line that says something, or the error's name."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.endswith("raised:")]
+    return printable(said[0][:200]) if said else type(error).__name__
 
 
 def printable(text: str) -> str:

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffgen import checkpoint, images, posthoc
+from diffgen import checkpoint, compilation, images, posthoc
 from diffgen.build import restore
 from diffgen.checkpoint import Checkpoint
+from diffgen.compilation import Compiled
 from diffgen.console import Reporter, count
 from diffgen.denoiser import NO_LABEL, Denoiser
 from diffgen.errors import CheckpointError, UsageError, require, unknown
@@ -135,11 +136,14 @@ def make_sampling(
         require("png" not in settings.kinds, "save=png is for pictures, and this model makes vectors: save=npz")
         sampler = {**sampler, "clip": False}  # vectors have no range to clip to
     denoiser.model.to(device)  # type: ignore[attr-defined]
-    pays = device.type == "cuda" and settings.n >= WORTH_COMPILING
-    if pays if settings.compile == "auto" else settings.compile:
-        denoiser.model = torch.compile(denoiser.model)
+    compiles = compilation.wanted(settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING)
+    if compiles:
+        required = settings.compile is True
+        denoiser.model = Compiled(denoiser.model, key="compile", required=required)  # type: ignore[arg-type]
     guidance = make_guidance(settings, saved, device)
-    return Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=device)
+    sampling = Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=device)
+    sampling.one_size = compiles
+    return sampling
 
 
 def make_plan(settings: SampleSettings, task: Mapping[str, Any], sampling: Sampling, shape: tuple[int, ...]) -> Plan:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffgen import memory
-from diffgen.errors import EnvironmentFault, ProcessFault
+from diffgen.errors import ProcessFault
 from diffgen.feed import Batch, part
 from diffgen.randomness import mix
 
@@ -44,12 +44,12 @@ class Gradients:
         """Add the gradient of the batch's mean loss to the parameters; returns that loss, [].
 
         Raises:
-            EnvironmentFault: Out of memory with a single image, or on one of several processes.
+            ProcessFault: Out of memory with a single image, or on one of several processes.
         """
         while True:
             try:
                 return self._pass(step, batch, exchange=True)
-            except RuntimeError as error:
+            except Exception as error:
                 if not memory.is_gone(error):
                     raise
                 if self.accelerator.num_processes > 1:  # the others wait in an exchange that cannot be taken back
@@ -76,7 +76,7 @@ class Gradients:
     def _try(self, step: int, batch: Batch) -> bool:
         try:
             self._pass(step, batch, exchange=False)
-        except RuntimeError as error:
+        except Exception as error:
             if not memory.is_gone(error):
                 raise
             return False
@@ -99,7 +99,7 @@ class Gradients:
     def _halve(self, size: int) -> None:
         tried = min(self.micro_batch, size)
         if tried == 1:
-            raise EnvironmentFault("out of memory with a single image at a time: choose a smaller model or image size")
+            raise ProcessFault(memory.ONE_IMAGE)
         self.micro_batch = (tried + 1) // 2
         self._clear()
         memory.give_back()

@@ -45,7 +45,9 @@ class Guidance:
         return self.scale != 1 and low <= nsr <= high
 
 
-def guided(denoiser: Denoiser, label: Tensor, guidance: Guidance, *, clip: bool) -> Callable[[Tensor, Tensor], Tensor]:
+def guided(
+    denoiser: Denoiser, label: Tensor, guidance: Guidance, *, clip: bool, doubles: bool = True
+) -> Callable[[Tensor, Tensor], Tensor]:
     """The function (x [B, ...], t []) -> x0_hat that samplers see, with label, guidance and clipping closed over.
 
     Args:
@@ -53,6 +55,7 @@ def guided(denoiser: Denoiser, label: Tensor, guidance: Guidance, *, clip: bool)
         label: int64 [B].
         guidance: How to guide; without labels and without a guide there is nothing to guide by.
         clip: Whether to clip x0_hat to [-1, 1].
+        doubles: Whether the network may be given images with and without their labels in one batch of twice the size.
 
     Raises:
         UsageError: The guide has another noise schedule.
@@ -63,12 +66,15 @@ def guided(denoiser: Denoiser, label: Tensor, guidance: Guidance, *, clip: bool)
         "guide has another noise schedule than ckpt: they cannot be combined",
     )
     possible = guide is not None or bool((label != NO_LABEL).any())
-    doubled = torch.cat([label, torch.full_like(label, NO_LABEL)])
+    unknown = torch.full_like(label, NO_LABEL)
+    doubled = torch.cat([label, unknown])
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x0_hat and the reference; in one batch where one network gives both."""
+        """x0_hat and the reference; in one batch where one network gives both, which pays for small batches."""
         if guide is not None:
             return denoiser(x, t, label), guide(x, t, label)
+        if not doubles:
+            return denoiser(x, t, label), denoiser(x, t, unknown)
         main, reference = denoiser(torch.cat([x, x]), t, doubled).chunk(2)
         return main, reference
 

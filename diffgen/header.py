@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffgen.build import Config
@@ -54,7 +55,8 @@ def judged(settings: TrainSettings, config: Config) -> str:
 def gflop(network: torch.nn.Module, shape: DataShape, device: torch.device) -> float:
     """Floating-point operations of one forward pass of one image, in 1e9, two to a multiply-add."""
     x = torch.zeros(1, *shape.size, device=device)
-    with torch.no_grad(), Flops() as counter:
+    # the fused attention of some devices has no formula, that of plain products has: the same number everywhere
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Flops() as counter:
         network(x, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
     return counter.total / 1e9
 

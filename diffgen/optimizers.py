@@ -1,7 +1,8 @@
 """Optimizers, with the learning rate set each step by `diffgen.settings.LrSchedule`."""
 
 import inspect
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -71,3 +72,8 @@ def clipped_step(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
         clip_grads_with_norm_(parameters, largest, norm)
         optimizer.step()
     return norm
+
+
+def finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all values are finite, which the device is asked once."""
+    return bool(get_total_norm([x for x in tensors if x.is_floating_point()], math.inf).isfinite())

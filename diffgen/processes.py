@@ -1,8 +1,12 @@
 """What the processes of one run share: an accelerator, and the fate of what only the main one does."""
 
+import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-from diffgen import memory
+from diffgen import compilation, memory
 from diffgen.errors import DiffgenError, ProcessFault, require
 
 T = TypeVar("T")
@@ -20,6 +24,13 @@ PATIENCE = timedelta(hours=1)
 
 One that dies is noticed at once.
 """
+
+DRIVER = Path("/proc/driver/nvidia/version")
+
+NO_CUDA = (
+    "this machine has an NVIDIA driver, but torch {} (built for CUDA: {}) cannot use it and runs on the CPU: install a "
+    "torch that suits the driver, or a newer driver; CUDA_VISIBLE_DEVICES=-1 says that the CPU is meant"
+)
 
 
 @contextmanager
@@ -32,7 +43,7 @@ def accelerated(precision: str) -> Iterator[Accelerator]:
     Args:
         precision: `no`, `bf16`, `fp16`, or `auto`: bf16 where the GPU has it, else float32.
     """
-    gpu = torch.cuda.is_available()
+    gpu = _find_gpu()
     if precision == "auto":
         precision = "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     require(precision != "fp16" or gpu, "train.precision=fp16 needs a GPU; choose one of [auto, no, bf16]")
@@ -40,25 +51,44 @@ def accelerated(precision: str) -> Iterator[Accelerator]:
     if cpu:
         memory.keep_freed()
     patient = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patient])
+    with memory.told():
+        accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patient])
     try:
-        with lost_processes_told(accelerator):
+        with faults_told(accelerator):
             yield accelerator
             accelerator.wait_for_everyone()
     finally:
+        compilation.forget()
         accelerator.free_memory()
         accelerator.end_training()
         AcceleratorState._reset_state(False)
         GradientState._reset_state()
 
 
+def _find_gpu() -> bool:
+    """Whether there is a CUDA device; this process's own is then the current one. One that torch cannot use is told."""
+    gpu = torch.cuda.is_available()
+    if gpu and "LOCAL_RANK" in os.environ:  # else whatever is asked of a GPU would be asked of the first, by all
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    if not gpu and not hidden and (DRIVER.exists() or shutil.which("nvidia-smi")):
+        warnings.warn(NO_CUDA.format(torch.__version__, torch.version.cuda or "none"), stacklevel=2)
+    return gpu
+
+
 @contextmanager
-def lost_processes_told(accelerator: Accelerator) -> Iterator[None]:
-    """Turn the libraries' errors about a process that died into one sentence.
+def faults_told(accelerator: Accelerator) -> Iterator[None]:
+    """Turn the libraries' errors about memory, or about a process that died, into one sentence.
 
     Raises:
-        ProcessFault: Another process of the run, or one that decodes pictures, is gone.
+        ProcessFault: Memory, another process of the run, or one that decodes pictures is gone.
     """
+    with memory.told(), _lost_processes_told(accelerator):
+        yield
+
+
+@contextmanager
+def _lost_processes_told(accelerator: Accelerator) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
@@ -97,7 +127,8 @@ def on_main(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
     box: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            box[0] = call()
+            with memory.told():
+                box[0] = call()
         except DiffgenError as error:
             box[1] = error
     broadcast_object_list(box)

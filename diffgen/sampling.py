@@ -11,7 +11,7 @@ from torch import Tensor
 from diffgen import memory
 from diffgen.build import MAX_VALUES, make_sampler
 from diffgen.denoiser import Denoiser
-from diffgen.errors import NonFiniteError
+from diffgen.errors import NonFiniteError, ProcessFault
 from diffgen.guidance import Guidance, guided
 from diffgen.images import to_uint8
 from diffgen.randomness import image_noise
@@ -35,6 +35,8 @@ class Sampling:
     """Where to start and what to keep, if not new images from noise."""
     before_each: Callable[[], None] | None = None
     """Called before each network evaluation; it may raise, to end the sampling."""
+    one_size: bool = False
+    """Whether the network must see batches of one size alone, as a compiled one should: guidance calls it twice."""
     nfe: int = 0
     """Network evaluations of each image in the latest `draw`; guidance evaluates twice at once and counts as one."""
 
@@ -72,7 +74,7 @@ class Sampling:
 
         schedule = self.denoiser.schedule
         label = torch.tensor(labels, device=self.device)
-        predict = guided(self.denoiser, label, self.guidance, clip=self.clip)
+        predict = guided(self.denoiser, label, self.guidance, clip=self.clip, doubles=not self.one_size)
         self.nfe = 0
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -111,7 +113,11 @@ class Sampling:
         self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
     ) -> Iterator[Tensor]:
         """The same in batches, on the CPU; smaller ones where memory does not suffice."""
-        return in_batches(lambda part: self.draw(shape, indices[part], labels[part]).cpu(), len(indices), batch_size)
+
+        def draw(numbers: list[int]) -> Tensor:
+            return self.draw(shape, [indices[i] for i in numbers], [labels[i] for i in numbers]).cpu()
+
+        return in_batches(draw, len(indices), batch_size)
 
     def pixels(
         self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
@@ -126,14 +132,15 @@ class Sampling:
         """
         count = self.plan.frames if self.plan else 1
 
-        def film(part: slice) -> Tensor:
+        def film(numbers: list[int]) -> Tensor:
             seen: list[Tensor] = []
 
             def watch(x: Tensor, t: Tensor) -> None:
                 alpha, sigma = (float(of(t)) for of in (self.denoiser.schedule.alpha, self.denoiser.schedule.sigma))
                 seen.append(to_uint8(x / math.hypot(alpha, sigma)).cpu())
 
-            image = to_uint8(self.draw(shape, indices[part], labels[part], watch)).cpu()
+            whose = [indices[i] for i in numbers], [labels[i] for i in numbers]
+            image = to_uint8(self.draw(shape, *whose, watch)).cpu()
             kept = [seen[i * len(seen) // (count - 1)] for i in range(count - 1)]
             return torch.stack([*kept, image], dim=1)
 
@@ -146,22 +153,36 @@ def batch_size(shape: tuple[int, ...], device: torch.device) -> int:
     return min(most, max(MAX_VALUES // math.prod(shape), 1))
 
 
-def in_batches(draw: Callable[[slice], Tensor], count: int, size: int) -> Iterator[Tensor]:
-    """`draw` of images 0 .. count - 1, `size` at a time; half as many from where memory runs out."""
-    start = 0
+def in_batches(draw: Callable[[list[int]], Tensor], count: int, most: int) -> Iterator[Tensor]:
+    """`draw` of images 0 .. count - 1, at most so many at a time; half as many from where memory runs out.
+
+    All batches are of one size, for which a network is compiled once: the last repeats its last image to fill up, and
+    what is drawn of that is dropped. They are as even as they can be, so few are repeated.
+
+    Raises:
+        ProcessFault: Memory does not suffice for a single image.
+    """
+    start, size = 0, _even(count, most)
     while start < count:
         try:
-            drawn = draw(slice(start, start + size))
-        except RuntimeError as error:
-            if size == 1 or not memory.is_gone(error):
+            drawn = draw([min(i, count - 1) for i in range(start, start + size)])
+        except Exception as error:
+            if not memory.is_gone(error):
                 raise
             drawn = None
         if drawn is None:  # outside the handler, whose traceback keeps tensors alive
-            size = (min(size, count - start) + 1) // 2
+            if size == 1:
+                raise ProcessFault(memory.ONE_IMAGE)
+            size = _even(count - start, (size + 1) // 2)
             memory.give_back()
             continue
-        yield drawn
+        yield drawn[: count - start]
         start += size
+
+
+def _even(count: int, most: int) -> int:
+    """Size of the fewest batches of at most `most`, the last of which lacks fewer than there are batches."""
+    return math.ceil(count / math.ceil(count / most))
 
 
 def amplifies_errors(denoiser: Denoiser) -> bool:

@@ -6,7 +6,6 @@ in images seen, so one GPU and eight run the same recipe.
 """
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,14 @@ from diffgen import checkpoint, header, memory, preview, speed, training_state
 from diffgen.assembly import Assembly
 from diffgen.console import count
 from diffgen.errors import CheckpointError, DiffgenError, EnvironmentFault, NonFiniteError, UsageError
+from diffgen.feed import Batch
 from diffgen.lock import RunLock
-from diffgen.optimizers import clipped_step
-from diffgen.processes import accelerated, lost_processes_told, on_main
+from diffgen.optimizers import clipped_step, finite
+from diffgen.processes import accelerated, faults_told, on_main
 from diffgen.run_directory import RunLog, choose_run
 from diffgen.settings import TrainSettings, section
 from diffgen.signals import Interrupted, Stopped, StopRequest, stop_requests
+from diffgen.stopwatch import Stopwatch
 from diffgen.tally import Tally
 from diffgen.writer import Snapshot, Writer
 
@@ -64,7 +65,7 @@ class Trainer(Assembly):
         """Build every part; nothing is written before all of them fit together."""
         super().__init__(config, settings, accelerator)
         self.step = self.images = 0
-        self.seconds = self.seconds_before = 0.0
+        self.watch = Stopwatch()
         self.tally = Tally.zeros(self.device)
         self.examiner: Examiner | None = None
         # the backward pass costs two forward ones
@@ -103,7 +104,7 @@ class Trainer(Assembly):
             rank, world = self.accelerator.process_index, self.accelerator.num_processes
             self.tally = Tally.from_tensors(tensors, rank, world, self.device)
             self.step, self.images = counters["step"], counters["images"]
-            self.seconds = self.seconds_before = counters["seconds"]
+            self.watch.go_on(counters["seconds"])
             if counters["data_images"] != len(self.dataset):
                 self.changes.append(f"images in the data set: {counters['data_images']} -> {len(self.dataset)}")
             if self.settings.micro_batch == "auto":
@@ -113,7 +114,7 @@ class Trainer(Assembly):
 
     def _save(self, *, wait: bool) -> None:
         """Write a checkpoint, on the main process; in the background unless `wait`."""
-        if not all(w.isfinite().all() for ema in self.emas for w in ema.averaged.state_dict().values()):
+        if not finite([w for ema in self.emas for w in ema.averaged.state_dict().values()]):
             self._diverged("the averaged weights are not finite")
         self._tell_status("running")
         losses = self.accelerator.gather(self.tally.loss[None])
@@ -123,7 +124,7 @@ class Trainer(Assembly):
         counters = {
             "step": self.step,
             "images": self.images,
-            "seconds": self.seconds,
+            "seconds": self.watch.seconds,
             "micro_batch": self.gradients.micro_batch,
             "data_images": len(self.dataset),
             "stays": bool(self.settings.keep_every and self._crossed(self.settings.keep_every)),
@@ -149,7 +150,7 @@ class Trainer(Assembly):
         """
         try:
             self._tell_status("running")
-            with lost_processes_told(self.accelerator):
+            with faults_told(self.accelerator):
                 self._fit(request)
         except DiffgenError as error:
             stopped = isinstance(error, Stopped)
@@ -168,8 +169,7 @@ class Trainer(Assembly):
             raise UsageError(f"{self.resumed_from} has seen {self.images:,} images: give more of them to go on")
         self.examiner = self._examiner()
         self.sampling.before_each = request.check
-        self.started = self.logged_at = time.monotonic()
-        self.logged_images = self.images
+        self.watch.start(self.images)
         if self.resumed_from and not self._examined(again=True):  # the evaluation in which the run was stopped
             raise Stopped(self._agree(request, always=True), self.images, self.run_dir)
         if over:
@@ -177,7 +177,7 @@ class Trainer(Assembly):
             return self._farewell()
         if stop := self._agree(request, always=True):
             raise Stopped(stop, self.images, self.run_dir)
-        if self.compiles:
+        if self.compiled:
             self.reporter.say("compiling the network: the first step takes minutes, the first time on this machine")
         entries = self.feed.entries(len(self.dataset), self.images)
         folder = self.run_dir / "profile" if self.settings.profile and self.main else None
@@ -187,7 +187,11 @@ class Trainer(Assembly):
             speed.profiled(folder, self.reporter.say) as profiled,
         ):
             for pixels, labels in self.dataset.batches(entries, self.device):
+                first = self.images == self.first_images
                 norm, lr = self._step(pixels, labels)
+                if first:  # it compiles, rehearses and loads kernels; counted, minutes of that would end the warm-up
+                    self.watch.start(self.images)
+                    self.line.start(self._progress())
                 alone = profiled()
                 stop = self._agree(request)
                 done = self._after_step(norm, lr, stop, alone=alone)
@@ -208,13 +212,12 @@ class Trainer(Assembly):
             self._log(norm, lr)
         if alone and not done:
             return False
-        began = time.monotonic()
-        if done or self._crossed(settings.checkpoint_every) or self._crossed(settings.keep_every):
-            self._save(wait=done)
-        if not stop and (done or self._crossed(settings.preview_every)):
-            with self.accelerator.autocast():
-                on_main(self.accelerator, lambda: self._try(self._preview))
-        self.logged_at += time.monotonic() - began  # images/s are of training
+        with self.watch.apart(counts=True):
+            if done or self._crossed(settings.checkpoint_every) or self._crossed(settings.keep_every):
+                self._save(wait=done)
+            if not stop and (done or self._crossed(settings.preview_every)):
+                with self.accelerator.autocast():
+                    on_main(self.accelerator, lambda: self._try(self._preview))
         return done
 
     def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
@@ -224,7 +227,7 @@ class Trainer(Assembly):
         """
         batch = self.feed.batch(self.step, pixels, labels)
         if self.images == self.first_images:
-            self.gradients.rehearse(self.step, batch)
+            self._rehearse_step(batch)
         loss = self.gradients.accumulate(self.step, batch)
         lr = self.base_lr * self.lr_schedule.factor(self.images, self._progress())
         for group in self.optimizer.param_groups:
@@ -243,25 +246,33 @@ class Trainer(Assembly):
             ema.update(self.images, self.settings.batch_size)
         return norm, lr
 
+    def _rehearse_step(self, batch: Batch) -> None:
+        """Let all processes find a micro-batch that fits, and go on uncompiled if one of them has to."""
+        self.gradients.rehearse(self.step, batch)
+        if self.compiled and self.accelerator.num_processes > 1:
+            works = self.accelerator.gather(torch.tensor([self.compiled.works], device=self.device))
+            if self.compiled.works and not works.all():
+                self.compiled.give_up("another process could not")
+
     def _progress(self) -> float:
         """Share of the run that is done, by images or by minutes, whichever is further."""
         by_images = self.images / (self.settings.images or math.inf)
-        return max(by_images, self.seconds / (60 * (self.settings.minutes or math.inf)))
+        return max(by_images, self.watch.seconds / (60 * (self.settings.minutes or math.inf)))
 
     def _agree(self, request: StopRequest, *, always: bool = False) -> int:
         """Take the main process's clock, and a signal that any process received; returns the signal or 0.
 
         Where agreeing costs a synchronisation with a GPU, it is done every log interval only, unless `always`.
         """
-        seconds = self.seconds_before + time.monotonic() - self.started
+        seconds = self.watch.read()
         if self.accelerator.num_processes == 1:
-            self.seconds = seconds
+            self.watch.seconds = seconds
             return request.signum
         if self.device.type != "cpu" and not always and not self._crossed(self.settings.log_every):
             return 0
         mine = torch.tensor([seconds if self.main else 0.0, request.signum], dtype=torch.float64, device=self.device)
         gathered = self.accelerator.gather(mine[None])
-        self.seconds = float(gathered[:, 0].max())
+        self.watch.seconds = float(gathered[:, 0].max())
         return int(gathered[:, 1].max())
 
     def _crossed(self, every: int | None) -> bool:
@@ -276,9 +287,7 @@ class Trainer(Assembly):
             self._diverged(f"{steps_in_row} steps in a row had a gradient that is not finite and were skipped")
         loss = float(self.accelerator.reduce(self.tally.loss.clone(), "mean")) / steps if steps else None
         self.tally.begin_line()
-        now = time.monotonic()
-        pace = (self.images - self.logged_images) / max(now - self.logged_at, 1e-9)
-        self.logged_at, self.logged_images = now, self.images
+        pace = self.watch.pace(self.images)
         row = {
             "images": self.images,
             "step": self.step,
@@ -286,18 +295,18 @@ class Trainer(Assembly):
             "lr": lr,
             "grad_norm": float(norm) if norm.isfinite() else None,
             "skipped": skipped,
-            "images_per_second": round(pace, 2),
-            "seconds": round(self.seconds, 3),
+            "images_per_second": None if pace is None else round(pace, 2),
+            "seconds": round(self.watch.seconds, 3),
         }
         if self.main:
             self._try(lambda: self.log.append(row))
         epochs = f"epoch {self.images / len(self.dataset):g}  " if self.settings.print_log else ""
-        figures = (
-            f"{epochs}{count(self.images)} img  loss {math.nan if loss is None else loss:.4f}  {count(pace)} img/s  "
-        )
-        rate = speed.shown(pace * self.gflop / 1000 / self.accelerator.num_processes, self.peak)
-        figures += f"{rate}  {memory.peak(self.device)}" + (f"  {skipped} steps skipped" if skipped else "")
-        self.line.update(min(self._progress(), 1), figures, keep=self.settings.print_log)
+        figures = [f"{epochs}{count(self.images)} img", f"loss {math.nan if loss is None else loss:.4f}"]
+        if pace is not None:  # the first step has none
+            tflops = pace * self.gflop / 1000 / self.accelerator.num_processes
+            figures += [f"{count(pace)} img/s", speed.shown(tflops, self.peak)]
+        figures += [memory.peak(self.device)] + ([f"{skipped} steps skipped"] if skipped else [])
+        self.line.update(min(self._progress(), 1), "  ".join(figures), keep=self.settings.print_log)
 
     def _diverged(self, what: str) -> None:
         raise NonFiniteError(
@@ -308,7 +317,8 @@ class Trainer(Assembly):
     def _try(self, write: Callable[[], None]) -> None:
         """Write something that training can do without."""
         try:
-            write()
+            with memory.told("it is left out"):
+                write()
         except EnvironmentFault as error:
             self.reporter.warn(f"{error}; training goes on")
         except Interrupted:
@@ -349,16 +359,13 @@ class Trainer(Assembly):
         due = self._progress() >= 1 or self._crossed(self.settings.eval_every)
         if not self.examiner or not due or (again and self.examiner.looked(self.images)):
             return True
-        began = time.monotonic()
         try:
-            self.reporter.say(self.examiner.look(self.kept, self.averaged.state_dict(), self.images))
+            with self.watch.apart(counts=False):
+                self.reporter.say(self.examiner.look(self.kept, self.averaged.state_dict(), self.images))
         except EnvironmentFault as error:
             self.reporter.warn(f"{error}; training goes on")
         except Interrupted:
             return False
-        finally:
-            self.started += time.monotonic() - began
-            self.logged_at += time.monotonic() - began
         return True
 
     def _header(self) -> None:

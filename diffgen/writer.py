@@ -58,6 +58,8 @@ class Writer:
         self._finish(warn=True)
         model, state = self._copied("model", snapshot.model), self._copied("state", snapshot.state)
         others = {name: (config, self._copied(name, those)) for name, (config, those) in snapshot.others.items()}
+        if any(tensor.is_cuda for tensor in snapshot.model.values()):
+            torch.cuda.synchronize()  # one wait for all copies, which were not waited for
         copied = replace(snapshot, model=model, state=state, others=others)
         self.written = self.thread.submit(self._write, copied)
         self.pause, self.count = self.pause + time.monotonic() - started, self.count + 1
@@ -71,7 +73,7 @@ class Writer:
             copy = self.copies.get(f"{part}.{name}")
             if copy is None or (copy.shape, copy.dtype) != (tensor.shape, tensor.dtype):
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            copies[name] = self.copies[f"{part}.{name}"] = copy.copy_(tensor.detach())
+            copies[name] = self.copies[f"{part}.{name}"] = copy.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
         return copies
 
     def _write(self, snapshot: Snapshot) -> Path:

@@ -5,11 +5,11 @@ Nothing here imports torch, so that `--help`, `--cfg job` and a wrong override a
 
 import argparse
 import difflib
-import logging
 import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffgen import __version__
 from diffgen.cli import plugins
-from diffgen.console import complain
+from diffgen.console import complain, tell_warning
 from diffgen.errors import DiffgenError, UsageError, unknown
 from diffgen.files import cache_folder
 
@@ -73,7 +73,7 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # torch keeps compiled networks below /tmp, which many machines empty; here a second run finds them again.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    logging.captureWarnings(True)
+    warnings.showwarning = tell_warning
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
     sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]  # wherever it stands

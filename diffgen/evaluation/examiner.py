@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from diffgen import checkpoint
+from diffgen import checkpoint, memory
 from diffgen.build import make_dataset
 from diffgen.datasets import ImageSource
-from diffgen.errors import CheckpointError, NonFiniteError
+from diffgen.errors import CheckpointError, EnvironmentFault, NonFiniteError, ProcessFault
 from diffgen.evaluation.drawing import Drawn, draw_share, gathered
 from diffgen.evaluation.extractors import Splits, shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
@@ -29,7 +29,7 @@ from diffgen.signals import Interrupted
 from diffgen.tensor_file import Tensors
 
 FIGURES = ("fd", "kd", "agreement")
-WHOLE, NOT_FINITE, STOPPED = range(3)  # what became of a process's share of the images
+WHOLE, NOT_FINITE, NO_MEMORY, STOPPED = range(4)  # what became of a process's share of the images
 
 
 class Examiner:
@@ -100,7 +100,7 @@ class Examiner:
             What there is to say.
 
         Raises:
-            EnvironmentFault: The figures or the best weights cannot be written.
+            EnvironmentFault: The figures or the best weights cannot be written, or memory is gone.
             Interrupted: A process was told to stop.
         """
         drawn = self._drawn()
@@ -114,17 +114,22 @@ class Examiner:
         size, device = self.reference.splits.train.shape.size, self.accelerator.device
         share, fate = None, WHOLE
         try:
-            share = draw_share(
-                self.sampling, size, self.labels, self.reference.extractor, self.accelerator,
-                batch_size(size, device), lambda done: None,
-            )  # fmt: skip
+            with memory.told():
+                share = draw_share(
+                    self.sampling, size, self.labels, self.reference.extractor, self.accelerator,
+                    batch_size(size, device), lambda done: None,
+                )  # fmt: skip
         except NonFiniteError:
             fate = NOT_FINITE
+        except ProcessFault:
+            fate = NO_MEMORY
         except Interrupted:
             fate = STOPPED
         worst = int(self.accelerator.gather(torch.tensor([fate], device=device)).max())
         if worst == STOPPED:
             raise Interrupted
+        if worst == NO_MEMORY:
+            raise EnvironmentFault("out of memory in an evaluation, which is left out")
         return gathered(share, self.accelerator, len(self.labels)) if share and worst == WHOLE else None
 
     def _judge(self, drawn: Drawn, kept: Mapping[str, Any], weights: Tensors, images: int) -> str:

@@ -48,7 +48,7 @@ def our_trainer(
     trainer = Trainer(config, section(config, "train"), stack.enter_context(accelerated(precision)))
     trainer.open_run("", "", lock)
     trainer.model.train()
-    trainer.logged_at, trainer.logged_images = time.monotonic(), 0
+    trainer.watch.start(0)
     trainer.line = stack.enter_context(trainer.reporter.progress(1.0, 0.0))
     entries = trainer.feed.entries(len(trainer.dataset), 0)
     batches = trainer.dataset.batches(entries, trainer.device)
