@@ -155,7 +155,7 @@ def count(n: float) -> str:
 
 
 WARNED: set[str] = set()
-"""What this process has been warned of."""
+"""What has been told of since the command began."""
 
 
 def tell_warning(message: Warning | str, *where: Any, **options: Any) -> None:

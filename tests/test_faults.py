@@ -4,6 +4,7 @@ Every test here is a row of docs/reliability.md (`scripts/fault_table.py` writes
 carry the mark `fault(what happens, what diffgen does)`.
 """
 
+import errno
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -23,10 +25,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffgen import assembly, checkpoint, files, run_directory, tensor_file, trainer
+from diffgen import assembly, checkpoint, files, processes, run_directory, tensor_file, trainer
 from diffgen.console import Reporter
 from diffgen.denoiser import Denoiser
 from diffgen.errors import EnvironmentFault, NonFiniteError
+from diffgen.evaluation import examiner
 from diffgen.lock import RunLock
 from diffgen.signals import Stopped
 
@@ -562,6 +565,131 @@ def test_no_memory_at_all(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
     needs_memory(monkeypatch, 0)
     with pytest.raises(EnvironmentFault, match="out of memory with a single image at a time"):
         fit(tmp_path / "run")
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    ),
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+]
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@fault("out of memory while the network is built", "one sentence, exit 75; nothing is written")
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: str(error)[:20])
+def test_no_memory_to_build(
+    command: Any, tiny: list[str], tmp_path: Path, monkeypatch: Patch, error: Exception
+) -> None:
+    monkeypatch.setattr(assembly, "make_model", raising(error))
+    answer = command("train", *tiny, "run_dir=run")
+    assert answer.code == 75
+    assert answer.err.startswith("error: out of memory (") and answer.err.count("\n") == 1
+    assert "choose a smaller model, image size or batch" in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+@fault("out of memory in a step's other parts", "one sentence, exit 75, and the last checkpoint stays")
+def test_no_memory_for_the_average(
+    command: Any, tiny: list[str], tmp_path: Path, monkeypatch: Patch, metrics: Metrics
+) -> None:
+    lerp, calls = torch._foreach_lerp_, iter(range(99))
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda *a: raising(NO_MEMORY[0])() if next(calls) == 5 else lerp(*a))
+    answer = command("train", *tiny, "run_dir=run")
+    assert (answer.code, answer.err.count("\n")) == (75, 1)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 75
+    assert checkpoint.load(tmp_path / "run").images == 64
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert command("train", *tiny, "run_dir=run").code == 0
+
+
+@fault("out of memory in a preview", "it is left out with a warning, and training goes on")
+def test_no_memory_for_a_preview(
+    fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(Denoiser, "__call__", raising(NO_MEMORY[0]))
+    run = fit(tmp_path / "run", "train.preview_every=64")
+    same_run(run, tiny_run, metrics)
+    assert names(run / "samples") == []
+    said = capsys.readouterr().out
+    assert "warning: out of memory with a single image at a time" in said and "; training goes on" in said
+
+
+@fault("out of memory in an evaluation on the way", "it is left out with a warning, and training goes on")
+@pytest.mark.parametrize("part", ["draw_share", "measured"])
+def test_no_memory_for_an_evaluation(
+    fit: Fit, metrics: Metrics, tmp_path: Path, monkeypatch: Patch, capsys: Capture, part: str
+) -> None:
+    real, calls = getattr(examiner, part), iter(range(99))
+    monkeypatch.setattr(examiner, part, lambda *a: raising(NO_MEMORY[1])() if next(calls) == 1 else real(*a))
+    judged = ["train.eval_every=32", "train.eval_n=20", "extractor.epochs=1"]
+    run = fit(tmp_path / "run", *judged)
+    rows = [json.loads(line) for line in (run / "eval" / "training.jsonl").read_text().splitlines()]
+    assert [row["images_seen"] for row in rows] == [32, 96, 128]
+    assert "warning: out of memory" in capsys.readouterr().out
+
+
+@fault("out of memory in sampling", "smaller batches; with a single image one sentence, exit 75")
+def test_no_memory_for_samples(command: Any, tiny_model: Path, monkeypatch: Patch) -> None:
+    real, sizes = Denoiser.__call__, list[int]()
+
+    def hungry(most: int) -> Callable[..., Tensor]:
+        def call(self: Denoiser, x: Tensor, *rest: Any) -> Tensor:
+            sizes.append(len(x))
+            return raising(NO_MEMORY[0])() if len(x) > most else real(self, x, *rest)
+
+        return call
+
+    sample = ["sample", f"ckpt={tiny_model}", "n=13", "guidance=1", "sampler=ddim", "sampler.steps=2"]
+    monkeypatch.setattr(Denoiser, "__call__", hungry(4))
+    assert command(*sample, "out=some").code == 0
+    assert sizes == [13, 7, 4, 4, 4, 4, 4, 4, 4, 4], "four even batches of two calls"
+    monkeypatch.setattr(Denoiser, "__call__", hungry(0))
+    answer = command(*sample, "out=none")
+    assert (answer.code, answer.err.count("\n")) == (75, 1)
+    assert "out of memory with a single image at a time" in answer.err
+
+
+@fault("a warning of Python's or of a library's", "one line on standard error, once")
+def test_warnings_are_told_in_one_line(command: Any, tiny_model: Path, monkeypatch: Patch) -> None:
+    real = Denoiser.__call__
+
+    def warning(self: Denoiser, *arguments: Any) -> Tensor:
+        warnings.warn("the first line\n  and the second (Triggered internally at ../c10/x.cpp:11.)", stacklevel=1)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Denoiser, "__call__", warning)
+    answer = command("sample", f"ckpt={tiny_model}", "n=2", "out=out")
+    assert (answer.code, answer.err) == (0, "warning: the first line and the second\n")
+    monkeypatch.setenv("RANK", "1")
+    assert command("sample", f"ckpt={tiny_model}", "n=2", "out=other").err == ""
+
+
+@fault("an NVIDIA driver that torch cannot use", "this is told before anything runs on the CPU")
+def test_a_driver_that_torch_cannot_use(command: Any, tiny_model: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("torch can use it")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(processes, "DRIVER", tmp_path / "version")
+    sample = ["sample", f"ckpt={tiny_model}", "n=2", "overwrite=true", "out=out"]
+    assert command(*sample).err == ""
+    (tmp_path / "version").touch()
+    answer = command(*sample)
+    assert answer.err.startswith("warning: this machine has an NVIDIA driver, but torch ")
+    assert answer.err.count("\n") == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert command(*sample).err == "", "the CPU is meant"
 
 
 @fault("the clock going backwards", "nothing depends on it: order is by images, durations by the monotonic clock")

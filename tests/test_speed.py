@@ -36,6 +36,10 @@ CIFAR = {
 }
 
 
+WAITS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero")
+"""What makes Python wait for the device."""
+
+
 class Counting(TorchDispatchMode):
     """Counts operators."""
 
@@ -78,8 +82,7 @@ def test_a_step_calls_the_network_once_and_waits_for_nothing(
     """A number that Python asks of a tensor makes it wait for the GPU."""
     for counts in counted_steps(fit, tmp_path / "run", monkeypatch, *settings)[1:]:
         assert counts["network"] == calls
-        waits = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero")
-        assert {name: counts[name] for name in waits if counts[name]} == {}
+        assert {name: counts[name] for name in WAITS if counts[name]} == {}
 
 
 def test_optimizer_and_average_are_one_call_each(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -141,6 +144,33 @@ def test_arithmetic_is_counted_as_torch_does() -> None:
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 32, 32), torch.zeros(1), torch.zeros(1, dtype=torch.long))
     assert header.gflop(network, shape, torch.device("cpu")) == counter.get_total_flops() / 1e9 > 0.1
+
+
+def test_attention_is_counted_on_every_device(monkeypatch: Patch) -> None:
+    """The fused attention of some devices and versions of torch has no formula, and would count as nothing."""
+    from torch.utils.flop_counter import flop_registry
+
+    shape = DataShape(**{key: CIFAR[key] for key in ("channels", "height", "width", "num_classes")})
+    model = {**compose_group("model", "unet_small"), "attention_resolutions": [16]}
+    network = make_model({"data": dict(CIFAR), "model": model}).eval()
+    whole = header.gflop(network, shape, torch.device("cpu"))
+    for row in [row for row in flop_registry if "attention" in str(row)]:
+        monkeypatch.delitem(flop_registry, row)
+    assert header.gflop(network, shape, torch.device("cpu")) == whole
+
+
+def test_a_checkpoint_waits_once(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
+    """For the question whether all averaged weights are finite; copies are waited for together."""
+    save, waits = trainer.Trainer._save, list[int]()
+
+    def counting(self: trainer.Trainer, *, wait: bool) -> None:
+        with Counting() as mode:
+            save(self, wait=wait)
+        waits.append(sum(mode.calls[name] for name in WAITS))
+
+    monkeypatch.setattr(trainer.Trainer, "_save", counting)
+    fit(tmp_path / "run")
+    assert waits == [1, 1]
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cifar10_edm", "cifar10_ddpm")]

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import conftest
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffgen import assembly, checkpoint
+from diffgen import assembly, checkpoint, stopwatch, trainer
 from diffgen.build import restore
 from diffgen.datasets import folder as image_folder
 from diffgen.errors import CheckpointError, EnvironmentFault, UsageError
@@ -178,6 +179,42 @@ def test_a_run_may_last_so_many_minutes(fit: Fit, metrics: Metrics, tmp_path: Pa
     for row, before in zip(rows[1:], rows[:-1], strict=True):
         assert row["lr"] == pytest.approx(4e-3 * (1 - before["seconds"] / 1.2), rel=0.01, abs=1e-5)
     assert checkpoint.load(run).images == rows[-1]["images"]
+
+
+def with_clock(monkeypatch: pytest.MonkeyPatch, first: float) -> None:
+    """A clock of which a step takes half a second, and the first step of each part of the run so many more."""
+    now = [1000.0]
+    step = trainer.Trainer._step
+
+    def timed(self: trainer.Trainer, *batch: torch.Tensor) -> Any:
+        now[0] += 0.5 + first * (self.images == self.first_images)
+        return step(self, *batch)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", timed)
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_slow_first_step_is_not_on_the_clock(
+    fit: Fit, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumes: bool
+) -> None:
+    """A compiler may take minutes: neither the learning rate nor the length of the run nor images/s know of them."""
+    limits = ["train.images=null", "train.minutes=0.1", "lr_schedule.warmup=100000", "train.checkpoint_every=96"]
+    runs = []
+    for name, first in (("plain", 0.0), ("slow", 300.0)):
+        with monkeypatch.context() as patch:
+            with_clock(patch, first)
+            if resumes:
+                fit(tmp_path / name, *limits[1:], "train.images=96")
+            runs.append(metrics(fit(tmp_path / name, *limits)))
+    assert runs[0] == runs[1]
+    rows = runs[0]
+    assert len(rows) == 13 + resumes
+    assert rows[-1]["seconds"] == 6.0
+    assert {row["images_per_second"] for row in rows} == {None, 32.0}
+    if not resumes:
+        rates = [row["lr"] for row in rows]
+        assert rates[0] < rates[2] < rates[3] > rates[4] > rates[-1], "a tenth of the time is warm-up"
 
 
 def test_previews_show_the_same_seeds(fit: Fit, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffgen import __version__
 from diffgen.cli import plugins
-from diffgen.console import complain, tell_warning
+from diffgen.console import WARNED, complain, tell_warning
 from diffgen.errors import DiffgenError, UsageError, unknown
 from diffgen.files import cache_folder
 
@@ -74,6 +74,7 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     # torch keeps compiled networks below /tmp, which many machines empty; here a second run finds them again.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     warnings.showwarning = tell_warning
+    WARNED.clear()
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
     sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]  # wherever it stands
