@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffgen import augment, compilation
+from diffgen import augment, casting, compilation
 from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, make_weighting
+from diffgen.casting import CastTogether, Given
 from diffgen.compilation import Compiled
 from diffgen.console import Reporter
 from diffgen.datasets import ImageSource
@@ -104,11 +105,7 @@ class Assembly:
         self.emas = [self._average(profile) for profile in profiles(section(self.config, "ema"))]
         self.averaged = self.emas[0].averaged
         self.kept["ema"] = self.emas[0].profile.facts()
-        self.compiled: Compiled | None = None
-        if compilation.wanted(self.settings.compile, pays=self.device.type == "cuda"):
-            required = self.settings.compile is True
-            self.compiled = Compiled(self.network, key="train.compile", required=required)
-        self.model = self._shared(self.compiled or self.network)
+        self.model = self._stepped()
         self.denoiser = make_denoiser(self.config, self._autocast)
         told = "augment" in inspect.signature(self.network.forward).parameters
         require(told or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
@@ -120,6 +117,20 @@ class Assembly:
 
     def _average(self, profile: Profile) -> EMA:
         return EMA(self.network, copy.deepcopy(self.network).eval().requires_grad_(False), profile)
+
+    def _stepped(self) -> nn.Module:
+        """The network as a step calls it: compiled, its weights cast together, its gradients exchanged."""
+        network = self.network
+        low = casting.LOW.get(self.accelerator.mixed_precision)
+        names = casting.cast_names(network)
+        # several processes exchange the first gradients while the last are computed; together they would come too late
+        together = low is not None and bool(names) and self.accelerator.num_processes == 1
+        if together:
+            network = Given(network, names)
+        self.compiled: Compiled | None = None
+        if compilation.wanted(self.settings.compile, pays=self.device.type == "cuda"):
+            network = self.compiled = Compiled(network, key="train.compile", required=self.settings.compile is True)
+        return CastTogether(self.network, network, names, low) if low and together else self._shared(network)
 
     def _shared(self, module: Any) -> Any:
         """A module whose gradients all processes exchange."""

@@ -30,6 +30,7 @@ LAYERS = [
         "memory",
         "speed",
         "stopwatch",
+        "casting",
     },
     {"times", "samplers", "datasets", "compilation"},
     {"denoiser", "checkpoint", "tasks"},
