@@ -196,7 +196,7 @@ class RunLog:
         """Write `status.json`: what became of the run; launchers of several processes hide their exit codes.
 
         Args:
-            state: running, done, stopped or failed.
+            state: running, stopping, done, stopped or failed.
             images: Training images seen.
             code: The exit code, once there is one.
             reason: The sentence that the user was told.

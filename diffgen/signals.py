@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread, Timer
 
 from diffgen.errors import DiffgenError
 
@@ -31,6 +33,8 @@ class StopRequest:
 
     signum = 0
     interrupted = 0.0  # when the first Ctrl-C came
+    overdue: Callable[[], None] = staticmethod(lambda: None)
+    """Called in a thread, `LATE` seconds after a signal that has not ended the run by then."""
 
     def receive(self, signum: int, frame: object = None) -> None:
         """Note the first signal; a second Ctrl-C leaves at once. Other repetitions are a launcher's, and no news."""
@@ -55,6 +59,38 @@ LEFT_AT_ONCE = (
 )
 
 
+LATE = 25.0
+"""Seconds; launchers kill what has not ended 30 after their signal."""
+
+
+@contextmanager
+def _overdue_told(request: StopRequest) -> Iterator[None]:
+    """Notice a signal also while the main thread is in a call that does not return, and Python cannot handle it.
+
+    So it is where a GPU waits for a process that has died: the launcher tells the others, and they cannot hear.
+    """
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    late = Timer(LATE, lambda: request.overdue())
+    late.daemon = True
+
+    def listen() -> None:
+        if ear.recv(1):
+            late.start()
+
+    before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    listener = Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        mouth.close()  # the listener hears the end
+        listener.join()
+        late.cancel()
+        ear.close()
+
+
 @contextmanager
 def stop_requests(preemption: str | None) -> Iterator[StopRequest]:
     """Collect SIGINT, SIGTERM, SIGHUP (a lost terminal, unless nohup ignores it) and a cluster's own signal.
@@ -68,7 +104,8 @@ def stop_requests(preemption: str | None) -> Iterator[StopRequest]:
         signals.add(signal.SIGHUP)
     before = {signum: signal.signal(signum, request.receive) for signum in signals}
     try:
-        yield request
+        with _overdue_told(request):
+            yield request
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -148,6 +148,8 @@ class Trainer(Assembly):
             NonFiniteError: Too many steps in a row had a gradient that is not finite.
             EnvironmentFault: The last checkpoint cannot be written, or memory or another process is gone.
         """
+        late = "a signal came, and no step has ended since: another process may be gone"
+        request.overdue = lambda: self._tell_status("stopping", reason=late)
         try:
             self._tell_status("running")
             with faults_told(self.accelerator):

@@ -5,6 +5,7 @@ carry the mark `fault(what happens, what diffgen does)`.
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -19,13 +20,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffgen import assembly, checkpoint, files, processes, run_directory, tensor_file, trainer
+from diffgen import assembly, checkpoint, files, processes, run_directory, signals, tensor_file, trainer
 from diffgen.console import Reporter
 from diffgen.denoiser import Denoiser
 from diffgen.errors import EnvironmentFault, NonFiniteError
@@ -111,6 +113,24 @@ def test_the_preemption_signal_can_be_chosen(fit: Fit, tmp_path: Path, monkeypat
     with pytest.raises(Stopped) as caught:
         fit(tmp_path / "run", "train.preemption_signal=SIGUSR2")
     assert caught.value.exit_code == 128 + signal.SIGUSR2
+
+
+@fault("a signal, and a step that does not end", "status.json says so, before the launcher kills the process")
+def test_a_step_that_does_not_end(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
+    """As where a GPU waits for another process that has died: Python handles no signal before the call returns."""
+    monkeypatch.setattr(signals, "LATE", 0.05)
+    seen: list[Any] = []
+
+    def block(_: Tensor) -> None:
+        Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)  # one call into C, about a second
+        seen.append(json.loads((tmp_path / "run" / "status.json").read_text()))
+
+    at_step(monkeypatch, 2, block)
+    with pytest.raises(Stopped):
+        fit(tmp_path / "run")
+    assert seen[0]["state"] == "stopping" and "no step has ended since" in seen[0]["reason"]
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "stopped"
 
 
 @fault("a signal while the run starts", "it ends before its first step; the same command begins again")
