@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -69,26 +68,26 @@ def _overdue_told(request: StopRequest) -> Iterator[None]:
 
     So it is where a GPU waits for a process that has died: the launcher tells the others, and they cannot hear.
     """
-    ear, mouth = socket.socketpair()
-    mouth.setblocking(False)
+    ear, mouth = os.pipe()
+    os.set_blocking(mouth, False)
     late = Timer(LATE, lambda: request.overdue())
     late.daemon = True
 
     def listen() -> None:
-        if ear.recv(1):
+        if os.read(ear, 1):
             late.start()
 
-    before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
     listener = Thread(target=listen, daemon=True)
     listener.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        mouth.close()  # the listener hears the end
+        os.close(mouth)  # the listener hears the end
         listener.join()
         late.cancel()
-        ear.close()
+        os.close(ear)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ metrics: fd Frechet distance, kd kernel distance, is inception score, pr precisi
 agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound, denoising
 error by noise level, cas classification accuracy score. bits, vlb and denoising draw no images. FID and KID are the
 names of the first two with extractor=inception, and only then.
-exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint or weights, 75 disk."""
+exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint or weights, 75 disk, memory or no compiler."""
 
 
 def main() -> int:

@@ -53,7 +53,7 @@ groups (any checkpoint goes with any sampler):
 settings:
 {indent(app.settings_text("sample"))}
 
-exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 75 disk, 130 stopped."""
+exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 75 disk, memory or no compiler, 130 stopped."""
 
 
 def main() -> int:

@@ -53,8 +53,8 @@ settings (KEY=VALUE; a data set's recipe changes some of these defaults: --cfg j
 {indent(app.settings_text("train"))}
 
 --cfg job prints the whole config; -m sweeps over comma-separated values; -sc install=bash gives tab completion.
-exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 5 diverged, 75 disk, memory or directory in use,
-130, 143 and 138 stopped by Ctrl-C, SIGTERM and SIGUSR1 with a checkpoint written."""
+exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 5 diverged, 75 disk, memory, directory in use or no
+compiler, 130, 143 and 138 stopped by Ctrl-C, SIGTERM and SIGUSR1 with a checkpoint written."""
 
 
 def choices_line(group: str, names: list[str]) -> str:
