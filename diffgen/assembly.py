@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -134,6 +135,8 @@ class Assembly:
 
     def _shared(self, module: Any) -> Any:
         """A module whose gradients all processes exchange."""
+        # of convolutions with an axis of one entry, whose strides mean nothing
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return self.accelerator.prepare_model(module) if self.accelerator.num_processes > 1 else module
 
     def _autocast(self, *inputs: Tensor | None) -> Tensor:

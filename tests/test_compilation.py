@@ -17,6 +17,7 @@ from diffgen.errors import ProcessFault
 
 Fit = Callable[..., Path]
 Patch = pytest.MonkeyPatch
+fault = pytest.mark.fault
 
 ERRORS = [
     RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler found"),
@@ -123,6 +124,7 @@ def test_each_shape_is_tried_once_without_a_trace(network: nn.Module, monkeypatc
 # --- in the commands --------------------------------------------------------------------------------------------
 
 
+@fault("a compiler that fails, where `auto` compiles", "a warning says why, and the run goes on uncompiled")
 def test_a_run_goes_on_uncompiled(fit: Fit, metrics: Any, tmp_path: Path, tiny_run: Path, monkeypatch: Patch) -> None:
     """As on a GPU, where `auto` compiles."""
     broken(monkeypatch, None, backward=True)
@@ -132,6 +134,7 @@ def test_a_run_goes_on_uncompiled(fit: Fit, metrics: Any, tmp_path: Path, tiny_r
     assert [row["loss"] for row in metrics(run)] == [row["loss"] for row in metrics(tiny_run)]
 
 
+@fault("a compiler that fails, with `train.compile=true`", "one sentence, exit 75; the directory can be used again")
 def test_a_run_that_must_compile_ends_with_a_sentence(
     command: Any, tiny: list[str], tmp_path: Path, monkeypatch: Patch
 ) -> None:
