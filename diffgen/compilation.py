@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffgen import memory
-from diffgen.errors import ProcessFault, first_line
+from diffgen.errors import ProcessFault, first_line, out_of_memory
 
 Call = Callable[..., Tensor]
 
@@ -64,7 +63,7 @@ class Compiled(nn.Module):
             with torch.random.fork_rng(devices):  # dropout of the pass that counts is as if there were no trial
                 self._passes(self.compiled, inputs)
         except Exception as error:
-            if memory.is_gone(error):
+            if out_of_memory(error):
                 raise
             reason = first_line(error)
         else:

@@ -13,6 +13,7 @@
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -62,6 +63,33 @@ class ProcessFault(EnvironmentFault):
     """This process ran out of memory, lost another one of its run, or cannot compile its network."""
 
     alone = True
+
+
+WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN, mostly where no engine's workspace fits
+    "Unable to find a valid cuDNN algorithm",
+)
+"""What torch and the libraries below it say when memory is gone."""
+
+SMALLER = "choose a smaller model, image size or batch"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the GPU or the CPU had no memory left."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError):
+        return any(word in str(error) for word in WORDS)
+    return isinstance(error, MemoryError)
+
+
+def no_memory(error: BaseException, advice: str = SMALLER) -> str:
+    """The sentence for such an error."""
+    return f"out of memory ({first_line(error)}): {advice}"
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffgen import memory
-from diffgen.errors import ProcessFault
+from diffgen.errors import ProcessFault, out_of_memory
 from diffgen.feed import Batch, part
 from diffgen.randomness import mix
 
@@ -50,7 +50,7 @@ class Gradients:
             try:
                 return self._pass(step, batch, exchange=True)
             except Exception as error:
-                if not memory.is_gone(error):
+                if not out_of_memory(error):
                     raise
                 if self.accelerator.num_processes > 1:  # the others wait in an exchange that cannot be taken back
                     rank = self.accelerator.process_index
@@ -77,7 +77,7 @@ class Gradients:
         try:
             self._pass(step, batch, exchange=False)
         except Exception as error:
-            if not memory.is_gone(error):
+            if not out_of_memory(error):
                 raise
             return False
         return True

@@ -1,7 +1,6 @@
 """Memory of the device: how much was used, whether it is gone, and what is kept for the next step."""
 
 import ctypes
-import errno
 import resource
 import sys
 from collections.abc import Iterator
@@ -9,17 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from diffgen.errors import ProcessFault, first_line
-
-WORDS = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "ALLOC_FAILED",
-    "unable to find an engine",  # cuDNN, mostly where no engine's workspace fits
-    "Unable to find a valid cuDNN algorithm",
-)
-"""What libraries say when memory is gone; cuBLAS and cuDNN have words of their own."""
+from diffgen.errors import SMALLER, ProcessFault, no_memory, out_of_memory
 
 ONE_IMAGE = "out of memory with a single image at a time: choose a smaller model or image size"
 
@@ -33,17 +22,8 @@ def peak(device: torch.device) -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
 
 
-def is_gone(error: BaseException) -> bool:
-    """Whether an error says that the GPU or the CPU had no memory left."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    if isinstance(error, RuntimeError):
-        return any(word in str(error) for word in WORDS)
-    return isinstance(error, MemoryError)
-
-
 @contextmanager
-def told(advice: str = "choose a smaller model, image size or batch") -> Iterator[None]:
+def told(advice: str = SMALLER) -> Iterator[None]:
     """Turn an error about memory into one sentence, wherever it comes from, and let go of what is kept for later.
 
     Raises:
@@ -52,13 +32,13 @@ def told(advice: str = "choose a smaller model, image size or batch") -> Iterato
     try:
         yield
     except Exception as error:
-        if not is_gone(error):
+        if not out_of_memory(error):
             raise
-        reason = first_line(error)
+        sentence = no_memory(error, advice)
     else:
         return
     give_back()  # outside the handler, whose traceback keeps tensors alive
-    raise ProcessFault(f"out of memory ({reason}): {advice}")
+    raise ProcessFault(sentence)
 
 
 def give_back() -> None:

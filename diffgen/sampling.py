@@ -11,7 +11,7 @@ from torch import Tensor
 from diffgen import memory
 from diffgen.build import MAX_VALUES, make_sampler
 from diffgen.denoiser import Denoiser
-from diffgen.errors import NonFiniteError, ProcessFault
+from diffgen.errors import NonFiniteError, ProcessFault, out_of_memory
 from diffgen.guidance import Guidance, guided
 from diffgen.images import to_uint8
 from diffgen.randomness import image_noise
@@ -167,7 +167,7 @@ def in_batches(draw: Callable[[list[int]], Tensor], count: int, most: int) -> It
         try:
             drawn = draw([min(i, count - 1) for i in range(start, start + size)])
         except Exception as error:
-            if not memory.is_gone(error):
+            if not out_of_memory(error):
                 raise
             drawn = None
         if drawn is None:  # outside the handler, whose traceback keeps tensors alive

@@ -1,6 +1,7 @@
 """What the compiler's failures cost: a sentence. With compilers that fail on purpose, since real ones take minutes."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffgen import compilation
+from diffgen.cli import app
 from diffgen.compilation import Compiled
 from diffgen.errors import ProcessFault
 
@@ -220,3 +222,17 @@ def test_a_machine_without_a_c_compiler(python: Any, tiny: list[str], monkeypatc
     assert done.returncode == 75
     assert done.stderr.splitlines()[-1].startswith("error: train.compile=true, but torch cannot compile")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("processes", "cores", "workers"), [("4", 64, "8"), ("8", 4, "1"), ("1", 64, None)])
+def test_processes_share_the_compilers_workers(
+    monkeypatch: Patch, processes: str, cores: int, workers: str | None
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    app._tune_libraries()
+    assert os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") == workers
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "3")
+    app._tune_libraries()
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "3"

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffgen import __version__
 from diffgen.cli import plugins
 from diffgen.console import WARNED, complain, tell_warning
-from diffgen.errors import DiffgenError, UsageError, unknown
+from diffgen.errors import DiffgenError, EnvironmentFault, UsageError, no_memory, out_of_memory, unknown
 from diffgen.files import cache_folder
 
 Job = Callable[[dict[str, Any], str], None]
@@ -68,11 +68,7 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
             complain(f"job {HydraConfig.get().job.num} failed: {' '.join(HydraConfig.get().overrides.task)}")
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
-    # A spinning thread holds the core that the thread it waits for may need. With short spins a CPU that is busy with
-    # other work trains about three times faster than with libgomp's default, and an idle one as fast.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    # torch keeps compiled networks below /tmp, which many machines empty; here a second run finds them again.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    _tune_libraries()
     warnings.showwarning = tell_warning
     WARNED.clear()
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
@@ -83,6 +79,19 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     return code or next((code for code in codes if code), 0)
+
+
+def _tune_libraries() -> None:
+    """What torch and the libraries below it read from the environment when they start, unless the user has set it."""
+    # A spinning thread holds the core that the thread it waits for may need. With short spins a CPU that is busy with
+    # other work trains about three times faster than with libgomp's default, and an idle one as fast.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # torch keeps compiled networks below /tmp, which many machines empty; here a second run finds them again.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > 1:  # all compile at once, each with a worker for every core
+        workers = max(1, min(32, os.cpu_count() or 1) // processes)
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(workers))
 
 
 def _load_plugins() -> None:
@@ -141,6 +150,11 @@ def answer(call: Callable[[], object], name: str = "") -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  the reader went away; nothing is left to tell
         return 141
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        _tell(no_memory(error), silent=False)
+        return EnvironmentFault.exit_code
     return 0
 
 
