@@ -229,7 +229,8 @@ def test_processes_share_the_compilers_workers(
     monkeypatch: Patch, processes: str, cores: int, workers: str | None
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     app._tune_libraries()
     assert os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") == workers
