@@ -25,7 +25,8 @@ PATIENCE = timedelta(hours=1)
 One that dies is noticed at once.
 """
 
-DRIVER = Path("/proc/driver/nvidia/version")
+DRIVER = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/nvidia0"))
+"""What an NVIDIA driver leaves on Linux; elsewhere its nvidia-smi is found."""
 
 NO_CUDA = (
     "this machine has an NVIDIA driver, but torch {} (built for CUDA: {}) cannot use it and runs on the CPU: install a "
@@ -71,7 +72,7 @@ def _find_gpu() -> bool:
     if gpu and "LOCAL_RANK" in os.environ:  # else whatever is asked of a GPU would be asked of the first, by all
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
-    if not gpu and not hidden and (DRIVER.exists() or shutil.which("nvidia-smi")):
+    if not gpu and not hidden and (any(trace.exists() for trace in DRIVER) or shutil.which("nvidia-smi")):
         warnings.warn(NO_CUDA.format(torch.__version__, torch.version.cuda or "none"), stacklevel=2)
     return gpu
 

@@ -701,7 +701,7 @@ def test_a_driver_that_torch_cannot_use(command: Any, tiny_model: Path, tmp_path
     if torch.cuda.is_available():
         pytest.skip("torch can use it")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(processes, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(processes, "DRIVER", (tmp_path / "other", tmp_path / "version"))
     sample = ["sample", f"ckpt={tiny_model}", "n=2", "overwrite=true", "out=out"]
     assert command(*sample).err == ""
     (tmp_path / "version").touch()
