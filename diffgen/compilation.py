@@ -12,6 +12,10 @@ from diffgen.errors import ProcessFault, first_line, out_of_memory
 
 Call = Callable[..., Tensor]
 
+SIZES = 64
+"""Shapes of input to compile for, far more than there ever are. Beyond its own limit of eight torch runs a network as it
+stands, and says so in a log alone."""
+
 
 def wanted(setting: bool | Literal["auto"], *, pays: bool) -> bool:
     """Whether to compile: as the setting says, and where that is `auto`, if it pays."""
@@ -44,6 +48,7 @@ class Compiled(nn.Module):
         self.tried: set[tuple[object, ...]] = set()
         # a graph for each size: one for all sizes is slower, since it cannot choose how convolutions lie in memory
         self.compiled: Call = torch.compile(network.forward, dynamic=False)
+        torch._dynamo.config.recompile_limit = SIZES
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the network gives.
@@ -93,6 +98,6 @@ class Compiled(nn.Module):
 
 
 def forget() -> None:
-    """Let the next job of a sweep compile anew; torch runs a network as it stands after eight shapes of input."""
+    """Let the next job of a sweep compile anew: its network and its sizes are others."""
     if "torch._dynamo" in sys.modules:  # else nothing was compiled, and to import it takes a second
         torch.compiler.reset()

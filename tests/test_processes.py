@@ -188,3 +188,28 @@ def test_errors_of_two_processes_are_told_once(python: Python, tmp_path: Path, r
         assert done.stderr.count(words) == 1, done.stderr
         assert "diffgen/" not in done.stderr, "no traceback through our files"
     assert not list(tmp_path.iterdir())
+
+
+ONE_CANNOT = """
+import os, sys, torch
+from diffgen import compilation
+from diffgen.cli import train
+def compile_(call, **_):
+    def run(*inputs):
+        if os.environ["RANK"] == "1":
+            raise KeyError("no compiler")
+        return call(*inputs)
+    return run
+torch.compile, compilation.wanted = compile_, lambda setting, pays: True
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+def test_where_one_process_cannot_compile_none_does(python: Python, tmp_path: Path, metrics: Metrics) -> None:
+    """Else they would wait for the slow one, and nobody would know."""
+    (tmp_path / "cannot.py").write_text(ONE_CANNOT)
+    done = python(*TWO[:-1], "cannot.py", *RUN[:5], "train.batch_size=16", "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("torch cannot compile the network here (another process could not)") == 1
+    assert metrics(tmp_path / "run")
