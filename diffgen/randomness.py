@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from diffgen.devices import float_type
+
 
 def generator(device: torch.device | str, seed: int, purpose: str, *counters: int) -> torch.Generator:
     """A fresh generator whose stream is a function of the arguments."""
@@ -47,7 +49,7 @@ def data_order(seed: int, n: int, start: int, count: int) -> Tensor:
 
 
 def uniforms(n: int, generator: torch.Generator, *, stratified: bool) -> Tensor:
-    """n numbers in (0, 1), float64 [n] on the generator's device.
+    """n numbers in (0, 1), `devices.float_type` [n] on the generator's device.
 
     Args:
         n: How many.
@@ -55,8 +57,7 @@ def uniforms(n: int, generator: torch.Generator, *, stratified: bool) -> Tensor:
         stratified: One from each of n equal strata, in random order, instead of n independent ones.
     """
     device = generator.device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    u = torch.rand(n, generator=generator, device=device, dtype=dtype)
+    u = torch.rand(n, generator=generator, device=device, dtype=float_type(device))
     if stratified:
         u = (torch.randperm(n, generator=generator, device=device) + u) / n
     return u.clamp(1e-6, 1 - 1e-6)

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffgen import memory
 from diffgen.build import MAX_VALUES, make_sampler
 from diffgen.denoiser import Denoiser
+from diffgen.devices import float_type
 from diffgen.errors import NonFiniteError
 from diffgen.guidance import Guidance, guided
 from diffgen.images import to_uint8
@@ -62,8 +63,8 @@ class Sampling:
         """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
 
         Image i depends on (seed, i) and its label alone (with sampler=ode, to within its tolerance). The state is
-        float64 (float32 on MPS, which has no other): steps are small differences of large numbers (Karras et al. 2022,
-        app. D). `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
+        float64 where the device has it: steps are small differences of large numbers (Karras et al. 2022, app. D).
+        `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
         """
 
         def noise(draw: int) -> Tensor:
@@ -105,7 +106,7 @@ class Sampling:
 
     def state(self, x: Tensor) -> Tensor:
         """A tensor on the device, in the precision of the sampler's state."""
-        return x.to(self.device).to(torch.float32 if self.device.type == "mps" else torch.float64)
+        return x.to(self.device).to(float_type(self.device))
 
     def batches(
         self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int

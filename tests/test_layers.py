@@ -13,7 +13,7 @@ CONFIGS = PACKAGE.parent / "configs"
 
 LAYERS = [
     {"errors"},
-    {"registry", "files", "console", "plots", "signals"},
+    {"registry", "files", "console", "plots", "signals", "devices"},
     {"settings"},
     {
         "lock",

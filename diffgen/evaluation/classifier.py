@@ -125,7 +125,7 @@ def shift(x: Tensor, rng: torch.Generator) -> Tensor:
 def accuracy(model: Classifier, source: ImageSource, device: torch.device) -> float:
     """Share of the images that the classifier labels right."""
     hits = [model(to_float(pixels)).argmax(1) == labels for pixels, labels in in_order(source, len(source), device)]
-    return float(torch.cat(hits).double().mean())
+    return float(torch.cat(hits).cpu().double().mean())
 
 
 def class_agreement(logits: Tensor, labels: Tensor) -> Tensor:
