@@ -63,7 +63,7 @@ def uniforms(n: int, generator: torch.Generator, *, stratified: bool) -> Tensor:
     return u.clamp(1e-6, 1 - 1e-6)
 
 
-def image_noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int) -> Tensor:
+def image_noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int, *, pinned: bool = False) -> Tensor:
     """Standard normal noise for the given images of a sampling run, drawn on the CPU so that devices agree.
 
     Args:
@@ -71,8 +71,13 @@ def image_noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int
         indices: Numbers of the images.
         seed: The run's seed.
         draw: 0 for the starting noise, i + 1 for what step i of a stochastic sampler adds.
+        pinned: Whether to draw it in pinned memory, from which a CUDA device copies while the host goes on.
 
     Returns:
         float32 [len(indices), C, H, W].
     """
-    return torch.stack([torch.randn(shape, generator=generator("cpu", seed, "image", i, draw)) for i in indices])
+    noise = torch.empty(len(indices), *shape, pin_memory=pinned)
+    rng = torch.Generator()  # one for all: to make one takes as long as to seed it
+    for image, i in zip(noise.unbind(), indices, strict=True):
+        image.normal_(generator=rng.manual_seed(mix(seed, "image", i, draw)))
+    return noise

@@ -29,6 +29,7 @@ LAYERS = [
         "tensor_file",
         "memory",
         "speed",
+        "ahead",
     },
     {"times", "samplers", "datasets"},
     {"denoiser", "checkpoint", "tasks"},
