@@ -103,7 +103,7 @@ def noise(section: Section) -> Lines:
     head = [
         "CPU time",
         "us an image and draw",
-        "of it in the calling thread",
+        "in the calling thread",
         "minutes of that for 50,000 images x 1000",
     ]
     return [f"{section['images']} images at once, {section['steps']} draws.", "", *table(head, cells)]
