@@ -15,6 +15,7 @@ from diffgen.casting import CastTogether, Given
 from diffgen.compilation import Compiled
 from diffgen.console import Reporter
 from diffgen.datasets import ImageSource
+from diffgen.devices import layout
 from diffgen.ema import EMA, Profile, profiles
 from diffgen.errors import require
 from diffgen.feed import Feed
@@ -30,11 +31,6 @@ from diffgen.sampling import Sampling
 from diffgen.settings import LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.tensor_file import check_plain
 from diffgen.times import TIMES
-
-
-def layout(device: torch.device) -> torch.memory_format:
-    """How networks lie in memory: channels last is faster on a GPU, and not on a CPU."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 class Assembly:

@@ -13,8 +13,8 @@ from diffgen.errors import ProcessFault, first_line, out_of_memory
 Call = Callable[..., Tensor]
 
 SIZES = 64
-"""Shapes of input to compile for, far more than there ever are. Beyond its own limit of eight torch runs a network as it
-stands, and says so in a log alone."""
+"""Shapes of input to compile for: more than there ever are. Beyond its own limit of eight torch runs a network as it
+stands, and only a log says so."""
 
 
 def wanted(setting: bool | Literal["auto"], *, pays: bool) -> bool:

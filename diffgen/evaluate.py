@@ -81,9 +81,12 @@ def evaluate(
                 with reporter.progress(n, 0) as line:
                     drawn = featured(given, network, n, lambda done: line.update(done, "pictures seen"))
             reference = Reference(splits, network, cache)
-            judged = Judged(**vars(drawn), reference=reference, out=out, seed=settings.seed)
             row |= {"extractor": network.name, "extractor_hash": network.hash}
-            row |= on_main(accelerator, lambda: measured(settings.wanted, judged))
+
+            def judge() -> Row:
+                return measured(settings.wanted, Judged.of(drawn, reference, out, settings.seed, accelerator.device))
+
+            row |= on_main(accelerator, judge)
             require(
                 set(row.get("left_out", ())) != set(settings.wanted),
                 f"metrics={','.join(settings.wanted)} need labels, classes or held-out images, and there are none",

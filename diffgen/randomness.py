@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from diffgen.devices import float_type
+
 
 def generator(device: torch.device | str, seed: int, purpose: str, *counters: int) -> torch.Generator:
     """A fresh generator whose stream is a function of the arguments."""
@@ -47,7 +49,7 @@ def data_order(seed: int, n: int, start: int, count: int) -> Tensor:
 
 
 def uniforms(n: int, generator: torch.Generator, *, stratified: bool) -> Tensor:
-    """n numbers in (0, 1), float64 [n] on the generator's device.
+    """n numbers in (0, 1), `devices.float_type` [n] on the generator's device.
 
     Args:
         n: How many.
@@ -55,14 +57,13 @@ def uniforms(n: int, generator: torch.Generator, *, stratified: bool) -> Tensor:
         stratified: One from each of n equal strata, in random order, instead of n independent ones.
     """
     device = generator.device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    u = torch.rand(n, generator=generator, device=device, dtype=dtype)
+    u = torch.rand(n, generator=generator, device=device, dtype=float_type(device))
     if stratified:
         u = (torch.randperm(n, generator=generator, device=device) + u) / n
     return u.clamp(1e-6, 1 - 1e-6)
 
 
-def image_noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int) -> Tensor:
+def image_noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int, *, pinned: bool = False) -> Tensor:
     """Standard normal noise for the given images of a sampling run, drawn on the CPU so that devices agree.
 
     Args:
@@ -70,8 +71,13 @@ def image_noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int
         indices: Numbers of the images.
         seed: The run's seed.
         draw: 0 for the starting noise, i + 1 for what step i of a stochastic sampler adds.
+        pinned: Whether to draw it in pinned memory, from which a CUDA device copies while the host goes on.
 
     Returns:
         float32 [len(indices), C, H, W].
     """
-    return torch.stack([torch.randn(shape, generator=generator("cpu", seed, "image", i, draw)) for i in indices])
+    noise = torch.empty(len(indices), *shape, pin_memory=pinned)
+    rng = torch.Generator()  # one for all: to make one takes as long as to seed it
+    for image, i in zip(noise.unbind(), indices, strict=True):
+        image.normal_(generator=rng.manual_seed(mix(seed, "image", i, draw)))
+    return noise

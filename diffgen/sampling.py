@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from diffgen import memory
+from diffgen.ahead import Ahead
 from diffgen.build import MAX_VALUES, make_sampler
 from diffgen.denoiser import Denoiser
+from diffgen.devices import float_type
 from diffgen.errors import NonFiniteError, ProcessFault, out_of_memory
 from diffgen.guidance import Guidance, guided
 from diffgen.images import to_uint8
@@ -64,13 +66,13 @@ class Sampling:
         """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
 
         Image i depends on (seed, i) and its label alone (with sampler=ode, to within its tolerance). The state is
-        float64 (float32 on MPS, which has no other): steps are small differences of large numbers (Karras et al. 2022,
-        app. D). `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
+        float64 where the device has it: steps are small differences of large numbers (Karras et al. 2022, app. D).
+        `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
         """
 
         def noise(draw: int) -> Tensor:
             whose = [0] * len(indices) if self.plan and self.plan.path else indices
-            return self.state(image_noise(shape, whose, self.seed, draw))
+            return image_noise(shape, whose, self.seed, draw, pinned=self.device.type == "cuda")
 
         schedule = self.denoiser.schedule
         label = torch.tensor(labels, device=self.device)
@@ -85,9 +87,10 @@ class Sampling:
                 watch(x, t)
             return predict(x, t)
 
-        plan = self.plan or Plan(lambda indices: float(schedule.sigma(self.ts[0])) * noise(0), self.ts)
+        plan = self.plan or Plan(lambda indices: float(schedule.sigma(self.ts[0])) * self.state(noise(0)), self.ts)
         x = plan.start(indices)
-        x = self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: noise(step + 1)).float()
+        with Ahead(lambda step: noise(step + 1), len(plan.ts) - 2) as added:  # the step to data adds none
+            x = self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: self.state(added(step))).float()
         if not x.isfinite().all():
             raise NonFiniteError("the samples are not finite: the model or the sampler's settings are at fault")
         return x
@@ -107,7 +110,7 @@ class Sampling:
 
     def state(self, x: Tensor) -> Tensor:
         """A tensor on the device, in the precision of the sampler's state."""
-        return x.to(self.device).to(torch.float32 if self.device.type == "mps" else torch.float64)
+        return x.to(self.device, non_blocking=x.is_pinned()).to(float_type(self.device))
 
     def batches(
         self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int

@@ -94,6 +94,21 @@ def overhead(section: Section) -> Lines:
     return [f"{section['images']} images of {section['shape']}.", "", *table(head, cells)]
 
 
+def noise(section: Section) -> Lines:
+    """What the noise of images costs the host."""
+    cells = []
+    for row in section["rows"]:
+        minutes = row["caller_us"] * 50_000 * 1000 / 60e6
+        cells.append([row["name"], f"{row['us']:.1f}", f"{row['caller_us']:.2f}", f"{minutes:.1f}"])
+    head = [
+        "CPU time",
+        "us an image and draw",
+        "in the calling thread",
+        "minutes of that for 50,000 images x 1000",
+    ]
+    return [f"{section['images']} images at once, {section['steps']} draws.", "", *table(head, cells)]
+
+
 def data(section: Section) -> Lines:
     """Pipelines."""
     ratios = times(section["rows"], "torchvision, images alone", lambda row: row[per_second(section)])
@@ -130,6 +145,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Section], Lines]]] = {
     "around-the-network": ("What of a step is not the network", around),
     "sampling": ("Sampling with the MNIST network", sampling),
     "overhead": ("Sampling beside the network", overhead),
+    "noise": ("Noise of images, drawn by the host", noise),
     "data": ("Data pipelines, CIFAR-10's size", data),
     "checkpoint": ("A checkpoint", checkpoint),
     "start-up": ("Start-up", commands),

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from diffgen.datasets import Images
 from diffgen.datasets.digits import digits
 from diffgen.errors import CheckpointError, DataError, UsageError
+from diffgen.evaluation import classifier
 from diffgen.evaluation.classifier import (
     Classifier,
     accuracy,
@@ -50,6 +51,22 @@ def test_training_leaves_the_callers_random_state_alone():
     torch.manual_seed(5)
     train_classifier(TRAIN, width=4, epochs=1, seed=0, device=CPU)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_cudnn_is_deterministic_while_one_is_trained(monkeypatch: pytest.MonkeyPatch, before: bool):
+    """And it looks for no faster kernels meanwhile, which may be others each time."""
+    cudnn, seen = torch.backends.cudnn, []
+
+    def watched(x, rng):
+        seen.append((cudnn.enabled, cudnn.deterministic, cudnn.benchmark))
+        return shift(x, rng)
+
+    monkeypatch.setattr(classifier, "shift", watched)
+    with cudnn.flags(enabled=True, deterministic=before, benchmark=not before):
+        train_classifier(TRAIN, width=2, epochs=1, seed=0, device=CPU)
+        assert (cudnn.deterministic, cudnn.benchmark) == (before, not before)
+    assert set(seen) == {(True, True, False)}
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (7, 9), (28, 28), (32, 64)])

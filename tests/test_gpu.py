@@ -10,6 +10,7 @@ import torch
 from diffgen import assembly, checkpoint
 from diffgen.build import restore
 from diffgen.guidance import Guidance
+from diffgen.randomness import image_noise
 from diffgen.sampling import Sampling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -42,6 +43,19 @@ def test_images_are_those_of_the_cpu(tiny_model: Path, compose: Any, name: str) 
         sampling = Sampling.from_config(denoiser, settings, guidance=Guidance(scale=1.5), seed=0, device=device)
         drawn.append(sampling.draw((1, 8, 8), [0, 1, 2, 3], [0, 1, 2, -1]).cpu())
     torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=2e-2)
+
+
+def test_noise_is_copied_without_waiting(tiny_model: Path, compose: Any) -> None:
+    denoiser = restore(checkpoint.load(tiny_model))
+    settings, cuda = compose("sample", "sampler=ancestral")["sampler"], torch.device("cuda")
+    sampling = Sampling.from_config(denoiser, settings, guidance=Guidance(scale=1.0), seed=0, device=cuda)
+    noise = image_noise((3, 32, 32), list(range(64)), seed=0, draw=1, pinned=True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        copied = sampling.state(noise)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert copied.dtype == torch.float64 and torch.equal(copied.cpu().float(), noise)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])

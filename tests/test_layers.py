@@ -13,7 +13,7 @@ CONFIGS = PACKAGE.parent / "configs"
 
 LAYERS = [
     {"errors"},
-    {"registry", "files", "console", "plots", "signals"},
+    {"registry", "files", "console", "plots", "signals", "devices"},
     {"settings"},
     {
         "lock",
@@ -31,8 +31,10 @@ LAYERS = [
         "speed",
         "stopwatch",
         "casting",
+        "compilation",
+        "ahead",
     },
-    {"times", "samplers", "datasets", "compilation"},
+    {"times", "samplers", "datasets"},
     {"denoiser", "checkpoint", "tasks"},
     {"losses", "guidance", "likelihood", "build", "run_directory", "processes", "posthoc"},
     {"sampling", "training_state", "header", "feed", "tally", "writer"},

@@ -82,6 +82,24 @@ def test_image_noise_depends_on_seed_index_and_draw_alone() -> None:
     assert len({tuple(noise.flatten().tolist()) for noise in others}) == 4
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 5, 5), (2, 1, 1), (1, 4, 4)])
+def test_image_noise_is_what_a_fresh_generator_for_each_image_draws(shape: tuple[int, ...]) -> None:
+    """Published samples would change: the definition, spelt out, to the last bit."""
+    images = [7, 0, 7, 49_999]
+    defined = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(mix(3, "image", image, 12))) for image in images
+    ]
+    assert torch.equal(image_noise(shape, images, seed=3, draw=12), torch.stack(defined))
+
+
+def test_images_of_a_call_share_a_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.Generator] = []
+    kind = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda *place: (made.append(kind(*place)), made[-1])[1])
+    image_noise((1, 8, 8), list(range(50)), seed=0, draw=1)
+    assert len(made) == 1
+
+
 def test_image_noise_is_standard_normal() -> None:
     noise = image_noise((1, 8, 8), list(range(100)), seed=0, draw=0)
     assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 0.01

@@ -1,5 +1,6 @@
 """Image i of a sampling run depends on (seed, i) and its label alone."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+import diffgen.sampling
 from diffgen import checkpoint
 from diffgen.build import restore
 from diffgen.denoiser import Denoiser
 from diffgen.errors import UsageError
 from diffgen.generate import choose_labels, resolve_sampler
 from diffgen.guidance import Guidance, guided
+from diffgen.randomness import image_noise
 from diffgen.sampling import Sampling, columns, cycle_labels
 from diffgen.settings import sample_settings
+from diffgen.signals import Interrupted
+from diffgen.tasks import Plan
 
 Compose = Callable[..., dict[str, Any]]
 SHAPE = (1, 8, 8)
@@ -34,7 +39,7 @@ def denoiser(tiny_model: Path) -> Denoiser:
 
 
 def make(denoiser: Denoiser, compose: Compose, sampler: str, *, seed: int = 3, guidance: float = 1.0) -> Sampling:
-    config = compose("sample", *f"sampler={sampler}".split(), "sampler.steps=6")["sampler"]
+    config = compose("sample", "sampler.steps=6", *f"sampler={sampler}".split())["sampler"]
     return Sampling.from_config(
         denoiser, config, guidance=Guidance(scale=guidance), seed=seed, device=torch.device("cpu")
     )
@@ -73,6 +78,92 @@ def test_stochastic_samplers_differ_from_deterministic_ones(denoiser: Denoiser, 
     images = [make(denoiser, compose, f"ddim sampler.eta={eta}").draw(SHAPE, [0], [1]) for eta in (0.0, 0.5, 1.0)]
     assert (images[0] - images[1]).abs().max() > 1e-3
     assert (images[1] - images[2]).abs().max() > 1e-3
+
+
+# --- noise that is drawn ahead -------------------------------------------------------------------------------
+
+
+def threads() -> int:
+    """Those that draw ahead."""
+    return sum(thread.name.startswith("ahead") for thread in threading.enumerate())
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int], bool]]:
+    """Number and images of each draw of noise, and whether the calling thread drew it."""
+    calls: list[tuple[int, list[int], bool]] = []
+
+    def noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int, *, pinned: bool) -> Tensor:
+        assert not pinned, "there is no GPU to copy it"
+        calls.append((draw, indices, threading.current_thread() is threading.main_thread()))
+        return image_noise(shape, indices, seed, draw)
+
+    monkeypatch.setattr(diffgen.sampling, "image_noise", noise)
+    return calls
+
+
+def test_the_noise_of_a_step_is_drawn_while_the_network_runs(
+    denoiser: Denoiser, compose: Compose, drawn: list[tuple[int, list[int], bool]]
+) -> None:
+    """20 steps add noise 19 times: the calling thread draws the start and the first, and nothing is drawn in vain."""
+    make(denoiser, compose, "ancestral sampler.steps=20").draw(SHAPE, [3, 4], [1, 2])
+    here = [draw for draw, _, calling in drawn if calling]
+    ahead = [draw for draw, _, calling in drawn if not calling]
+    assert here == [0, 1]
+    assert ahead == list(range(2, 20))
+    assert threads() == 0
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim sampler.eta=0.5", "heun sampler.s_churn=20", "dpmpp_2m_sde"])
+def test_it_is_the_noise_that_is_drawn_when_asked_for(denoiser: Denoiser, compose: Compose, sampler: str) -> None:
+    sampling, indices, label = make(denoiser, compose, sampler), [3, 9], torch.tensor([1, -1])
+
+    def noise(draw: int) -> Tensor:
+        return image_noise(SHAPE, indices, sampling.seed, draw).double()
+
+    schedule = denoiser.schedule
+    x = float(schedule.sigma(sampling.ts[0])) * noise(0)
+    predict = guided(denoiser, label, sampling.guidance, clip=sampling.clip)
+    with torch.inference_mode():
+        expected = sampling.sampler(predict, schedule, x, sampling.ts, lambda step: noise(step + 1))
+    assert torch.equal(sampling.draw(SHAPE, indices, label.tolist()), expected.float())
+
+
+def test_a_deterministic_sampler_starts_no_thread(
+    denoiser: Denoiser, compose: Compose, drawn: list[tuple[int, list[int], bool]]
+) -> None:
+    sampling, seen = make(denoiser, compose, "ddim"), set[int]()
+    sampling.before_each = lambda: seen.add(threads())
+    sampling.draw(SHAPE, [0, 1], [1, 2])
+    assert drawn == [(0, [0, 1], True)]
+    assert seen == {0}
+
+
+def test_a_sampling_that_is_interrupted_leaves_no_thread(denoiser: Denoiser, compose: Compose) -> None:
+    sampling, seen = make(denoiser, compose, "ancestral"), list[int]()
+
+    def interrupt() -> None:
+        seen.append(threads())
+        if len(seen) == 4:
+            raise Interrupted
+
+    sampling.before_each = interrupt
+    with pytest.raises(Interrupted):
+        sampling.draw(SHAPE, [0, 1], [1, 2])
+    assert seen == [0, 1, 1, 1]
+    assert threads() == 0
+
+
+@pytest.mark.parametrize("path", [True, False])
+def test_images_on_a_path_share_their_noise(
+    denoiser: Denoiser, compose: Compose, drawn: list[tuple[int, list[int], bool]], path: bool
+) -> None:
+    sampling = make(denoiser, compose, "ancestral")
+    sampling.plan = Plan(lambda indices: torch.zeros(len(indices), *SHAPE).double(), sampling.ts[2:], path=path)
+    images = sampling.draw(SHAPE, [5, 6, 7], [1, 1, 1])
+    assert [draw for draw, _, _ in sorted(drawn)] == [1, 2, 3], "4 steps are left, the last of them without noise"
+    assert all(indices == ([0, 0, 0] if path else [5, 6, 7]) for _, indices, _ in drawn)
+    assert path == bool((images[0] - images[1]).abs().max() < 1e-4)
 
 
 # --- guidance and labels ------------------------------------------------------------------------------------

@@ -91,12 +91,12 @@ def test_the_bench_writes_a_file_and_tables(
     import bench
     import bench_table
 
-    for section in ("data", "overhead"):
+    for section in ("data", "overhead", "noise"):
         monkeypatch.setattr(sys, "argv", ["bench.py", "--quick", "--threads=1", "--only", section, f"--out={tmp_path}"])
         bench.main()
     (path,) = tmp_path.glob("*-1-threads-*.json")
     written = json.loads(path.read_text())
-    assert list(written) == ["data", "overhead"]
+    assert list(written) == ["data", "overhead", "noise"]
     text = bench_table.document(f"top\n{bench_table.BEGIN}\nold\n{bench_table.END}\nend\n", [path])
     assert text.startswith("top\n")
     assert text.endswith("\nend\n")
@@ -104,6 +104,8 @@ def test_the_bench_writes_a_file_and_tables(
     mine, _, theirs, _ = written["data"]["rows"]
     assert f"| {mine['images_per_cpu_second'] / theirs['images_per_cpu_second']:.2f} |" in text
     assert "| diffgen heun |" in text
+    before = written["noise"]["rows"][0]
+    assert f"| {before['name']} | {before['us']:.1f} | {before['caller_us']:.2f} |" in text
 
 
 def test_the_document_is_what_the_result_files_say() -> None:

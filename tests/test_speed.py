@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -117,6 +118,14 @@ def test_freed_memory_is_kept_where_the_allocator_is_glibc(
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
     memory.keep_freed()
     assert heard == calls
+
+
+@pytest.mark.parametrize(("system", "told"), [("linux", 3 * 2**20), ("darwin", 3 * 2**30)])
+def test_peak_memory_is_in_gibibytes(monkeypatch: Patch, system: str, told: int) -> None:
+    """getrusage counts in KiB on Linux and in bytes on macOS."""
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=told))
+    assert memory.peak(torch.device("cpu")) == "3.0 GiB"
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])

@@ -86,12 +86,13 @@ def train_classifier(source: ImageSource, *, width: int, epochs: int, seed: int,
     cycle = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / rise, (total - step) / max(1, total - rise))
     )
-    for step, (pixels, labels) in enumerate(source.batches(_epochs(len(source), total, seed), device)):
-        x = shift(to_float(pixels), generator("cpu", seed, "shift", step))
-        F.cross_entropy(model(x), labels, ignore_index=-1).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        cycle.step()
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):  # else it may add up gradients in any order
+        for step, (pixels, labels) in enumerate(source.batches(_epochs(len(source), total, seed), device)):
+            x = shift(to_float(pixels), generator("cpu", seed, "shift", step))
+            F.cross_entropy(model(x), labels, ignore_index=-1).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            cycle.step()
     return model.eval().requires_grad_(False)
 
 
@@ -125,7 +126,7 @@ def shift(x: Tensor, rng: torch.Generator) -> Tensor:
 def accuracy(model: Classifier, source: ImageSource, device: torch.device) -> float:
     """Share of the images that the classifier labels right."""
     hits = [model(to_float(pixels)).argmax(1) == labels for pixels, labels in in_order(source, len(source), device)]
-    return float(torch.cat(hits).double().mean())
+    return float(torch.cat(hits).cpu().double().mean())
 
 
 def class_agreement(logits: Tensor, labels: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def denoising_errors(
         t = _time(schedule, nsr)
         x = float(schedule.alpha(t)) * x0 + float(schedule.sigma(t)) * z
         square = (denoise(x, t) - x0).square().flatten(1).mean(1)
-        columns.append(square.double().cpu() * (nsr**2 + sigma_data**2) / (nsr * sigma_data) ** 2)
+        columns.append(square.cpu().double() * (nsr**2 + sigma_data**2) / (nsr * sigma_data) ** 2)
     return torch.stack(columns, dim=1)
 
 

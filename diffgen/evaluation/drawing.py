@@ -16,7 +16,10 @@ from diffgen.sampling import Sampling
 
 @dataclass
 class Drawn:
-    """Images and what the extractor says of them, on the CPU: uint8 [n, C, H, W], [n], [n, d], [n, k] or None."""
+    """Images and what the extractor says of them: uint8 [n, C, H, W], [n], [n, d], [n, k] or None.
+
+    All of it is on the CPU, where images are gathered; `on` takes it to where figures are computed.
+    """
 
     pixels: Tensor
     labels: Tensor
@@ -28,6 +31,11 @@ class Drawn:
         """Several sets as one."""
         columns = [[getattr(part, field.name) for part in parts] for field in fields(cls)]
         return cls(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+
+    def on(self, device: torch.device) -> "Drawn":
+        """The same with all but the pixels on a device: they are only looked at."""
+        logits = None if self.logits is None else self.logits.to(device)
+        return Drawn(self.pixels, self.labels.to(device), self.features.to(device), logits)
 
 
 def draw_share(

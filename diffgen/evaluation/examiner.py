@@ -133,7 +133,7 @@ class Examiner:
         return gathered(share, self.accelerator, len(self.labels)) if share and worst == WHOLE else None
 
     def _judge(self, drawn: Drawn, kept: Mapping[str, Any], weights: Tensors, images: int) -> str:
-        judged = Judged(**vars(drawn), reference=self.reference, out=self.out, seed=0)
+        judged = Judged.of(drawn, self.reference, self.out, 0, self.accelerator.device)
         row: Row = {"images_seen": images, **self.kind, "nfe": self.sampling.nfe} | measured(FIGURES, judged)
         key = self.settings.best_by
         best = self._best()

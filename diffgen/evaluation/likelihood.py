@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.special import log_ndtr
 
 from diffgen.denoiser import like
+from diffgen.devices import float_type
 from diffgen.errors import require
 from diffgen.likelihood import hutchinson_trace, log_likelihood
 from diffgen.randomness import generator
@@ -53,8 +54,8 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 
 def levels(pixels: Tensor) -> Tensor:
-    """uint8 -> k / 127.5 - 1 in float64 (float32 on MPS, which has no other)."""
-    return pixels.to(torch.float32 if pixels.device.type == "mps" else torch.float64) / LEVELS - 1
+    """uint8 -> k / 127.5 - 1, as `devices.float_type`."""
+    return pixels.to(float_type(pixels.device)) / LEVELS - 1
 
 
 def dequantise(pixels: Tensor, images: list[int], seed: int, draw: int = 0) -> Tensor:

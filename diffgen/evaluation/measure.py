@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffgen.datasets import Images
+from diffgen.devices import with_float64
 from diffgen.evaluation import metrics
 from diffgen.evaluation.classifier import class_agreement, classification_accuracy_score
 from diffgen.evaluation.drawing import Drawn
@@ -42,21 +44,26 @@ class Judged(Drawn):
     out: Path
     seed: int
 
+    @classmethod
+    def of(cls, drawn: Drawn, reference: Reference, out: Path, seed: int, device: torch.device) -> "Judged":
+        """To be judged on a device; on the CPU if that has no float64."""
+        return cls(**vars(drawn.on(with_float64(device))), reference=reference, out=out, seed=seed)
+
     @property
     def splits(self) -> Splits:
         """The data set."""
         return self.reference.splits
 
-    @property
+    @cached_property
     def train(self) -> Tensor:
-        """Features of the training split."""
-        return self.reference.train
+        """Features of the training split, where those of the images are."""
+        return self.reference.train.to(self.features.device)
 
-    @property
+    @cached_property
     def test(self) -> Tensor | None:
         """Features of as many images of the test split, where there is one: floors depend on the number of images."""
         test = self.reference.test
-        return None if test is None else test[: len(self.features)]
+        return None if test is None else test[: len(self.features)].to(self.features.device)
 
 
 Row = dict[str, Any]
@@ -65,7 +72,7 @@ Row = dict[str, Any]
 def frechet(judged: Judged) -> Row:
     """Distance of Gaussians, with its floors: held-out images, and one half of the training images, by the other."""
     order = torch.randperm(len(judged.train), generator=torch.Generator().manual_seed(0))
-    halves = judged.train[order].tensor_split(2)
+    halves = judged.train[order.to(judged.train.device)].tensor_split(2)
     real = Moments.of(judged.train).gaussian()
     row: Row = {"fd": frechet_distance(real, Moments.of(judged.features).gaussian())}
     row["fd_floor_halves"] = frechet_distance(*(Moments.of(half).gaussian() for half in halves))
@@ -132,9 +139,9 @@ def copies(judged: Judged) -> Row:
         )
     nearest = ratio.argsort()[:PAIRS]
     _, entries = metrics.nearest_neighbours(judged.features[nearest], judged.train, k=1)
-    device = torch.device("cpu")
-    originals, _ = next(judged.splits.train.batches(iter([entries[:, 0]]), device))
-    save_png(grid(torch.cat([judged.pixels[nearest], originals]), columns=len(nearest)), judged.out / "pairs.png")
+    originals, _ = next(judged.splits.train.batches(iter([entries[:, 0].cpu()]), torch.device("cpu")))
+    pairs = torch.cat([judged.pixels[nearest.cpu()], originals])
+    save_png(grid(pairs, columns=len(nearest)), judged.out / "pairs.png")
     return row
 
 
@@ -143,11 +150,11 @@ def accuracy_score(judged: Judged) -> Row:
     if not bool((judged.labels >= 0).all()) or judged.test is None:
         return {}
     recipe = {"width": 32, "epochs": max(2, math.ceil(20_000 / len(judged.pixels))), "seed": judged.seed}
-    classes, device = judged.splits.train.classes, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classes, device = judged.splits.train.classes, judged.features.device
     chosen = torch.randperm(len(judged.splits.train), generator=torch.Generator().manual_seed(0))[: len(judged.pixels)]
     real, labels = next(judged.splits.train.batches(iter([chosen]), torch.device("cpu")))
     row: Row = {}
-    for name, pixels, whose in (("cas", judged.pixels, judged.labels), ("cas_real", real, labels)):
+    for name, pixels, whose in (("cas", judged.pixels, judged.labels.cpu()), ("cas_real", real, labels)):
         samples = Images(pixels, whose, classes)
         row[name] = classification_accuracy_score(samples, judged.splits.test, **recipe, device=device)
     return row

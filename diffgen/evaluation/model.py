@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffgen.datasets import ImageSource
 from diffgen.denoiser import Denoiser
+from diffgen.devices import float_type
 from diffgen.evaluation import likelihood
 from diffgen.evaluation.denoising import compare, denoising_errors, noise_levels
 from diffgen.evaluation.extractors import Splits
@@ -159,7 +160,7 @@ def _errors(
     for start in range(0, len(pixels), BATCH):
         here = slice(start, start + BATCH)
         denoise = guided(denoiser, labels[here].to(device), PLAIN, clip=False)
-        x0 = to_float(pixels[here].to(device)).double()
+        x0 = to_float(pixels[here].to(device)).to(float_type(device))
         numbers = list(range(start, start + len(x0)))
         sigma_data = denoiser.sigma_data
         parts.append(denoising_errors(denoise, denoiser.schedule, x0, numbers, nsrs, sigma_data=sigma_data, seed=seed))

@@ -13,7 +13,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What a call gives back that was timed in another process: its wall and CPU seconds there."""
+    """What a call gives back that was timed elsewhere, in another process or in one thread: wall and CPU seconds."""
 
     wall: float
     cpu: float

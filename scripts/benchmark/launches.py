@@ -13,7 +13,19 @@ from benchmark.layouts import DDPM, MNIST, Layout, our_network
 from diffgen.casting import CastTogether, Given, cast_names
 from diffgen.optimizers import finite
 
-VIEWS = ("view", "detach", "t.default", "transpose", "expand", "unsqueeze", "squeeze", "permute", "slice", "split", "unbind")
+VIEWS = (
+    "view",
+    "detach",
+    "t.default",
+    "transpose",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "permute",
+    "slice",
+    "split",
+    "unbind",
+)
 """Operators that launch nothing."""
 
 
