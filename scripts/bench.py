@@ -1,4 +1,4 @@
-"""diffgen beside its peers on this machine: training, sampling, noise, data, start-up, and a whole job.
+"""diffgen beside its peers on this machine: training, sampling, noise, launches, data, start-up, a whole job.
 
     python scripts/bench.py [--threads 1] [--only training-mnist sampling] [--rounds 5] [--out FOLDER] [--quick]
 
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from benchmark import clock, commands
+from benchmark.launches import launches
 from benchmark.layouts import DDPM, EDM, MNIST
 from benchmark.noise import noise
 from benchmark.pipeline import pipeline
@@ -45,6 +46,7 @@ SECTIONS: dict[str, Callable[[int, Path, bool], clock.Row]] = {
     "sampling": lambda rounds, folder, quick: sampling(rounds, quick=quick),
     "overhead": lambda rounds, folder, quick: overhead(rounds, quick=quick),
     "noise": lambda rounds, folder, quick: noise(rounds, quick=quick),
+    "launches": lambda rounds, folder, quick: launches(quick=quick),
     "data": lambda rounds, folder, quick: pipeline(rounds, quick=quick),
     "checkpoint": lambda rounds, folder, quick: commands.checkpoint(rounds, folder),
     "start-up": lambda rounds, folder, quick: commands.startup(rounds, folder),

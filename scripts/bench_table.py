@@ -109,6 +109,17 @@ def noise(section: Section) -> Lines:
     return [f"{section['images']} images at once, {section['steps']} draws.", "", *table(head, cells)]
 
 
+def launches(section: Section) -> Lines:
+    """How often a step and a checkpoint call the device."""
+    cells = [[row["name"], str(row["casts"]), str(row["operators"])] for row in section["rows"]]
+    head = ["a pass forward and backward in bfloat16", "casts", "operators that launch something"]
+    waits, tensors = section["waits"], section["tensors"]
+    asked = (
+        f"Whether {tensors} weights are finite: {waits['before']} waits asked one by one, {waits['after']} together."
+    )
+    return [f"{section['layout']}, not compiled.", "", *table(head, cells), "", asked]
+
+
 def data(section: Section) -> Lines:
     """Pipelines."""
     ratios = times(section["rows"], "torchvision, images alone", lambda row: row[per_second(section)])
@@ -146,6 +157,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Section], Lines]]] = {
     "sampling": ("Sampling with the MNIST network", sampling),
     "overhead": ("Sampling beside the network", overhead),
     "noise": ("Noise of images, drawn by the host", noise),
+    "launches": ("Launches and waits, counted", launches),
     "data": ("Data pipelines, CIFAR-10's size", data),
     "checkpoint": ("A checkpoint", checkpoint),
     "start-up": ("Start-up", commands),
