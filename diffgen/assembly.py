@@ -118,22 +118,23 @@ class Assembly:
     def _stepped(self) -> nn.Module:
         """The network as a step calls it: compiled, its weights cast together, its gradients exchanged."""
         network = self.network
-        low = casting.LOW.get(self.accelerator.mixed_precision)
-        names = casting.cast_names(network)
         # several processes exchange the first gradients while the last are computed; together they would come too late
-        together = low is not None and bool(names) and self.accelerator.num_processes == 1
-        if together:
+        low = casting.LOW.get(self.accelerator.mixed_precision) if self.accelerator.num_processes == 1 else None
+        names = casting.cast_names(network) if low else []
+        if names:
             network = Given(network, names)
         self.compiled: Compiled | None = None
         if compilation.wanted(self.settings.compile, pays=self.device.type == "cuda"):
             network = self.compiled = Compiled(network, key="train.compile", required=self.settings.compile is True)
-        return CastTogether(self.network, network, names, low) if low and together else self._shared(network)
+        return CastTogether(self.network, network, names, low) if low and names else self._shared(network)
 
     def _shared(self, module: Any) -> Any:
         """A module whose gradients all processes exchange."""
+        if self.accelerator.num_processes == 1:
+            return module
         # of convolutions with an axis of one entry, whose strides mean nothing
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        return self.accelerator.prepare_model(module) if self.accelerator.num_processes > 1 else module
+        return self.accelerator.prepare_model(module)
 
     def _autocast(self, *inputs: Tensor | None) -> Tensor:
         """The network in the run's precision; what is around it stays in float32."""

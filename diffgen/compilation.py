@@ -31,7 +31,7 @@ class Compiled(nn.Module):
     fails both ways is the network's own, or memory's, and is raised as it is.
 
     Attributes:
-        works: Whether the compiled form is in use.
+        failure: Why the compiled form is not in use, or None.
     """
 
     def __init__(self, network: nn.Module, *, key: str, required: bool) -> None:
@@ -44,7 +44,7 @@ class Compiled(nn.Module):
         """
         super().__init__()
         self.network, self.key, self.required = network, key, required
-        self.works = True
+        self.failure: str | None = None
         self.tried: set[tuple[object, ...]] = set()
         # a graph for each size: one for all sizes is slower, since it cannot choose how convolutions lie in memory
         self.compiled: Call = torch.compile(network.forward, dynamic=False)
@@ -57,10 +57,10 @@ class Compiled(nn.Module):
             ProcessFault: The network cannot be compiled, and that is required.
         """
         kind = (torch.is_grad_enabled(), *(x.shape for x in inputs))
-        if self.works and kind not in self.tried:
+        if self.failure is None and kind not in self.tried:
             self._try(inputs)
             self.tried.add(kind)
-        return self.compiled(*inputs) if self.works else self.network(*inputs)
+        return self.compiled(*inputs) if self.failure is None else self.network(*inputs)
 
     def _try(self, inputs: Sequence[Tensor]) -> None:
         devices = [x.device for x in inputs[:1] if x.is_cuda]
@@ -93,7 +93,7 @@ class Compiled(nn.Module):
         told = f"torch cannot compile the network here ({reason})"
         if self.required:
             raise ProcessFault(f"{self.key}=true, but {told}: mend that, or choose {self.key}=auto or false")
-        self.works = False
+        self.failure = reason
         warnings.warn(f"{told}: it runs as it stands, which is slower ({self.key}=false)", stacklevel=2)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffgen import checkpoint, header, memory, preview, speed, training_state
@@ -252,9 +253,9 @@ class Trainer(Assembly):
         """Let all processes find a micro-batch that fits, and go on uncompiled if one of them has to."""
         self.gradients.rehearse(self.step, batch)
         if self.compiled and self.accelerator.num_processes > 1:
-            works = self.accelerator.gather(torch.tensor([self.compiled.works], device=self.device))
-            if self.compiled.works and not works.all():
-                self.compiled.give_up("another process could not")
+            failures = [failure for failure in gather_object([self.compiled.failure]) if failure]
+            if failures and self.compiled.failure is None:
+                self.compiled.give_up(failures[0])
 
     def _progress(self) -> float:
         """Share of the run that is done, by images or by minutes, whichever is further."""
