@@ -1,0 +1,1 @@
+"""What `scripts/gpu_programme.py` measures, one module a part."""
