@@ -16,14 +16,15 @@ measured on pictures at random, and so is the speed-run unless CIFAR-10 is in `d
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import gpu_table
 import torch
 from benchmark.facts import ROOT
-from programme import report
 from programme.parent import answers
 from programme.parts import PARTS
 from programme.results import FOLDER, Results, facts
@@ -64,20 +65,23 @@ def places(args: argparse.Namespace) -> tuple[Path, Path]:
     return folder / "work", folder
 
 
-def make(part: str, work: Work, results: Results, known: Row) -> bool:
-    """Make what is left of a part as far as the time goes; whether all of it went well."""
-    left, well = results.left(part, PARTS[part].pieces), True
-    while left:
+def pieces_of(part: str, *, tiny: bool) -> list[str]:
+    """Names of the pieces of a part; in tiny those that differ in more than sizes."""
+    return [name for name, piece in PARTS[part].pieces.items() if not (tiny and piece.alike)]
+
+
+def make(wanted: list[tuple[str, str]], work: Work, results: Results, known: Row) -> bool:
+    """Make pieces as far as the time goes; whether all of them went well."""
+    well, failed = True, True
+    while wanted and failed:  # a new process goes on after one that failed
         failed = False
-        for piece, row in answers(part, left, work):
+        for part, piece, row in answers(wanted, work):
             results.add(part, known, piece, row)
-            left.remove(piece)
+            wanted.remove((part, piece))
             failed = "error" in row
             well = well and not failed and not row.get("wrong")
             said = "; ".join(f"{tell}: {row[tell]}" for tell in TELLS if row.get(tell))
             print(f"{part}: {piece}, {row['took']:.0f} s{f'  {said}' if said else ''}", flush=True)
-        if not failed:
-            return well
     return well
 
 
@@ -87,32 +91,39 @@ def publish(work: Work, results: Results, out: Path) -> None:
     for path in (work.folder / "images").glob("*.png"):
         shutil.copyfile(path, pictures / path.name)
     if out == FOLDER:
-        report.write()
-    print("\n".join(report.chapter(results.name, results.parts)))
+        gpu_table.write()
+    print("\n".join(gpu_table.chapter(results.name, results.parts)))
+
+
+def tell_left(results: Results, *, tiny: bool) -> None:
+    """What is left, how long it may take, and how to go on."""
+    left = {part: results.left(part, pieces_of(part, tiny=tiny)) for part in PARTS}
+    for part, pieces in left.items():
+        minutes = sum(PARTS[part].pieces[piece].minutes for piece in pieces)
+        if pieces:
+            print(f"left of {part}, {minutes:g} minutes on an H100 at most: {'; '.join(pieces)}")
+    if any(left.values()):
+        print(f"go on with: python {' '.join(sys.argv)}")
 
 
 def main() -> int:
     """Entry point."""
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends what was started, too
     kept, out = places(args)
     kept.mkdir(parents=True, exist_ok=True)
     data = args.data or (ROOT / "data" if has_cifar(ROOT / "data") and not args.tiny else None)
     work = Work(kept, args.tiny, data.resolve() if data else None, time.monotonic() + 60 * args.minutes)
-    device = "tiny" if args.tiny else torch.cuda.get_device_name()
+    device = "tiny networks" if args.tiny else torch.cuda.get_device_name()
     results = Results(device, [kept, out], others=() if args.tiny else [FOLDER])
-    known, well = facts(device), True
-    for part in args.part or PARTS:
-        if args.part:
-            results.begin_again(part, PARTS[part].pieces)
-        well = make(part, work, results, known) and well
+    chosen = args.part or list(PARTS)
+    for part in args.part or ():
+        results.begin_again(part, pieces_of(part, tiny=args.tiny))
+    wanted = [(part, piece) for part in chosen for piece in results.left(part, pieces_of(part, tiny=args.tiny))]
+    well = make(wanted, work, results, facts(f"{device}: these figures mean nothing" if args.tiny else device))
     publish(work, results, out)
     print(f"\nwritten to {out / results.name}")
-    left = {part: results.left(part, PARTS[part].pieces) for part in PARTS}
-    for part, pieces in left.items():
-        if pieces:
-            print(f"left of {part}: {', '.join(pieces)}")
-    if any(left.values()):
-        print(f"go on with: python {' '.join(sys.argv)}")
+    tell_left(results, tiny=args.tiny)
     return 0 if well else 1
 
 

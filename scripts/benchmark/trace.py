@@ -17,7 +17,7 @@ Row = dict[str, Any]
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 """Categories of events that keep the device busy."""
 
-LAUNCH = re.compile(r"LaunchKernel|GraphLaunch")
+LAUNCH = re.compile(r"Launch\w*Kernel|GraphLaunch")
 """Calls of the CUDA runtime or driver that the host makes for each kernel, or for a recorded graph of them."""
 
 CONVERSION = re.compile(r"nchwToNhwc|nhwcToNchw|convertTensor", re.IGNORECASE)

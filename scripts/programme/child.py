@@ -1,8 +1,9 @@
-"""A process that makes pieces of a part one after the other, and tells a line of JSON for each.
+"""A process that makes one piece after the other, and tells lines of JSON about each.
 
 A process that met an error ends, since a GPU may then be of no more use to it; the parent starts another for the rest.
 """
 
+import gc
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffgen import memory
 from programme.parts import PARTS
 from programme.work import Piece, Row, Skipped, Unfinished, Work
 
@@ -34,18 +36,26 @@ def attempt(piece: Piece, work: Work) -> Row:
         row = {**how_far.figures, "unfinished": str(how_far)}
     except (Exception, SystemExit):
         row = {"error": traceback.format_exc().strip().splitlines()[-LAST:]}
+    gc.collect()
+    memory.give_back()  # else a GPU's would be missing in the next one
     return {**row, "took": round(time.monotonic() - began, 1)}
 
 
-def make(part: str, pieces: list[str], work: Work, tell: Callable[[Row], None]) -> None:
-    """Make those pieces that the time suffices for, until one fails; `tell` hears what begins and what came of it."""
-    for name in pieces:
+def make(wanted: list[list[str]], work: Work, tell: Callable[[Row], None]) -> None:
+    """Make those pieces that the time suffices for, until one fails.
+
+    Args:
+        wanted: Part and piece by name.
+        work: What each of them is given.
+        tell: Hears which one begins, and then what came of it.
+    """
+    for part, name in wanted:
         piece = PARTS[part].pieces[name]
         if not work.tiny and work.left() < 60 * piece.minutes:
             continue
-        tell({"begins": name})
+        tell({"piece": [part, name]})
         row = attempt(piece, work)
-        tell({"piece": name, "row": row})
+        tell({"row": row})
         if "error" in row:
             return
 
@@ -58,7 +68,7 @@ def main() -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     data = Path(order["data"]) if order["data"] else None
     work = Work(folder, order["tiny"], data, time.monotonic() + order["seconds"])
-    make(order["part"], order["pieces"], work, lambda told: print(json.dumps(told), file=answers, flush=True))
+    make(order["wanted"], work, lambda told: print(json.dumps(told), file=answers, flush=True))
 
 
 if __name__ == "__main__":

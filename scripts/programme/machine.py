@@ -19,36 +19,35 @@ from programme.work import Piece, Row, Work
 SMI = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm", "clocks.max.mem", "temperature.gpu")
 PACKAGES = ("torch", "torchvision", "accelerate", "triton")
 MODES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
-REPEATS = 10
 
 
 def facts(work: Work) -> Row:
     """What is installed."""
     found: Row = {
-        "nvidia-smi": smi(),
-        "gcc": first_line("gcc", "--version"),
+        **smi(),
+        "gcc": first_line("gcc", "--version") or "not found",
         "Python.h": (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
-        "versions": versions(*PACKAGES),
-        "cuda": torch.version.cuda,
+        **versions(*PACKAGES),
+        "CUDA": torch.version.cuda,
     }
     if not work.tiny:
         card = torch.cuda.get_device_properties(torch.device("cuda"))
         found |= {
-            "cudnn": torch.backends.cudnn.version(),
-            "memory_gib": round(card.total_memory / 2**30, 1),
+            "cuDNN": torch.backends.cudnn.version(),
+            "memory": f"{card.total_memory / 2**30:.1f} GiB",
             "multiprocessors": card.multi_processor_count,
             "capability": f"{card.major}.{card.minor}",
             "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
         }
-    ready = found["gcc"] and found["Python.h"]
-    return found | ({} if ready else {"note": "networks cannot be compiled: Triton needs gcc and Python.h"})
+    ready = found["gcc"] != "not found" and found["Python.h"]
+    return {"facts": found, "wrong": [] if ready else ["no network can be compiled: Triton needs gcc and Python.h"]}
 
 
-def smi() -> str | dict[str, str]:
+def smi() -> dict[str, str]:
     """What the driver says of the first GPU, or why it says nothing."""
     told = first_line("nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader")
-    values = told.split(", ") if told else []
-    return dict(zip(SMI, values, strict=True)) if len(values) == len(SMI) else told or "not found"
+    values = told.split(", ")
+    return dict(zip(SMI, values, strict=True)) if len(values) == len(SMI) else {"nvidia-smi": told or "not found"}
 
 
 def first_line(*command: str) -> str:
@@ -61,14 +60,14 @@ def first_line(*command: str) -> str:
 
 def peaks(work: Work) -> Row:
     """TFLOP/s of a large matrix product and a large convolution, and TB/s of a copy: what can be reached."""
-    device = torch.device("cpu" if work.tiny else "cuda")
+    device, repeats = torch.device("cpu" if work.tiny else "cuda"), 1 if work.tiny else 10
     rows = []
     for mode, dtype in MODES.items():
         with tf32(mode == "tf32"):
-            product = best(*matrix_product(device, dtype, 256 if work.tiny else 8192))
-            convolved = best(*convolution(device, dtype, 2 if work.tiny else 256))
+            product = best(repeats, *matrix_product(device, dtype, 256 if work.tiny else 8192))
+            convolved = best(repeats, *convolution(device, dtype, 1 if work.tiny else 256))
         rows.append({"name": mode, "matrix_tflops": product / 1e12, "convolution_tflops": convolved / 1e12})
-    return {"rows": rows, "copy_tb_per_second": best(*copy(device, 2**20 if work.tiny else 2**31)) / 1e12}
+    return {"rows": rows, "copy_tb_per_second": best(repeats, *copy(device, 2**20 if work.tiny else 2**31)) / 1e12}
 
 
 @contextmanager
@@ -101,15 +100,15 @@ def copy(device: torch.device, size: int) -> tuple[Callable[[], Tensor], float]:
     return partial(b.copy_, a), 2.0 * size
 
 
-def best(call: Callable[[], object], work: float) -> float:
-    """Work a second in the best of some turns, after one to warm up."""
+def best(repeats: int, call: Callable[[], object], work: float) -> float:
+    """Work a second in the best of three turns of so many calls, after one to warm up."""
 
-    def repeated() -> None:
-        for _ in range(REPEATS):
+    def turn() -> None:
+        for _ in range(repeats):
             call()
 
-    clock.measured(repeated)
-    return REPEATS * work / min(clock.measured(repeated)[0] for _ in range(3))
+    clock.measured(turn)
+    return repeats * work / min(clock.measured(turn)[0] for _ in range(3))
 
 
 PIECES = {"facts": Piece(0.3, facts), "peaks": Piece(0.7, peaks)}

@@ -17,32 +17,36 @@ from programme.work import Row, Work
 GRACE = 20.0  # seconds past its time after which a process is killed
 
 
-def answers(part: str, pieces: list[str], work: Work) -> Iterator[tuple[str, Row]]:
-    """The rows of those pieces that were made, until one fails; its row has the `error`."""
-    log = work.folder / f"{part}.log"
+def answers(wanted: list[tuple[str, str]], work: Work) -> Iterator[tuple[str, str, Row]]:
+    """Part, piece and row of those pieces that were made, until one fails; its row has the `error`."""
+    log = work.folder / "programme.log"
     seconds = work.left()
-    process = started(part, pieces, work, log)
-    begun, killer = "", Timer(max(seconds, 0) + GRACE, kill, [process])
+    process = started(wanted, work, log)
+    begun, killer = None, Timer(max(seconds, 0) + GRACE, kill, [process])
     killer.start()
     try:
         assert process.stdout
         for line in process.stdout:
             told = json.loads(line)
-            begun = told.get("begins", "")
-            if not begun:
-                yield told["piece"], told["row"]
+            if begun and "row" in told:
+                yield *begun, told["row"]
+            begun = told.get("piece")
+        code, said = process.wait(), log.read_text(errors="replace")
         if begun:
-            yield begun, lost(process.wait(), seconds, log.read_text(errors="replace"))
+            yield *begun, lost(code, seconds, said)
+        elif code:
+            raise SystemExit(f"nothing could be measured:\n{said[-1500:]}")
     finally:
         killer.cancel()
         kill(process)
 
 
-def started(part: str, pieces: list[str], work: Work, log: Path) -> subprocess.Popen[str]:
+def started(wanted: list[tuple[str, str]], work: Work, log: Path) -> subprocess.Popen[str]:
     """The process that makes pieces; what libraries say goes to the log."""
-    order = {"part": part, "pieces": pieces, "folder": str(work.folder), "tiny": work.tiny, "seconds": work.left()}
+    order = {"wanted": wanted, "folder": str(work.folder), "tiny": work.tiny, "seconds": work.left()}
     order["data"] = str(work.data) if work.data else None
-    alone = {"OMP_NUM_THREADS": "1"} if work.tiny else {}  # threads that wait for each other are no test
+    # in tiny: threads that wait for each other are no test, and to compile takes minutes on a CPU
+    alone = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"} if work.tiny else {}
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "programme.child", json.dumps(order)],

@@ -30,7 +30,13 @@ class Part:
 
 PARTS = {
     "machine": Part("The machine", "machine"),
+    "tests": Part("Tests that need a GPU", "suite"),
+    "eager-compiled": Part("Eager and compiled: digits", "agreement"),
     "training": Part("Training steps", "steps", "TRAINING"),
-    "batches": Part("Batch sizes", "steps", "BATCHES"),
+    "batches": Part("Training steps by batch size", "steps", "BATCHES"),
+    "faults": Part("Faults", "faults"),
+    "sampling": Part("Sampling", "draws"),
+    "variants": Part("Variants", "variants"),
     "speed-run": Part("The speed-run", "speed_run"),
+    "judge": Part("The speed-run's images", "judge"),
 }

@@ -13,7 +13,6 @@ from diffgen.files import write_json
 from programme.work import Row
 
 FOLDER = ROOT / "benchmarks" / "results"
-PATTERN = "gpu-*.json"
 PACKAGES = ("torch", "torchvision", "triton", "accelerate", "diffusers", "denoising-diffusion-pytorch", "numpy")
 WITHOUT_FIGURES = {"skipped", "unfinished", "error"}
 

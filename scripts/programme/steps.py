@@ -11,14 +11,18 @@ from benchmark.training import PICTURES, names, started
 
 from diffgen import speed
 from programme import recipes
-from programme.work import Piece, Row, Work
+from programme.work import RANDOM, Piece, Row, Work
 
 BURST, ROUNDS = 20, 3
 """Steps a turn, and turns that are counted."""
 
-OURS = "diffgen, bfloat16, compiled"
 BUSY = 0.95
 """Share of the time from which on a GPU that is kept busy is said to be what bounds a step."""
+
+
+def ours(work: Work) -> str:
+    """How diffgen trains on a GPU; to compile takes a CPU too long for a test."""
+    return "diffgen, float32" if work.tiny else "diffgen, bfloat16, compiled"
 
 
 def turns(work: Work) -> tuple[int, int]:
@@ -77,48 +81,47 @@ def recipe(name: str, work: Work) -> Row:
     settings += ["train.precision=no", "train.compile=false"] if work.tiny else recipes.ON_GPU
     cost = recipes.cost(settings)
     with Competitor(
-        name, OURS, builder="programme.recipes", settings=settings, folder=str(work.folder), burst=turns(work)[0]
-    ) as ours:
-        rows = measured(work, {"diffgen": ours}, {"diffgen": batch}, {"diffgen": cost})
-    return {"batch": batch, "rows": rows, "data": "random data"}
+        name, ours(work), builder="programme.recipes", settings=settings, folder=str(work.folder), burst=turns(work)[0]
+    ) as alone:
+        rows = measured(work, {"diffgen": alone}, {"diffgen": batch}, {"diffgen": cost})
+    return {"batch": batch, "data": RANDOM, "rows": rows}
 
 
 def beside_peers(layout: Layout, work: Work) -> Row:
     """One network by all libraries that are installed, taking turns."""
     which, missing, costs = TINY if work.tiny else layout, list[str](), Costs()
     batch = which.batch[1]
-    few = ["diffgen, float32", *(["diffusers, tuned, float32"] if layout is MNIST else [])]
-    chosen = few if work.tiny else names(which)
+    chosen = ["diffgen, float32", "diffusers, tuned, float32"] if work.tiny else names(which)
     with ExitStack() as stack:
         root = pictures(work.scratch(stack) / "pictures", which.shape, 16 if work.tiny else PICTURES)
         settings = {"folder": str(root), "batch": batch, "burst": turns(work)[0]}
         found = started(stack, missing, which.name, chosen, **settings)
         of_library = {name: costs.of(name.split(",")[0], which) for name in found}
         rows = measured(work, found, dict.fromkeys(found, batch), of_library)
-    return {"batch": batch, "rows": rows, "missing": missing}
+    return {"batch": batch, "data": RANDOM, "rows": rows, "missing": missing}
 
 
 def batches(work: Work) -> Row:
     """The DDPM network with batches of three sizes, taking turns."""
-    which, name = (TINY, "diffgen, float32") if work.tiny else (DDPM, OURS)
+    which = TINY if work.tiny else DDPM
     sizes = {f"batch {size}": size for size in ((1, 2) if work.tiny else (64, 128, 512))}
     with ExitStack() as stack:
         root = pictures(work.scratch(stack) / "pictures", which.shape, 16 if work.tiny else PICTURES)
         settings: Row = {"folder": str(root), "burst": turns(work)[0]}
         found = {
-            label: stack.enter_context(Competitor(which.name, name, batch=size, **settings))
+            label: stack.enter_context(Competitor(which.name, ours(work), batch=size, **settings))
             for label, size in sizes.items()
         }
         cost = Costs().of("diffgen", which)
-        return {"rows": measured(work, found, sizes, dict.fromkeys(found, cost))}
+        return {"data": RANDOM, "rows": measured(work, found, sizes, dict.fromkeys(found, cost))}
 
 
 TRAINING = {
-    "DDPM's CIFAR-10 network, 35.7 M, batch 512": Piece(3, lambda work: recipe("cifar10_ddpm", work)),
-    "EDM's CIFAR-10 network, 55.7 M, batch 512": Piece(4, lambda work: recipe("cifar10_edm", work)),
-    "the speed-run's network, 27.9 M, batch 512": Piece(3, lambda work: recipe("cifar10_fast", work)),
+    "cifar10_ddpm, 35.7 M": Piece(3, lambda work: recipe("cifar10_ddpm", work)),
+    "cifar10_edm, 55.7 M": Piece(4, lambda work: recipe("cifar10_edm", work), alike=True),
+    "cifar10_fast, 27.9 M": Piece(3, lambda work: recipe("cifar10_fast", work), alike=True),
     "MNIST, 1.6 M, beside the peers": Piece(3, lambda work: beside_peers(MNIST, work)),
-    "DDPM CIFAR-10, 35.7 M, beside the peers": Piece(5, lambda work: beside_peers(DDPM, work)),
-    "EDM CIFAR-10, 55.7 M, eager and compiled": Piece(6, lambda work: beside_peers(EDM, work)),
+    "DDPM CIFAR-10, 35.7 M, beside the peers": Piece(5, lambda work: beside_peers(DDPM, work), alike=True),
+    "EDM CIFAR-10, 55.7 M, eager and compiled": Piece(6, lambda work: beside_peers(EDM, work), alike=True),
 }
 BATCHES = {"DDPM CIFAR-10, 35.7 M": Piece(5, batches)}

@@ -63,12 +63,12 @@ class Piece:
     Attributes:
         minutes: How long it may take on one H100; it is not begun with less time left.
         run: Gives its figures. `wrong`, a list of sentences, says what is not as it should be.
-        long: Whether `run` looks at the clock itself, and goes on where it stopped; `minutes` are the fewest then.
+        alike: Whether it differs from another one in sizes alone, so that a test need not make both.
     """
 
     minutes: float
     run: Callable[[Work], Row]
-    long: bool = False
+    alike: bool = False
 
 
 class Skipped(Exception):
