@@ -111,7 +111,8 @@ def main() -> int:
     args = arguments()
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends what was started, too
     kept, out = places(args)
-    kept.mkdir(parents=True, exist_ok=True)
+    for folder in (kept, out):
+        folder.mkdir(parents=True, exist_ok=True)
     data = args.data or (ROOT / "data" if has_cifar(ROOT / "data") and not args.tiny else None)
     work = Work(kept, args.tiny, data.resolve() if data else None, time.monotonic() + 60 * args.minutes)
     device = "tiny networks" if args.tiny else torch.cuda.get_device_name()

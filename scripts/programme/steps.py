@@ -74,6 +74,11 @@ def looked_at(competitor: Competitor, step: float, burst: int) -> Row:
     return row
 
 
+def pictured(stack: ExitStack, layout: Layout, work: Work) -> str:
+    """A folder of pictures for a layout, deleted with the stack."""
+    return str(pictures(work.scratch(stack) / "pictures", layout.shape, 16 if work.tiny else PICTURES))
+
+
 def recipe(name: str, work: Work) -> Row:
     """One of the shipped recipes alone, as it trains on this GPU."""
     batch = 2 if work.tiny else recipes.BATCH
@@ -93,8 +98,7 @@ def beside_peers(layout: Layout, work: Work) -> Row:
     batch = which.batch[1]
     chosen = ["diffgen, float32", "diffusers, tuned, float32"] if work.tiny else names(which)
     with ExitStack() as stack:
-        root = pictures(work.scratch(stack) / "pictures", which.shape, 16 if work.tiny else PICTURES)
-        settings = {"folder": str(root), "batch": batch, "burst": turns(work)[0]}
+        settings: Row = {"folder": pictured(stack, which, work), "batch": batch, "burst": turns(work)[0]}
         found = started(stack, missing, which.name, chosen, **settings)
         of_library = {name: costs.of(name.split(",")[0], which) for name in found}
         rows = measured(work, found, dict.fromkeys(found, batch), of_library)
@@ -106,8 +110,7 @@ def batches(work: Work) -> Row:
     which = TINY if work.tiny else DDPM
     sizes = {f"batch {size}": size for size in ((1, 2) if work.tiny else (64, 128, 512))}
     with ExitStack() as stack:
-        root = pictures(work.scratch(stack) / "pictures", which.shape, 16 if work.tiny else PICTURES)
-        settings: Row = {"folder": str(root), "burst": turns(work)[0]}
+        settings: Row = {"folder": pictured(stack, which, work), "burst": turns(work)[0]}
         found = {
             label: stack.enter_context(Competitor(which.name, ours(work), batch=size, **settings))
             for label, size in sizes.items()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from benchmark import sampling, training
 from benchmark.clock import Call
 from benchmark.competitor import Competitor
-from benchmark.layouts import DDPM, LAYOUTS, TINY, Costs, pictures
+from benchmark.layouts import DDPM, LAYOUTS, TINY, Costs
 from torch import Tensor, nn
 
 from diffgen.trainer import Trainer
@@ -133,9 +133,8 @@ def compared(name: str, work: Work) -> Row:
     if variant.draws:
         cost = {**cost, "gflop": cost["gflop"] / 3 * NFE}
     with ExitStack() as stack:
-        root = pictures(work.scratch(stack) / "pictures", which.shape, 16 if work.tiny else training.PICTURES)
-        settings: Row = {"folder": str(root), "batch": batch, "burst": steps.turns(work)[0], "draws": variant.draws}
-        settings["builder"] = "programme.variants"
+        settings: Row = {"folder": steps.pictured(stack, which, work), "burst": steps.turns(work)[0]}
+        settings |= {"builder": "programme.variants", "batch": batch, "draws": variant.draws}
         found = {
             label: stack.enter_context(Competitor(which.name, steps.ours(work), variant=chosen, **settings))
             for label, chosen in {"base": None, name: name}.items()

@@ -43,7 +43,7 @@ class Work:
         """Settings of `diffgen-train` beside an experiment on CIFAR-10: which pictures."""
         if self.data:
             return [f"dataset.root={self.data}"]
-        return [f"plugins=[{PLUGIN}]", "dataset=random_images", *(["dataset.images=64"] if self.tiny else [])]
+        return [f"plugins=['{PLUGIN}']", "dataset=random_images", *(["dataset.images=64"] if self.tiny else [])]
 
     def scratch(self, stack: ExitStack) -> Path:
         """An empty folder that is deleted with the stack."""
