@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="a smoke test on a CPU: its figures mean nothing")
     args = parser.parse_args()
     if not args.tiny and not torch.cuda.is_available():
-        parser.error("it needs a GPU that this PyTorch can use; --tiny shows on a CPU that every part runs")
+        parser.exit(2, "error: this needs a GPU that PyTorch can use; --tiny shows on a CPU that every part runs\n")
     if args.data and not has_cifar(args.data):
         parser.error(f"--data {args.data} holds neither {CIFAR} nor cifar-10-python.tar.gz")
     return args

@@ -68,6 +68,8 @@ def looked_at(competitor: Competitor, step: float, burst: int) -> Row:
     row: Row = {"step_ms": 1e3 * step, "peak_gb": round(competitor.peak, 2)}
     row |= {key: told[key] / burst for key in ("kernels", "launches", "conversions") if key in told}
     row |= {key: told[key] for key in ("graphs", "breaks", "from_cache") if key in told}
+    if "compiled" in competitor.name:
+        row.setdefault("graphs", 0)  # the compiler gave up, and the network ran as it is
     if "busy_ms" in told:
         busy = told["busy_ms"] / burst / row["step_ms"]
         row |= {"busy": busy, "bound": "device" if busy >= BUSY else "host"}
@@ -89,7 +91,13 @@ def recipe(name: str, work: Work) -> Row:
         name, ours(work), builder="programme.recipes", settings=settings, folder=str(work.folder), burst=turns(work)[0]
     ) as alone:
         rows = measured(work, {"diffgen": alone}, {"diffgen": batch}, {"diffgen": cost})
-    return {"batch": batch, "data": RANDOM, "rows": rows}
+    return {"batch": batch, "data": RANDOM, "rows": rows, "wrong": broken(rows[0])}
+
+
+def broken(row: Row) -> list[str]:
+    """What is wrong about a network that was to be compiled to one graph."""
+    graphs, breaks = row.get("graphs", 1), row.get("breaks", 0)
+    return [] if (graphs, breaks) == (1, 0) else [f"compiled to {graphs} graphs with {breaks} breaks"]
 
 
 def beside_peers(layout: Layout, work: Work) -> Row:
