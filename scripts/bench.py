@@ -10,12 +10,8 @@ missing. `--quick` only shows that everything runs: its figures mean nothing and
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
-import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,17 +21,15 @@ from typing import Any
 
 import torch
 from benchmark import clock, commands
+from benchmark.facts import ROOT, add, commit, machine, slug, versions
 from benchmark.launches import launches
 from benchmark.layouts import DDPM, EDM, MNIST
 from benchmark.noise import noise
 from benchmark.pipeline import pipeline
 from benchmark.sampling import overhead, sampling
 from benchmark.training import around_the_network, training
-from check_samples import machine
 
-from diffgen.files import write_json
-
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "denoising-diffusion-pytorch", "k-diffusion", "numpy")
 
 SECTIONS: dict[str, Callable[[int, Path, bool], clock.Row]] = {
@@ -69,35 +63,14 @@ def facts(rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "load": round(os.getloadavg()[0], 1),
         "commit": commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(*PACKAGES),
     }
-
-
-def commit() -> str:
-    """What of diffgen was measured."""
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=RESULTS, capture_output=True, text=True)
-    return told.stdout.strip() or "unknown"
-
-
-def version(package: str) -> str:
-    """Of an installed package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def result_file(folder: Path) -> Path:
     """One file a machine, number of threads and day."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else machine()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {torch.get_num_threads()} threads".lower()).strip("-")
-    return folder / f"{slug}-{date.today()}.json"
-
-
-def add(path: Path, name: str, section: dict[str, Any]) -> None:
-    """Put one section into a result file, which keeps the others."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, {**known, name: section})
+    return folder / f"{slug(f'{name} {torch.get_num_threads()} threads')}-{date.today()}.json"
 
 
 def show(section: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from check_samples import machine
+from benchmark.facts import machine
 
 from diffgen.writer import Snapshot, Writer
 

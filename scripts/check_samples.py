@@ -10,13 +10,12 @@ median distance of a sample to the training set over that of a held-out image: f
 
 import argparse
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmark.facts import machine
 from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 from sklearn.decomposition import PCA
@@ -65,17 +64,6 @@ def frechet(a: Array, b: Array) -> float:
 def median_distance(queries: Array, training: Array) -> float:
     """Median distance to the nearest training image."""
     return float(np.median(NearestNeighbors(n_neighbors=1).fit(training).kneighbors(queries)[0]))
-
-
-def machine() -> str:
-    """Processor and cores, without a host name."""
-    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def judge(args: argparse.Namespace) -> dict[str, Any]:

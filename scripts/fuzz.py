@@ -37,8 +37,8 @@ from diffgen.sampling import Sampling
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+from benchmark.facts import machine  # noqa: E402
 from cases import config as yaml_config  # noqa: E402
-from check_samples import machine  # noqa: E402
 from mutations import alike, byte_edits, dump, edited, edits, mangled, settings  # noqa: E402
 
 SECONDS = 1.0  # of processor time that one input may take

@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 import torch
-from check_samples import machine
+from benchmark.facts import machine
 from torch import Tensor
 
 from diffgen import __version__, checkpoint

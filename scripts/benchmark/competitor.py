@@ -4,6 +4,7 @@ So a setting that one library makes for its process (of the allocator, of waitin
 and peak memory is that of one library. The process does nothing but wait while it is not its turn.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -16,10 +17,12 @@ from typing import Any
 
 import torch
 
-from benchmark import clock
-from benchmark.clock import Call, Elsewhere
+from benchmark import clock, trace
+from benchmark.clock import Call, Elsewhere, Row
 
 ROOT = Path(__file__).parents[2]
+LOOK = "look"
+"""What the parent says instead of an empty line to have a turn looked at instead of timed."""
 
 
 class Competitor:
@@ -30,14 +33,21 @@ class Competitor:
         peak: Peak memory in GB: of the process, or of the GPU's tensors.
     """
 
-    def __init__(self, layout: str, name: str, **settings: Any) -> None:
-        """Start the process, and wait until it has built everything; `settings` are those of `training.build`."""
+    def __init__(self, layout: str, name: str, *, builder: str = "benchmark.training", **settings: Any) -> None:
+        """Start the process, and wait until it has built everything.
+
+        Args:
+            layout: What to train, for the builder.
+            name: Who trains, and how.
+            builder: The module whose `build(layout, name, **settings)` is a context with the call.
+            settings: Of the builder.
+        """
         paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         if name.startswith("diffgen"):
             environment.setdefault("GOMP_SPINCOUNT", "3000")  # as its commands do
-        text = json.dumps({"layout": layout, "name": name, **settings})
+        text = json.dumps({"builder": builder, "layout": layout, "name": name, **settings})
         command = [sys.executable, "-m", "benchmark.competitor", text]
         self.process = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -47,12 +57,19 @@ class Competitor:
 
     def __call__(self) -> Elsewhere:
         """One turn, timed there."""
-        assert self.process.stdin
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        told = self._answer()
+        told = self._ask("")
         self.peak = told["peak"]
         return Elsewhere(told["wall"], told["cpu"])
+
+    def look(self) -> Row:
+        """What the device does in a turn, and what the compiler did: see `trace.profiled` and `trace.compiled`."""
+        return self._ask(LOOK)
+
+    def _ask(self, what: str) -> dict[str, Any]:
+        assert self.process.stdin
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout
@@ -81,17 +98,27 @@ def peak() -> float:
 
 def serve(call: Call) -> None:
     """Take a turn for each line of standard input."""
-    for _ in sys.stdin:
-        wall, cpu = clock.measured(call)
-        print(json.dumps({"wall": wall, "cpu": cpu, "peak": peak()}), file=sys.__stdout__, flush=True)
+    for line in sys.stdin:
+        answer = look(call) if line.strip() == LOOK else turn(call)
+        print(json.dumps(answer), file=sys.__stdout__, flush=True)
+
+
+def turn(call: Call) -> Row:
+    """Take a turn, timed."""
+    wall, cpu = clock.measured(call)
+    return {"wall": wall, "cpu": cpu, "peak": peak()}
+
+
+def look(call: Call) -> Row:
+    """Take turns that are looked at."""
+    return {**(trace.profiled(call) if torch.cuda.is_available() else {}), **trace.compiled()}
 
 
 def main() -> None:
     """The child's end."""
-    from benchmark.training import build
-
     sys.stdout = sys.stderr  # libraries speak; only answers go to the parent
     settings = json.loads(sys.argv[1])
+    build = importlib.import_module(settings.pop("builder")).build
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:
         with ExitStack() as stack:

@@ -1,4 +1,7 @@
-"""Run diffgen-train up to its first step, and print how long that took: python first_step.py OVERRIDES"""
+"""Run diffgen-train up to its first step, and print how long that took: python first_step.py [--whole] OVERRIDES
+
+With --whole the run goes on to its end.
+"""
 
 import json
 import os
@@ -13,22 +16,29 @@ imported = time.perf_counter()
 
 
 def main() -> None:
-    """Stop the run once its first step is done."""
+    """Stop the run, or let it go on, once its first step is done."""
+    whole = "--whole" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--whole"]
     from diffgen.cli import train
     from diffgen.trainer import Trainer
 
     step = Trainer._step
 
-    def first(self: Trainer, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+    def first(self: Trainer, pixels: torch.Tensor, labels: torch.Tensor) -> object:
         entered = time.perf_counter()
-        step(self, pixels, labels)
+        done = step(self, pixels, labels)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         told = {
             "import_torch": imported - started,
             "first_step_begins": entered - imported,
             "first_step_done": time.perf_counter() - imported,
         }
         print(json.dumps(told), flush=True)
-        os._exit(0)
+        if not whole:
+            os._exit(0)
+        Trainer._step = step  # type: ignore[method-assign]
+        return done
 
     Trainer._step = first  # type: ignore[method-assign, assignment]
     sys.exit(train.main())

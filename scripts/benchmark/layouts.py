@@ -74,8 +74,15 @@ DDPM = Layout(
     {"dim": 64, "dim_mults": (1, 2, 4, 8), "flash_attn": True, "dropout": 0.1},
 )
 EDM = Layout("EDM CIFAR-10, 55.7 M", (3, 32, 32), (2, 128), ["model=unet_large"])
+TINY = Layout(
+    "a network for tests",
+    (1, 8, 8),
+    (2, 2),
+    ["model=unet_tiny", "model.channels=8", "model.channel_mult=[1]", "model.attention_resolutions=[]"],
+    {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, **_blocks("D")},
+)
 
-LAYOUTS = {layout.name: layout for layout in (MNIST, DDPM, EDM)}
+LAYOUTS = {layout.name: layout for layout in (MNIST, DDPM, EDM, TINY)}
 
 PLAIN = [
     "dataset=image_folder",
@@ -95,16 +102,16 @@ def compose(*overrides: str) -> Config:
     return dict(config)
 
 
-def our_config(layout: Layout) -> Config:
-    """diffgen's config of a layout, with the data that the trainer would fill in."""
-    channels, height, width = layout.shape
+def with_data(config: Config, shape: tuple[int, int, int]) -> Config:
+    """A config with the unlabelled data that the trainer would fill in."""
+    channels, height, width = shape
     data = {"channels": channels, "height": height, "width": width, "num_classes": 0, "classes": []}
-    return {**compose(*PLAIN, *layout.ours), "data": {**data, "pixels": True, "augment_labels": 0}}
+    return {**config, "data": {**data, "pixels": True, "augment_labels": 0}}
 
 
 def our_network(layout: Layout) -> nn.Module:
     """diffgen's U-Net."""
-    return make_model(our_config(layout))
+    return make_model(with_data(compose(*PLAIN, *layout.ours), layout.shape))
 
 
 def diffusers_network(layout: Layout) -> nn.Module:
@@ -152,11 +159,22 @@ class Costs:
 
 
 def cost(build: Callable[[Layout], nn.Module], layout: Layout) -> Config:
-    """See `Costs.of`; two operations to a multiply-add."""
+    """See `Costs.of`."""
+    return counted(lambda: build(layout), layout.shape, labelled=build is our_network)
+
+
+def counted(build: Callable[[], nn.Module], shape: tuple[int, int, int], *, labelled: bool = True) -> Config:
+    """Parameters and GFLOP of a network; two operations to a multiply-add, three times the forward pass of an image.
+
+    Args:
+        build: Makes the network.
+        shape: Of an image.
+        labelled: Whether it takes a label beside image and time.
+    """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = build(layout)
-        inputs = [torch.zeros(1, *layout.shape), torch.zeros(1)]
-        network(*inputs, *([torch.zeros(1, dtype=torch.long)] if build is our_network else []))
+        network = build()
+        inputs = [torch.zeros(1, *shape), torch.zeros(1)]
+        network(*inputs, *([torch.zeros(1, dtype=torch.long)] if labelled else []))
     parameters = sum(p.numel() for p in network.parameters())
     return {"parameters": parameters, "gflop": 3 * counter.get_total_flops() / 1e9}
 

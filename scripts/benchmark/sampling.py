@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from benchmark import clock
 from benchmark.clock import Call, Row
-from benchmark.layouts import MNIST, PLAIN, compose, diffusers_network, our_network
+from benchmark.layouts import MNIST, PLAIN, Layout, compose, diffusers_network, our_network
 from diffgen.build import make_denoiser
 from diffgen.guidance import Guidance
 from diffgen.sampling import Sampling
+
+Shape = tuple[int, int, int]
 
 Draw = Callable[[int], Call]
 """steps -> a call that samples with so many steps."""
@@ -25,8 +27,8 @@ TWO_CALLS = ("heun",)
 """Samplers that call the network twice in each step but the last."""
 
 
-def our_draws(network: nn.Module, images: int, device: torch.device) -> dict[str, Draw]:
-    """diffgen's samplers around a network that predicts eps."""
+def our_draws(network: nn.Module, shape: Shape, images: int, device: torch.device) -> dict[str, Draw]:
+    """diffgen's samplers around a network that predicts eps of images of a shape."""
 
     def draw(name: str) -> Draw:
         def with_steps(steps: int) -> Call:
@@ -34,14 +36,14 @@ def our_draws(network: nn.Module, images: int, device: torch.device) -> dict[str
             denoiser = make_denoiser(config, network)
             plain = Guidance(scale=1.0)
             sampling = Sampling.from_config(denoiser, config["sampler"], guidance=plain, seed=0, device=device)
-            return lambda: sampling.draw(MNIST.shape, list(range(images)), [-1] * images)
+            return lambda: sampling.draw(shape, list(range(images)), [-1] * images)
 
         return with_steps
 
     return {f"diffgen {name}": draw(name) for name in ("ddim", "dpmpp_2m", "heun")}
 
 
-def diffusers_draws(network: Any, images: int) -> dict[str, Draw]:
+def diffusers_draws(network: Any, shape: Shape, images: int) -> dict[str, Draw]:
     """DDIMPipeline, and a loop over DPMSolverMultistepScheduler, which no pipeline for pixels has."""
     from diffusers import DDIMPipeline, DDIMScheduler, DPMSolverMultistepScheduler
 
@@ -56,7 +58,7 @@ def diffusers_draws(network: Any, images: int) -> dict[str, Draw]:
         @torch.inference_mode()
         def loop() -> Tensor:
             scheduler.set_timesteps(steps, device=network.device)
-            x = torch.randn(images, *MNIST.shape, device=network.device)
+            x = torch.randn(images, *shape, device=network.device)
             for t in scheduler.timesteps:
                 x = scheduler.step(network(x, t).sample, t, x).prev_sample
             return x
@@ -66,7 +68,7 @@ def diffusers_draws(network: Any, images: int) -> dict[str, Draw]:
     return {"diffusers DDIMPipeline": pipeline, "diffusers DPMSolverMultistep": solver}
 
 
-def k_diffusion_draws(network: Any, images: int, device: torch.device) -> dict[str, Draw]:
+def k_diffusion_draws(network: Any, shape: Shape, images: int, device: torch.device) -> dict[str, Draw]:
     """k-diffusion's samplers around DiscreteEpsDDPMDenoiser."""
     betas = torch.linspace(1e-4, 0.02, 1000)
     sampling, external = k_diffusion()
@@ -78,7 +80,7 @@ def k_diffusion_draws(network: Any, images: int, device: torch.device) -> dict[s
 
             @torch.inference_mode()
             def call() -> Tensor:
-                x = torch.randn(images, *MNIST.shape, device=device) * sigmas[0]
+                x = torch.randn(images, *shape, device=device) * sigmas[0]
                 return sampler(model, x, sigmas, disable=True)
 
             return call
@@ -125,30 +127,32 @@ def k_diffusion() -> tuple[Any, Any]:
     return importlib.import_module("k_diffusion.sampling"), importlib.import_module("k_diffusion.external")
 
 
-def draws(images: int, missing: list[str], *, stub: bool) -> dict[str, Draw]:
+def draws(layout: Layout, images: int, missing: list[str], *, stub: bool) -> dict[str, Draw]:
     """All samplers; with `stub` the networks return their input at once."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = Stub() if stub else our_network(MNIST).to(device).eval()
-    found = our_draws(network, images, device)
+    device, shape = torch.device("cuda" if torch.cuda.is_available() else "cpu"), layout.shape
+    network = Stub() if stub else our_network(layout).to(device).eval()
+    found = our_draws(network, shape, images, device)
+    if layout.diffusers is None:
+        return found
 
     def theirs() -> Any:
-        theirs: Any = diffusers_network(MNIST).to(device).eval()
+        theirs: Any = diffusers_network(layout).to(device).eval()
         if stub:
             from diffusers.models.unets.unet_2d import UNet2DOutput
 
             theirs.forward = lambda x, t: UNet2DOutput(sample=x)
         return theirs
 
-    found |= clock.offered(missing, "diffusers", lambda: diffusers_draws(theirs(), images))
-    return found | clock.offered(missing, "k-diffusion", lambda: k_diffusion_draws(theirs(), images, device))
+    found |= clock.offered(missing, "diffusers", lambda: diffusers_draws(theirs(), shape, images))
+    return found | clock.offered(missing, "k-diffusion", lambda: k_diffusion_draws(theirs(), shape, images, device))
 
 
-def sampling(rounds: int, *, quick: bool) -> Row:
-    """Images per second with the MNIST network."""
+def sampling(rounds: int, *, layout: Layout = MNIST, quick: bool) -> Row:
+    """Images per second with the network of a layout."""
     gpu, missing = torch.cuda.is_available(), list[str]()
     images, calls = (1, 3) if quick else (256, 50) if gpu else (16, 10)
-    steps = {name: (calls + 2) // 2 if name.endswith(TWO_CALLS) else calls for name in draws(1, [], stub=True)}
-    found = {name: draw(steps[name]) for name, draw in draws(images, missing, stub=False).items()}
+    steps = {name: (calls + 2) // 2 if name.endswith(TWO_CALLS) else calls for name in draws(layout, 1, [], stub=True)}
+    found = {name: draw(steps[name]) for name, draw in draws(layout, images, missing, stub=False).items()}
     times = clock.take_turns(found, rounds)
     nfe = {name: 2 * steps[name] - 1 if name.endswith(TWO_CALLS) else steps[name] for name in found}
     rows = [
@@ -162,14 +166,14 @@ def sampling(rounds: int, *, quick: bool) -> Row:
         }
         for name, time in times.items()
     ]
-    return {"layout": MNIST.name, "images": images, "rows": rows, "missing": missing}
+    return {"layout": layout.name, "images": images, "rows": rows, "missing": missing}
 
 
 def overhead(rounds: int, *, quick: bool) -> Row:
     """Milliseconds a step beyond the network, which is replaced by a stub, and milliseconds a call beyond its steps."""
     images, missing = 64, list[str]()
     short, long = (2, 4) if quick else (20, 120)
-    found = draws(images, missing, stub=True)
+    found = draws(MNIST, images, missing, stub=True)
     calls = {f"{name} {steps}": draw(steps) for name, draw in found.items() for steps in (short, long)}
     times = clock.take_turns(calls, rounds)
     rows = []

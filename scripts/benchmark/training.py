@@ -18,7 +18,7 @@ from benchmark import clock
 from benchmark.clock import Call, Row
 from benchmark.competitor import Competitor
 from benchmark.diffusers_loop import Loop
-from benchmark.layouts import LAYOUTS, MNIST, PLAIN, Costs, Layout, compose, lucidrains_network, pictures
+from benchmark.layouts import LAYOUTS, MNIST, PLAIN, Config, Costs, Layout, compose, lucidrains_network, pictures
 from diffgen.lock import RunLock
 from diffgen.processes import accelerated
 from diffgen.settings import section
@@ -39,13 +39,18 @@ def our_trainer(
     stack: ExitStack, layout: Layout, folder: Path, batch: int, precision: str, *, compiles: bool = False
 ) -> tuple[Trainer, Call]:
     """The real Trainer on a run directory of its own, and its step with the data."""
-    fresh_accelerate()
     run_dir = folder.parent / f"run-{time.monotonic_ns()}"
     settings = [f"train.batch_size={batch}", f"train.precision={precision}", f"train.compile={compiles}"]
     data = [f"dataset.root={folder}", f"dataset.channels={layout.shape[0]}", f"run_dir={run_dir}"]
-    config = compose(*PLAIN, *layout.ours, *settings, *data)
+    return stepping(stack, compose(*PLAIN, *layout.ours, *settings, *data))
+
+
+def stepping(stack: ExitStack, config: Config) -> tuple[Trainer, Call]:
+    """The real Trainer of a config whose run directory is new, and its step with the data."""
+    fresh_accelerate()
     lock = stack.enter_context(RunLock())
-    trainer = Trainer(config, section(config, "train"), stack.enter_context(accelerated(precision)))
+    settings = section(config, "train")
+    trainer = Trainer(config, settings, stack.enter_context(accelerated(settings.precision)))
     trainer.open_run("", "", lock)
     trainer.model.train()
     trainer.watch.start(0)
@@ -136,13 +141,7 @@ def training(layout: Layout, rounds: int, folder: Path, *, quick: bool) -> Row:
     root = pictures(folder / "pictures", layout.shape, PICTURES if not quick else 128)
     settings = {"folder": str(root), "batch": batch, "burst": burst}
     with ExitStack() as stack:
-        calls: dict[str, Competitor] = {}
-        for name in names(layout):
-            competitor = stack.enter_context(Competitor(layout.name, name, **settings))
-            if competitor.missing is None:
-                calls[name] = competitor
-            else:
-                missing.append(f"{name}: not installed (no module {competitor.missing})")
+        calls = started(stack, missing, layout.name, names(layout), **settings)
         bounds = products(device)
         times = clock.take_turns(calls | {name: call for name, (call, _) in bounds.items()}, rounds)
     basis, costs = clock.basis(device), Costs()
@@ -154,6 +153,20 @@ def training(layout: Layout, rounds: int, folder: Path, *, quick: bool) -> Row:
         row = pace(name, layout, images, times[name], costs, ceiling, basis)
         rows.append({**row, "peak_gb": round(calls[name].peak, 2)})
     return {"layout": layout.name, "batch": batch, "bounds_gflops": gflops, "rows": rows, "missing": missing}
+
+
+def started(
+    stack: ExitStack, missing: list[str], layout: str, names: list[str], **settings: Any
+) -> dict[str, Competitor]:
+    """The competitors that are installed, each in its process; what is not is noted in `missing`."""
+    found: dict[str, Competitor] = {}
+    for name in names:
+        competitor = stack.enter_context(Competitor(layout, name, **settings))
+        if competitor.missing is None:
+            found[name] = competitor
+        else:
+            missing.append(f"{name}: not installed (no module {competitor.missing})")
+    return found
 
 
 def products(device: torch.device) -> dict[str, tuple[Call, float]]:

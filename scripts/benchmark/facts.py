@@ -1,0 +1,68 @@
+"""What figures depend on, the machine and the versions, and the file that keeps them."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from diffgen.files import write_json
+
+ROOT = Path(__file__).parents[2]
+
+
+def machine() -> str:
+    """Processor and cores, without a host name."""
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def commit() -> str:
+    """What of diffgen was measured: its commit, or in a copy without git a digest of the package's files."""
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        told = ""
+    return told or f"source {digest(ROOT / 'diffgen')[:12]}"
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of the Python files below a folder, in hex."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        total.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def version(package: str) -> str:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python and of packages."""
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def slug(text: str) -> str:
+    """A text as a part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def add(path: Path, name: str, section: dict[str, Any]) -> None:
+    """Put one section into a result file, which keeps the others."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {**known, name: section})

@@ -1,0 +1,106 @@
+"""diffgen's commands in processes of their own, as a user types them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmark.facts import ROOT
+
+from diffgen.files import read_rows
+from programme.work import Row, Work
+
+PATIENCE = 120.0  # seconds in which a run that is told to stop may write its checkpoint
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a command.
+
+    Attributes:
+        code: Its exit code.
+        text: What it wrote, errors included.
+        seconds: How long it took.
+    """
+
+    code: int
+    text: str
+    seconds: float
+
+
+def command(name: str, *settings: str) -> list[str]:
+    """The command line of `diffgen-NAME`, for a checkout that need not be installed."""
+    return [sys.executable, "-m", f"diffgen.cli.{name}", *settings]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, so that the checkout is imported."""
+    paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
+
+
+def run(work: Work, arguments: list[str], codes: tuple[int, ...] = (0,), **more: str) -> Done:
+    """Run a command to its end.
+
+    Args:
+        work: Its folder is the command's.
+        arguments: Program and arguments.
+        codes: Exit codes that are in order.
+        more: Further variables of its environment.
+
+    Raises:
+        RuntimeError: It ended otherwise; the text is the end of what it said.
+    """
+    began = time.monotonic()
+    done = subprocess.run(
+        arguments, cwd=work.folder, env=environment(**more), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode not in codes:
+        raise RuntimeError(f"{' '.join(arguments[2:])} ended with {done.returncode}:\n{done.stdout[-1500:]}")
+    return Done(done.returncode, done.stdout, time.monotonic() - began)
+
+
+def run_until(work: Work, arguments: list[str], enough: Callable[[], bool], signum: int, log: Path) -> Done:
+    """Run a command and send it a signal once `enough`; `seconds` are from the signal to its end, 0 without one.
+
+    Args:
+        work: Its folder is the command's.
+        arguments: Program and arguments.
+        enough: Asked a few times a second.
+        signum: The signal.
+        log: Where its output is added.
+    """
+    began = log.stat().st_size if log.exists() else 0
+    with log.open("ab") as file:
+        process = subprocess.Popen(arguments, cwd=work.folder, env=environment(), stdout=file, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None and not enough():
+                time.sleep(0.1)
+            told = time.monotonic()
+            running = process.poll() is None
+            if running:
+                process.send_signal(signum)
+            code = process.wait(PATIENCE)
+        finally:
+            process.kill()
+    text = log.read_bytes()[began:].decode(errors="replace")
+    return Done(code, text, time.monotonic() - told if running else 0.0)
+
+
+def logged(run_dir: Path) -> list[Row]:
+    """The rows of a run's log, none before it has one."""
+    path = run_dir / "metrics.jsonl"
+    return list(read_rows(path)) if path.exists() else []
+
+
+def first_rows(run_dir: Path, count: int = 5) -> list[Row]:
+    """Images, seconds and learning rate of a run's first lines."""
+    return [{key: row[key] for key in ("images", "seconds", "lr")} for row in logged(run_dir)[:count]]
+
+
+SIGNALS = {143: signal.SIGTERM, 138: signal.SIGUSR1}
+"""By the exit code that README promises."""
