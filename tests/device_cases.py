@@ -7,8 +7,10 @@ of them; `scripts/device_mutations.py` runs them on a package with planted defec
 import io
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -28,6 +30,7 @@ from diffgen.cli import eval as evaluation
 from diffgen.cli import sample
 from diffgen.datasets import folder
 from diffgen.datasets.digits import digits
+from diffgen.denoiser import Denoiser
 from diffgen.evaluation import measure
 from diffgen.guidance import Guidance
 from diffgen.sampling import Sampling
@@ -44,6 +47,7 @@ SETTLED = 2
 """Steps after which a run has all its tables on the device."""
 
 SAMPLERS = sorted(path.stem for path in (CONFIGS / "sampler").glob("*.yaml") if path.stem != "auto")
+NOISY = ("ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "euler_ancestral")
 
 Figures = dict[str, Any]
 
@@ -86,16 +90,18 @@ def prepared(home: Path) -> Bench:
 # --- training -----------------------------------------------------------------------------------------------------
 
 
+@cache
+def composed(*overrides: str) -> Any:
+    """The config of a run as plain data. Read only."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose("train", [*overrides]), resolve=True)
+
+
 def trained(bench: Bench, out: Path, *overrides: str, data: tuple[str, ...] = ("dataset=digits", *NETWORK)) -> Figures:
     """The last line of the log."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        composed = hydra.compose("train", [*data, *SHORT, f"run_dir={out}", *overrides])
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
-    with (
-        redirect_stdout(io.StringIO()),
-        mock.patch.object(Figure, "savefig"),
-    ):  # to draw would take longer than to train
-        train(plain, OmegaConf.to_yaml(composed), "unused")
+    settings = {**composed(*data, *SHORT, *overrides), "run_dir": str(out)}
+    with redirect_stdout(io.StringIO()), mock.patch.object(Figure, "savefig"):  # to draw takes longer than to train
+        train(settings, "the config, as text", "unused")
     *_, row = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
     return {key: row[key] for key in ("loss", "grad_norm")}
 
@@ -110,7 +116,8 @@ def resumed(bench: Bench, out: Path, *overrides: str) -> Figures:
 def streamed(bench: Bench, out: Path) -> Figures:
     """A folder that is decoded in training, since it is said not to fit into memory."""
     data = ("dataset=image_folder", f"dataset.root={bench.pictures}", "dataset.channels=1", "dataset.workers=0")
-    with mock.patch.object(folder, "RESIDENT_BYTES", 0):
+    with mock.patch.object(folder, "RESIDENT_BYTES", 0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has no pinned memory here
         return trained(bench, out, data=(*data, "model=unet_tiny", *NETWORK))
 
 
@@ -128,24 +135,6 @@ def examined(bench: Bench, out: Path) -> Figures:
     return {key: row[key] for key in ("fd", "kd", "agreement")}
 
 
-@contextmanager
-def steps_watched(device: pretend.Device) -> Iterator[list[pretend.Wait]]:
-    """What Python waited for from the end of a run's second step to that of its last, once that is over."""
-    step, waits = Trainer._step, []
-    marks: dict[Trainer, list[int]] = {}
-
-    def watched(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
-        result = step(trainer, *args, **kwargs)
-        marks.setdefault(trainer, []).append(len(device.waits))
-        return result
-
-    with mock.patch.object(Trainer, "_step", watched):
-        yield waits
-    for ends in marks.values():
-        if len(ends) > SETTLED:
-            waits += device.waits[ends[SETTLED - 1] : ends[-1]]
-
-
 # --- sampling and evaluation -----------------------------------------------------------------------------------------------------
 
 
@@ -156,10 +145,9 @@ def drawn(bench: Bench, out: Path, name: str, *, autoguidance: bool = False) -> 
     for each in (denoiser, guide):
         each.model.to(device)  # type: ignore[attr-defined]
     guidance = Guidance(scale=2.0, interval=(0.1, 20.0), rescale=0.5, guide=guide if autoguidance else None)
-    settings = {**config("sampler", name), "steps": 4}
+    settings = {**config("sampler", name), "steps": 4} | ({"rtol": 1e-2, "atol": 1e-2} if name == "ode" else {})
     sampling = Sampling.from_config(denoiser, settings, guidance=guidance, seed=0, device=device)
-    images = torch.cat(list(sampling.batches((1, 8, 8), [0, 1, 2, 3], [0, 1, 2, -1], 3)))
-    return {"images": images.numpy()}
+    return {"images": sampling.draw((1, 8, 8), [0, 1, 2, 3], [0, 1, 2, -1]).cpu().numpy()}
 
 
 def command(main: Callable[[], int], *arguments: str) -> None:
@@ -202,24 +190,15 @@ def blended(bench: Bench, out: Path) -> Figures:
     return sampled(bench, out, "task=interpolate", f"task.images=[{','.join(ends)}]", "task.rtol=1e-2")
 
 
-def judged(bench: Bench, out: Path, *overrides: str) -> Figures:
-    """All figures of `diffgen-eval`, with a classifier that it has to train."""
-    quick = ("n=20", "precision=no", "extractor.epochs=1", "extractor.width=8", "sampler.steps=2")
+def judged(bench: Bench, out: Path, metrics: str) -> Figures:
+    """Figures of `diffgen-eval`, with a classifier that it has to train; the bound is of a schedule that is a table."""
+    ckpt = bench.chain if metrics == "vlb" else bench.run
+    quick = ("n=8", "precision=no", "extractor.epochs=1", "extractor.width=8", "sampler.steps=2")
     score = measure.classification_accuracy_score
     with mock.patch.object(measure, "classification_accuracy_score", lambda *a, **k: score(*a, **{**k, "epochs": 1})):
-        command(evaluation.main, *quick, f"cache={out / 'cache'}", f"out={out}", *overrides)
+        command(evaluation.main, f"ckpt={ckpt}", f"metrics=[{metrics}]", *quick, f"cache={out / 'cache'}", f"out={out}")
     row = json.loads((out / "results.jsonl").read_text())
     return {key: value for key, value in row.items() if isinstance(value, float) and key != "seconds"}
-
-
-def everything(bench: Bench, out: Path) -> Figures:
-    """Of a checkpoint, all metrics that its schedule allows."""
-    return judged(bench, out, f"ckpt={bench.run}", "metrics=all")
-
-
-def bound(bench: Bench, out: Path) -> Figures:
-    """The variational bound."""
-    return judged(bench, out, f"ckpt={bench.chain}", "metrics=vlb")
 
 
 Case = Callable[[Bench, Path], Figures]
@@ -233,6 +212,11 @@ def training(*overrides: str) -> Case:
 def sampling(*overrides: str) -> Case:
     """A case that runs `diffgen-sample`."""
     return lambda bench, out: sampled(bench, out, *overrides)
+
+
+def judging(metrics: str) -> Case:
+    """A case that runs `diffgen-eval`."""
+    return lambda bench, out: judged(bench, out, metrics)
 
 
 def drawing(name: str, *, autoguidance: bool) -> Case:
@@ -267,18 +251,59 @@ CASES: dict[str, Case] = {
     "interpolate between seeds": sampling("task=interpolate", "task.seeds=[1,2]"),
     "interpolate between pictures": blended,
     "autoguidance": guided,
-    "all metrics": everything,
-    "variational bound": bound,
+    "metrics of images": judging("fd,kd,is,pr,dc,agreement,copies,cas"),
+    "likelihood": judging("bits"),
+    "variational bound": judging("vlb"),
+    "denoising error": judging("denoising"),
 }
 
 
-def on_device(case: Case, bench: Bench, out: Path) -> Figures:
+CALM = [f"{name}, guided" for name in SAMPLERS if name not in ("ode", *NOISY)]
+"""Cases in which sampling does not wait between its calls of the network: no noise is fetched, no step size chosen."""
+
+
+def on_device(name: str, bench: Bench, out: Path) -> Figures:
     """Run a case on the pretended device.
 
     Raises:
-        AssertionError: A training step waited for the device.
+        AssertionError: A training step waited for the device, or sampling did in between.
     """
-    with pretend.cuda() as device, steps_watched(device) as waits:
-        figures = case(bench, out)
-    assert not waits, f"a training step waits: {', '.join(sorted({*map(str, waits)}))}"
+    with pretend.cuda() as device, waits_of_steps(device) as steps, waits_of_calls(device) as calls:
+        figures = CASES[name](bench, out)
+    assert not steps, f"a training step waits: {', '.join(sorted({*steps}))}"
+    assert not calls or name not in CALM, f"sampling waits between calls: {', '.join(sorted({*calls}))}"
     return figures
+
+
+@contextmanager
+def waits_of_steps(device: pretend.Pretended) -> Iterator[list[str]]:
+    """What Python waited for from the end of a run's second step to that of its last, once that is over."""
+    step = Trainer._step
+    marks: dict[Trainer, list[int]] = {}
+    waits: list[str] = []
+
+    def watched(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+        result = step(trainer, *args, **kwargs)
+        marks.setdefault(trainer, []).append(len(device.waits))
+        return result
+
+    with mock.patch.object(Trainer, "_step", watched):
+        yield waits
+    for ends in marks.values():
+        waits += device.waits[ends[min(SETTLED, len(ends)) - 1] : ends[-1]]
+
+
+@contextmanager
+def waits_of_calls(device: pretend.Pretended) -> Iterator[list[str]]:
+    """The same from the first call of a denoiser to the last."""
+    call = Denoiser.__call__
+    marks: list[int] = []
+    waits: list[str] = []
+
+    def watched(denoiser: Denoiser, *args: Any) -> Any:
+        marks.append(len(device.waits))
+        return call(denoiser, *args)
+
+    with mock.patch.object(Denoiser, "__call__", watched):
+        yield waits
+    waits += device.waits[marks[0] : marks[-1]] if marks else []

@@ -1,20 +1,22 @@
-"""A CUDA device for machines that have none: all is computed on the CPU, and every storage knows where it is said to be.
+"""A device for machines that have none: all is computed on the CPU, and every storage knows where it is said to be.
 
     with pretend.cuda() as device:
         ...                              # torch.cuda.is_available(), and torch.zeros(3, device="cuda").is_cuda
 
 What would fail on a real device fails here with the same sentence: operations on tensors of two devices, a generator of
 the other device, `numpy()` of what is not on the CPU. What would make Python wait for the device is noted in
-`device.waits`, by the line of the package that asked for it. Kernels, memory, streams and the compiler stay those of the
-CPU. The pretence is one thread's: other threads see the CPU tensors that there are.
+`device.waits`, with the line of the package that asked for it. Kernels, memory, streams and the compiler stay those of
+the CPU.
 """
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -25,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 import diffgen
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-PACKAGE = Path(diffgen.__file__).parent
+PACKAGE = f"{Path(diffgen.__file__).parent}{os.sep}"
 
 ASKS = {
     *("item", "tolist", "__bool__", "__int__", "__float__", "__complex__", "__index__", "__format__", "__repr__"),
@@ -45,80 +47,90 @@ STRICT = ("cat", "stack", "_fused_", "_amp_")
 """Beginnings of names of operations that take no number of the CPU beside tensors of the device."""
 
 
-class Wait(NamedTuple):
-    """Python waited for the device."""
-
-    asked: str
-    """The operation."""
-    where: str
-    """`file.py:line in function`, of the package."""
-
-    def __str__(self) -> str:
-        return f"{self.asked} at {self.where}"
-
-
-class Device(TorchFunctionMode):
-    """The pretended device.
+class Pretended(TorchFunctionMode):
+    """The pretended device: what becomes of each operation that Python asks for.
 
     Attributes:
-        waits: Every time that a line of the package made Python wait.
+        device: What tensors say.
+        waits: `item at file.py:line in function`, whenever the package made the thread wait that made this object.
+        moved: The tensors that went to the device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.waits: list[Wait] = []
+        self.device = torch.device(device.type, 0)
+        self.waits: list[str] = []
+        self.moved: list[Tensor] = []
+        self.arriving: list[torch.UntypedStorage] = []
+        self.thread = threading.get_ident()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Every operation on tensors that Python asks for, with this mode off inside."""
+        """Called by torch; inside, nothing is pretended."""
         kwargs, name = dict(kwargs or {}), func.__name__
         if name == "__get__" and func in GETTERS:
-            return GETTERS[func](on_device(args[0]))
+            return GETTERS[func](self.device if on_device(args[0]) else CPU)
         if name in FREE:
             return func(*args, **kwargs)
+        given = [*tensors(args), *tensors(kwargs.values())]
+        if self.arriving and any(getattr(tensor.untyped_storage(), "arriving", False) for tensor in given):
+            raise RuntimeError(
+                f"a copy to the CPU that nobody waited for may be read before it has arrived (in {name})"
+            )
         if name in ("numpy", "__array__") and on_device(args[0]):
-            raise TypeError(f"can't convert {CUDA} device type tensor to numpy: use Tensor.cpu() first")
+            raise TypeError(f"can't convert {self.device} device type tensor to numpy: use Tensor.cpu() first")
         if name in MOVES:
             return self._move(name, *args, **kwargs)
         if name in FILLS:
-            return self._fill(func, args, kwargs)
+            return self._fill(func, given, args, kwargs)
         if name == "__getitem__":
             return self._index(func, *args)
-        return self._compute(func, name, args, kwargs)
+        return self._compute(func, given, args, kwargs)
 
-    def _compute(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _compute(self, func: Any, given: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
         """Any operation: its tensors must be in one place, and there its result is."""
-        there = together(name, [*tensors((args, kwargs))])
+        name, there = func.__name__, self._together(func.__name__, given)
         kwargs.pop("pin_memory", None)  # there is no driver that could
         if kwargs.get("device") is not None:
-            moved, there = there, torch.device(kwargs["device"]).type == "cuda"
-            kwargs["device"] = "cpu" if there else kwargs["device"]
-            if name in ("tensor", "as_tensor", "new_tensor") and there and not moved:
+            came, there = there, torch.device(kwargs["device"]).type == self.device.type
+            kwargs["device"] = CPU if there else kwargs["device"]
+            if there and not came and name in ("tensor", "as_tensor"):  # made on the CPU, and copied
                 self._wait(name)
-        check_generator(kwargs.get("generator"), there)
+        self._check_generator(kwargs.get("generator"), there)
         if there and name in ASKS:
             self._wait(name)
-        return tagged(func(*args, **kwargs)) if there else func(*args, **kwargs)
+        return self._tagged(func(*args, **kwargs)) if there else func(*args, **kwargs)
 
     def _move(self, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """To another device, which takes a copy, or to another type."""
         if name in ("cpu", "cuda"):
             name, args = "to", (torch.device(name),)
-        here, there = on_device(x), destination(x, *args, *kwargs.values())
+        here, there = on_device(x), self._destination(x, *args, *kwargs.values())
         args = tuple(CPU if is_place(arg) else arg for arg in args)
         kwargs = {key: CPU if is_place(value) else value for key, value in kwargs.items()}
-        if here != there:
-            kwargs["copy"] = True
-            if not kwargs.get("non_blocking"):
-                self._wait(f"{name}({CUDA.type if there else CPU.type})")
-        result = x.to(*args, **kwargs)
-        return tagged(result) if there else result
+        if here == there:
+            result = x.to(*args, **kwargs)
+        else:
+            result = x.to(*args, **{**kwargs, "copy": True})
+            self.moved += [x] if there else []
+            passes = kwargs.get("non_blocking")
+            self._copied(f"{name}({(self.device if there else CPU).type})", () if there else result, passes)
+        return self._tagged(result) if there else result
 
-    def _fill(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _fill(self, func: Any, given: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
         """Copies into a tensor, from wherever the other is."""
-        places = {on_device(tensor) for tensor in tensors((args, kwargs))}
-        if len(places) > 1 and not (kwargs.get("non_blocking") or args[2:] == (True,)):
-            self._wait(func.__name__)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if len({on_device(tensor) for tensor in given}) > 1:
+            self._copied(func.__name__, args[0], kwargs.get("non_blocking") or args[2:] == (True,))
+        return result
+
+    def _copied(self, name: str, target: Any, passes: bool | None) -> None:
+        """What has been copied from one place to another; if that passes without waiting, later it will be there."""
+        if not passes:
+            self._wait(name)
+            return
+        for storage in (tensor.untyped_storage() for tensor in tensors((target,)) if not on_device(tensor)):
+            storage.arriving = True  # type: ignore[attr-defined]
+            self.arriving.append(storage)
 
     def _index(self, func: Any, x: Tensor, index: Any) -> Tensor:
         """Indices may be on the CPU, but then they have to be copied; numbers and masks have to be read."""
@@ -127,16 +139,56 @@ class Device(TorchFunctionMode):
             self._wait("__getitem__")
         if not here and any(map(on_device, indices)):
             raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
-        return tagged(func(x, index)) if here else func(x, index)
+        return self._tagged(func(x, index)) if here else func(x, index)
+
+    def _together(self, name: str, given: list[Tensor]) -> bool:
+        """Whether an operation is on the device; a number of the CPU (no axes) may be there, but not be changed.
+
+        Raises:
+            RuntimeError: Its tensors are in two places.
+        """
+        places = [on_device(tensor) for tensor in given]
+        if len({*places}) < 2:
+            return any(places)
+        changes = not places[0] and (name.startswith("__i") or (name.endswith("_") and not name.endswith("__")))
+        numbers = all(there or tensor.ndim == 0 for there, tensor in zip(places, given, strict=True))
+        if changes or not numbers or name.startswith(STRICT):
+            two = f"found at least two devices, {self.device} and {CPU}! (in {name})"
+            raise RuntimeError(f"Expected all tensors to be on the same device, but {two}")
+        return True
+
+    def _check_generator(self, generator: torch.Generator | None, there: bool) -> None:
+        wanted = (self.device if there else CPU).type
+        if generator is not None and generator.device.type != wanted:
+            raise RuntimeError(f"Expected a '{wanted}' device type for generator but found '{generator.device.type}'")
+
+    def _destination(self, x: Tensor, *given: Any) -> bool:
+        """Whether a move with these arguments ends on the device."""
+        for value in given:
+            if isinstance(value, Tensor):
+                return on_device(value)
+            if is_place(value):
+                return torch.device(value).type == self.device.type
+        return on_device(x)
+
+    def _tagged(self, result: Any) -> Any:
+        """The same, said to be on the device."""
+        for tensor in (result,) if isinstance(result, Tensor) else tensors((result,)):
+            if self.device.type == "mps" and tensor.dtype == torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype: the MPS framework has no float64")
+            tensor.untyped_storage().pretended = True  # type: ignore[attr-defined]
+        return result
 
     def _wait(self, name: str) -> None:
-        """Note who asked, if it was the package."""
+        """All that was on its way is there; note who asked, if it was the package."""
+        while self.arriving:
+            self.arriving.pop().arriving = False  # type: ignore[attr-defined]
         frame: FrameType | None = sys._getframe(1)
-        while frame:
-            path = Path(frame.f_code.co_filename)
-            if path.is_relative_to(PACKAGE):
-                where = f"{path.relative_to(PACKAGE)}:{frame.f_lineno} in {frame.f_code.co_name}"
-                self.waits.append(Wait(name, where))
+        while frame and threading.get_ident() == self.thread:
+            code = frame.f_code
+            if code.co_filename.startswith(PACKAGE):
+                where = f"{code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno} in {code.co_name}"
+                self.waits.append(f"{name} at {where}")
                 return
             frame = frame.f_back
 
@@ -148,8 +200,8 @@ class Generator(torch.Generator):
 
     def __new__(cls, device: torch.device | str = "cpu") -> "Generator":
         """See `torch.Generator`."""
-        made = super().__new__(cls, "cpu")
-        made.place = CUDA if torch.device(device).type == "cuda" else torch.device(device)
+        made = super().__new__(cls, "cpu")  # type: ignore[call-arg]
+        made.place = torch.device(device)
         return made
 
     @property
@@ -158,19 +210,9 @@ class Generator(torch.Generator):
         return self.place
 
 
-# --- where a tensor is --------------------------------------------------------------------------------------------
-
-
 def on_device(x: Tensor) -> bool:
     """Whether a tensor is said to be on the device; views share their storage, and so its answer."""
     return getattr(x.untyped_storage(), "pretended", False)
-
-
-def tagged(result: Any) -> Any:
-    """The same, said to be on the device."""
-    for tensor in tensors((result,)):
-        tensor.untyped_storage().pretended = True  # type: ignore[attr-defined]
-    return result
 
 
 def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -184,54 +226,15 @@ def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors(value.values())
 
 
-def together(name: str, given: list[Tensor]) -> bool:
-    """Whether an operation is on the device, where a single number (no axes) may come from the CPU but not be changed.
-
-    Raises:
-        RuntimeError: Its tensors are in two places.
-    """
-    places = [on_device(tensor) for tensor in given]
-    if len({*places}) < 2:
-        return any(places)
-    changes = not places[0] and (name.startswith("__i") or (name.endswith("_") and not name.endswith("__")))
-    numbers = all(place or tensor.ndim == 0 for place, tensor in zip(places, given, strict=True))
-    if changes or not numbers or name.startswith(STRICT):
-        raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, {CUDA} and {CPU}! (in {name})"
-        )
-    return True
-
-
-def check_generator(generator: torch.Generator | None, there: bool) -> None:
-    """Refuse a generator of the other device.
-
-    Raises:
-        RuntimeError: It is.
-    """
-    wanted = "cuda" if there else "cpu"
-    if generator is not None and generator.device.type != wanted:
-        raise RuntimeError(f"Expected a '{wanted}' device type for generator but found '{generator.device.type}'")
-
-
 def is_place(value: Any) -> bool:
     """Whether an argument names a device."""
     return isinstance(value, str | torch.device)
 
 
-def destination(x: Tensor, *given: Any) -> bool:
-    """Whether a move with these arguments ends on the device."""
-    for value in given:
-        if isinstance(value, Tensor):
-            return on_device(value)
-        if is_place(value):
-            return torch.device(value).type == "cuda"
-    return on_device(x)
-
-
-GETTERS: dict[Any, Callable[[bool], Any]] = {
-    Tensor.device.__get__: lambda there: CUDA if there else CPU,  # type: ignore[attr-defined]
-    Tensor.is_cuda.__get__: lambda there: there,  # type: ignore[attr-defined]
-    Tensor.is_cpu.__get__: lambda there: not there,  # type: ignore[attr-defined]
+GETTERS: dict[Any, Callable[[torch.device], Any]] = {
+    Tensor.device.__get__: lambda device: device,  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
+    Tensor.is_cpu.__get__: lambda device: device.type == "cpu",
 }
 
 
@@ -253,9 +256,10 @@ ANSWERS: dict[str, Any] = {
 
 
 @contextmanager
-def cuda() -> Iterator[Device]:
-    """Pretend, in this thread, that there is a CUDA device; everything is as it was afterwards."""
-    init, group = torch.autocast.__init__, torch._C._group_tensors_by_device_and_dtype
+def cuda() -> Iterator[Pretended]:
+    """Pretend that there is a CUDA device, here and in threads that start meanwhile; afterwards all is as it was."""
+    device = Pretended(CUDA)
+    init, group, run = torch.autocast.__init__, torch._C._group_tensors_by_device_and_dtype, threading.Thread.run
 
     def autocast(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
         init(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
@@ -264,7 +268,12 @@ def cuda() -> Iterator[Device]:
         groups = group(lists, with_indices)
         return {(next(tensors(each)).device, dtype): each for (_, dtype), each in groups.items()}
 
-    answers = {name: mock.Mock(return_value=value) for name, value in ANSWERS.items()}
+    def in_thread(self: threading.Thread) -> None:
+        with device:
+            run(self)
+
+    answers: dict[str, Any] = {name: mock.Mock(return_value=value) for name, value in ANSWERS.items()}
+    answers["synchronize"] = lambda *_: device._wait("synchronize")
     with ExitStack() as stack:
         forget_accelerator()
         stack.callback(forget_accelerator)
@@ -273,7 +282,8 @@ def cuda() -> Iterator[Device]:
         stack.enter_context(mock.patch.object(torch, "Generator", Generator))
         stack.enter_context(mock.patch.object(torch.autocast, "__init__", autocast))
         stack.enter_context(mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", grouped))
-        yield stack.enter_context(Device())
+        stack.enter_context(mock.patch.object(threading.Thread, "run", in_thread))
+        yield stack.enter_context(device)
 
 
 def forget_accelerator() -> None:
