@@ -141,8 +141,8 @@ MUTATIONS = [
         "model.to(device), device", "model, device", "judged on the way",
     ),
     Mutation(
-        "features of the samples never fetched", "evaluation.drawing:_judged",
-        "features.cpu()", "features", "judged on the way",
+        "labels of the samples left on the CPU", "evaluation.drawing:Drawn.on",
+        "self.labels.to(device)", "self.labels", "judged on the way",
     ),
     Mutation(
         "the state of a likelihood's ODE never fetched", "likelihood:log_likelihood",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import schedule
-from elsewhere import Pretended
+from pretend import Pretended
 from torch import Tensor
 
 from diffgen.build import make_denoiser
