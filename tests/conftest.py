@@ -50,9 +50,9 @@ def compose_config(name: str, overrides: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _few_objects_to_collect() -> None:
-    """A run collects garbage at its end; what was imported need not be looked at each time."""
+    """A run collects garbage at its end; what was imported by then need not be looked at each time."""
     gc.freeze()
 
 

@@ -172,8 +172,10 @@ def test_samples_and_figures_that_cannot_be_compiled(
     assert answer.code == (75 if compile_ == "true" else 0)
 
 
-@pytest.mark.parametrize(("n", "batch_size", "size"), [(20, 8, 7), (9, 8, 5), (3, 8, 3), (16, 8, 8)])
-@pytest.mark.parametrize("interval", ["null", "[0.1,2]", "[2,9]"])
+@pytest.mark.parametrize(
+    ("n", "batch_size", "size", "interval"),
+    [(20, 8, 7, "[0.1,2]"), (20, 8, 7, "[2,9]"), (9, 8, 5, "null"), (3, 8, 3, "[0.1,2]"), (16, 8, 8, "null")],
+)
 def test_a_compiled_network_sees_one_size(
     command: Any, tiny_model: Path, monkeypatch: Patch, n: int, batch_size: int, size: int, interval: str
 ) -> None:

@@ -6,11 +6,12 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from diffgen import checkpoint
+from diffgen import checkpoint, stopwatch
 from diffgen.errors import NonFiniteError, UsageError
 from diffgen.evaluation import examiner, reference
 from diffgen.signals import Stopped
@@ -104,12 +105,14 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(
 
 
 def test_minutes_are_not_spent_on_evaluation(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four evaluations of two seconds in a run of three, which therefore reaches its images."""
-    look = examiner.Examiner.look
+    """Four evaluations of two minutes in a run of three seconds, which reaches its images all the same."""
+    look, spent = examiner.Examiner.look, [0.0]
 
     def slow(*arguments: Any) -> Any:
-        time.sleep(2)
+        spent[0] += 120
         return look(*arguments)
+
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + spent[0]))
 
     monkeypatch.setattr(examiner.Examiner, "look", slow)
     folder = fit(tmp_path / "run", *JUDGED, "train.minutes=0.05")
