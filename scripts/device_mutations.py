@@ -141,8 +141,8 @@ MUTATIONS = [
         "model.to(device), device", "model, device", "judged on the way",
     ),
     Mutation(
-        "features of the samples never fetched", "evaluation.drawing:_judged",
-        "features.cpu()", "features", "judged on the way",
+        "images that judge the classifier left on the CPU", "evaluation.classifier:accuracy",
+        "len(source), device)", 'len(source), torch.device("cpu"))', "metrics of images",
     ),
     Mutation(
         "the state of a likelihood's ODE never fetched", "likelihood:log_likelihood",

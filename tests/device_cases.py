@@ -135,7 +135,7 @@ def examined(bench: Bench, out: Path) -> Figures:
     return {key: row[key] for key in ("fd", "kd", "agreement")}
 
 
-# --- sampling and evaluation -----------------------------------------------------------------------------------------------------
+# --- sampling and evaluation ---------------------------------------------------------------------------------------
 
 
 def drawn(bench: Bench, out: Path, name: str, *, autoguidance: bool = False) -> Figures:
@@ -201,6 +201,8 @@ def judged(bench: Bench, out: Path, metrics: str) -> Figures:
     return {key: value for key, value in row.items() if isinstance(value, float) and key != "seconds"}
 
 
+# --- all cases ----------------------------------------------------------------------------------------------------
+
 Case = Callable[[Bench, Path], Figures]
 
 
@@ -257,9 +259,11 @@ CASES: dict[str, Case] = {
     "denoising error": judging("denoising"),
 }
 
-
 CALM = [f"{name}, guided" for name in SAMPLERS if name not in ("ode", *NOISY)]
 """Cases in which sampling does not wait between its calls of the network: no noise is fetched, no step size chosen."""
+
+
+# --- what is demanded of them -------------------------------------------------------------------------------------
 
 
 def on_device(name: str, bench: Bench, out: Path) -> Figures:

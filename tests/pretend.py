@@ -73,9 +73,7 @@ class Pretended(TorchFunctionMode):
             return func(*args, **kwargs)
         given = [*tensors(args), *tensors(kwargs.values())]
         if self.arriving and any(getattr(tensor.untyped_storage(), "arriving", False) for tensor in given):
-            raise RuntimeError(
-                f"a copy to the CPU that nobody waited for may be read before it has arrived (in {name})"
-            )
+            raise RuntimeError(f"a copy to the CPU is read before anybody waited for it (in {name})")
         if name in ("numpy", "__array__") and on_device(args[0]):
             raise TypeError(f"can't convert {self.device} device type tensor to numpy: use Tensor.cpu() first")
         if name in MOVES:
@@ -232,10 +230,14 @@ def is_place(value: Any) -> bool:
 
 
 GETTERS: dict[Any, Callable[[torch.device], Any]] = {
-    Tensor.device.__get__: lambda device: device,  # type: ignore[attr-defined]
-    Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
-    Tensor.is_cpu.__get__: lambda device: device.type == "cpu",
+    getattr(Tensor, name).__get__: answer
+    for name, answer in {
+        "device": lambda device: device,
+        "is_cuda": lambda device: device.type == "cuda",
+        "is_cpu": lambda device: device.type == "cpu",
+    }.items()
 }
+"""What a tensor says of the device that it is on."""
 
 
 # --- the switch ---------------------------------------------------------------------------------------------------
