@@ -260,8 +260,8 @@ def shown(message: str | None) -> str:
     """The first line of a message, in a cell."""
     if message is None:
         return "**nothing: it is missed**"
-    text = re.sub(r"^\w+: (Expected all .* at least )?", "", message.splitlines()[0]).replace("|", "\\|")
-    return text if len(text) <= 150 else f"{text[:150]} ..."
+    text = re.sub(r"^\w+: (Expected all .* at least )?", "", message.splitlines()[0])
+    return f"`{text}`"
 
 
 def document(text: str, rows: str) -> str:

@@ -76,9 +76,10 @@ class Bench(NamedTuple):
 def prepared(home: Path) -> Bench:
     """Make all that cases start from."""
     bench = Bench(home / "run", home / "guide", home / "chain", home / "pictures")
-    trained(bench, bench.run)
-    trained(bench, bench.guide, "train.images=16")
-    trained(bench, bench.chain, "method=ddpm")
+    with pretend.none():
+        trained(bench, bench.run)
+        trained(bench, bench.guide, "train.images=16")
+        trained(bench, bench.chain, "method=ddpm")
     data = digits(split="train")
     for number, (pixels, label) in enumerate(zip(data.pixels[:40], data.labels, strict=False)):
         path = bench.pictures / str(int(label)) / f"{number}.png"
@@ -277,6 +278,12 @@ def on_device(name: str, bench: Bench, out: Path) -> Figures:
     assert not steps, f"a training step waits: {', '.join(sorted({*steps}))}"
     assert not calls or name not in CALM, f"sampling waits between calls: {', '.join(sorted({*calls}))}"
     return figures
+
+
+def on_cpu(name: str, bench: Bench, out: Path) -> Figures:
+    """Run a case as on a machine without a GPU."""
+    with pretend.none():
+        return CASES[name](bench, out)
 
 
 @contextmanager

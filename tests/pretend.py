@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 import diffgen
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+PLACE = str | torch.device  # what names a device among arguments
 PACKAGE = f"{Path(diffgen.__file__).parent}{os.sep}"
 
 ASKS = {
@@ -103,8 +104,8 @@ class Pretended(TorchFunctionMode):
         if name in ("cpu", "cuda"):
             name, args = "to", (torch.device(name),)
         here, there = on_device(x), self._destination(x, *args, *kwargs.values())
-        args = tuple(CPU if is_place(arg) else arg for arg in args)
-        kwargs = {key: CPU if is_place(value) else value for key, value in kwargs.items()}
+        args = tuple(CPU if isinstance(arg, PLACE) else arg for arg in args)
+        kwargs = {key: CPU if isinstance(value, PLACE) else value for key, value in kwargs.items()}
         if here == there:
             result = x.to(*args, **kwargs)
         else:
@@ -165,7 +166,7 @@ class Pretended(TorchFunctionMode):
         for value in given:
             if isinstance(value, Tensor):
                 return on_device(value)
-            if is_place(value):
+            if isinstance(value, PLACE):
                 return torch.device(value).type == self.device.type
         return on_device(x)
 
@@ -222,11 +223,6 @@ def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors(value)
         elif isinstance(value, dict):
             yield from tensors(value.values())
-
-
-def is_place(value: Any) -> bool:
-    """Whether an argument names a device."""
-    return isinstance(value, str | torch.device)
 
 
 GETTERS: dict[Any, Callable[[torch.device], Any]] = {
@@ -286,6 +282,15 @@ def cuda() -> Iterator[Pretended]:
         stack.enter_context(mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", grouped))
         stack.enter_context(mock.patch.object(threading.Thread, "run", in_thread))
         yield stack.enter_context(device)
+
+
+@contextmanager
+def none() -> Iterator[None]:
+    """Pretend that there is no CUDA device, where there is one."""
+    with mock.patch.object(torch.cuda, "is_available", lambda: False):
+        forget_accelerator()
+        yield
+    forget_accelerator()
 
 
 def forget_accelerator() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from cases import CONFIGS
-from device_cases import CASES, Bench, on_device, prepared
+from device_cases import CASES, Bench, on_cpu, on_device, prepared
 
 from diffgen.errors import UsageError
 from diffgen.processes import accelerated
@@ -46,7 +46,7 @@ def test_figures_are_those_of_the_cpu(bench: Bench, tmp_path: Path, name: str) -
     if "fp16" in name:  # which the CPU refuses
         assert np.isfinite([*there.values()]).all()
         return
-    here = CASES[name](bench, tmp_path / "cpu")
+    here = on_cpu(name, bench, tmp_path / "cpu")
     assert there.keys() == here.keys()
     for key in here:
         one, other = np.asarray(here[key]), np.asarray(there[key])
