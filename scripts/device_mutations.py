@@ -108,6 +108,10 @@ MUTATIONS = [
         "the optimizer's count of steps left on the CPU by a resumed run", "training_state:_placed",
         "return moment.to(device)", "return moment", "resumed",
     ),
+    Mutation(
+        "a checkpoint written before its copies have arrived", "writer:Writer.submit",
+        "torch.cuda.synchronize()", "pass", "flow",
+    ),
     # --- sampling
     Mutation(
         "starting noise left on the CPU", "sampling:Sampling.state",
@@ -143,6 +147,10 @@ MUTATIONS = [
     Mutation(
         "labels of the samples left on the CPU", "evaluation.drawing:Drawn.on",
         "self.labels.to(device)", "self.labels", "judged on the way",
+    ),
+    Mutation(
+        "images that judge the classifier left on the CPU", "evaluation.classifier:accuracy",
+        "len(source), device)", 'len(source), torch.device("cpu"))', "metrics of images",
     ),
     Mutation(
         "the state of a likelihood's ODE never fetched", "likelihood:log_likelihood",
@@ -260,8 +268,8 @@ def shown(message: str | None) -> str:
     """The first line of a message, in a cell."""
     if message is None:
         return "**nothing: it is missed**"
-    text = re.sub(r"^\w+: (Expected all .* at least )?", "", message.splitlines()[0]).replace("|", "\\|")
-    return text if len(text) <= 150 else f"{text[:150]} ..."
+    text = re.sub(r"^\w+: (Expected all .* at least )?", "", message.splitlines()[0])
+    return f"`{text}`"
 
 
 def document(text: str, rows: str) -> str:

@@ -76,9 +76,10 @@ class Bench(NamedTuple):
 def prepared(home: Path) -> Bench:
     """Make all that cases start from."""
     bench = Bench(home / "run", home / "guide", home / "chain", home / "pictures")
-    trained(bench, bench.run)
-    trained(bench, bench.guide, "train.images=16")
-    trained(bench, bench.chain, "method=ddpm")
+    with pretend.none():
+        trained(bench, bench.run)
+        trained(bench, bench.guide, "train.images=16")
+        trained(bench, bench.chain, "method=ddpm")
     data = digits(split="train")
     for number, (pixels, label) in enumerate(zip(data.pixels[:40], data.labels, strict=False)):
         path = bench.pictures / str(int(label)) / f"{number}.png"
@@ -135,7 +136,7 @@ def examined(bench: Bench, out: Path) -> Figures:
     return {key: row[key] for key in ("fd", "kd", "agreement")}
 
 
-# --- sampling and evaluation -----------------------------------------------------------------------------------------------------
+# --- sampling and evaluation ---------------------------------------------------------------------------------------
 
 
 def drawn(bench: Bench, out: Path, name: str, *, autoguidance: bool = False) -> Figures:
@@ -201,6 +202,8 @@ def judged(bench: Bench, out: Path, metrics: str) -> Figures:
     return {key: value for key, value in row.items() if isinstance(value, float) and key != "seconds"}
 
 
+# --- all cases ----------------------------------------------------------------------------------------------------
+
 Case = Callable[[Bench, Path], Figures]
 
 
@@ -257,9 +260,11 @@ CASES: dict[str, Case] = {
     "denoising error": judging("denoising"),
 }
 
-
 CALM = [f"{name}, guided" for name in SAMPLERS if name not in ("ode", *NOISY)]
 """Cases in which sampling does not wait between its calls of the network: no noise is fetched, no step size chosen."""
+
+
+# --- what is demanded of them -------------------------------------------------------------------------------------
 
 
 def on_device(name: str, bench: Bench, out: Path) -> Figures:
@@ -273,6 +278,12 @@ def on_device(name: str, bench: Bench, out: Path) -> Figures:
     assert not steps, f"a training step waits: {', '.join(sorted({*steps}))}"
     assert not calls or name not in CALM, f"sampling waits between calls: {', '.join(sorted({*calls}))}"
     return figures
+
+
+def on_cpu(name: str, bench: Bench, out: Path) -> Figures:
+    """Run a case as on a machine without a GPU."""
+    with pretend.none():
+        return CASES[name](bench, out)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 import diffgen
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+PLACE = str | torch.device  # what names a device among arguments
 PACKAGE = f"{Path(diffgen.__file__).parent}{os.sep}"
 
 ASKS = {
@@ -73,9 +74,7 @@ class Pretended(TorchFunctionMode):
             return func(*args, **kwargs)
         given = [*tensors(args), *tensors(kwargs.values())]
         if self.arriving and any(getattr(tensor.untyped_storage(), "arriving", False) for tensor in given):
-            raise RuntimeError(
-                f"a copy to the CPU that nobody waited for may be read before it has arrived (in {name})"
-            )
+            raise RuntimeError(f"a copy to the CPU is read before anybody waited for it (in {name})")
         if name in ("numpy", "__array__") and on_device(args[0]):
             raise TypeError(f"can't convert {self.device} device type tensor to numpy: use Tensor.cpu() first")
         if name in MOVES:
@@ -105,8 +104,8 @@ class Pretended(TorchFunctionMode):
         if name in ("cpu", "cuda"):
             name, args = "to", (torch.device(name),)
         here, there = on_device(x), self._destination(x, *args, *kwargs.values())
-        args = tuple(CPU if is_place(arg) else arg for arg in args)
-        kwargs = {key: CPU if is_place(value) else value for key, value in kwargs.items()}
+        args = tuple(CPU if isinstance(arg, PLACE) else arg for arg in args)
+        kwargs = {key: CPU if isinstance(value, PLACE) else value for key, value in kwargs.items()}
         if here == there:
             result = x.to(*args, **kwargs)
         else:
@@ -167,7 +166,7 @@ class Pretended(TorchFunctionMode):
         for value in given:
             if isinstance(value, Tensor):
                 return on_device(value)
-            if is_place(value):
+            if isinstance(value, PLACE):
                 return torch.device(value).type == self.device.type
         return on_device(x)
 
@@ -226,16 +225,15 @@ def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors(value.values())
 
 
-def is_place(value: Any) -> bool:
-    """Whether an argument names a device."""
-    return isinstance(value, str | torch.device)
-
-
 GETTERS: dict[Any, Callable[[torch.device], Any]] = {
-    Tensor.device.__get__: lambda device: device,  # type: ignore[attr-defined]
-    Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
-    Tensor.is_cpu.__get__: lambda device: device.type == "cpu",
+    getattr(Tensor, name).__get__: answer
+    for name, answer in {
+        "device": lambda device: device,
+        "is_cuda": lambda device: device.type == "cuda",
+        "is_cpu": lambda device: device.type == "cpu",
+    }.items()
 }
+"""What a tensor says of the device that it is on."""
 
 
 # --- the switch ---------------------------------------------------------------------------------------------------
@@ -284,6 +282,15 @@ def cuda() -> Iterator[Pretended]:
         stack.enter_context(mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", grouped))
         stack.enter_context(mock.patch.object(threading.Thread, "run", in_thread))
         yield stack.enter_context(device)
+
+
+@contextmanager
+def none() -> Iterator[None]:
+    """Pretend that there is no CUDA device, where there is one."""
+    with mock.patch.object(torch.cuda, "is_available", lambda: False):
+        forget_accelerator()
+        yield
+    forget_accelerator()
 
 
 def forget_accelerator() -> None:
