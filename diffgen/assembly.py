@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import warnings
 from typing import Any
 
 import torch
@@ -132,8 +131,6 @@ class Assembly:
         """A module whose gradients all processes exchange."""
         if self.accelerator.num_processes == 1:
             return module
-        # of convolutions with an axis of one entry, whose strides mean nothing
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return self.accelerator.prepare_model(module)
 
     def _autocast(self, *inputs: Tensor | None) -> Tensor:
@@ -158,6 +155,7 @@ class Assembly:
             self.settings.seed,
             given if isinstance(given, int) else self.local_batch,
             self.reporter.warn,
+            self.compiled,
         )
 
     def _rehearse(self) -> None:

@@ -25,12 +25,14 @@ class Cast(torch.autograd.Function):
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
         """Cast all."""
         ctx.dtype = weights[0].dtype
+        ctx.set_materialize_grads(False)  # a weight that the pass does not use has no gradient, and is not decayed
         return _together(weights, dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Cast all back."""
-        return (None, *_together(gradients, ctx.dtype))
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Cast all back that there are."""
+        back = iter(_together(tuple(g for g in gradients if g is not None), ctx.dtype))
+        return (None, *(None if gradient is None else next(back) for gradient in gradients))
 
 
 def _together(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -40,15 +42,19 @@ def _together(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, 
 
 
 def cast_names(network: nn.Module) -> list[str]:
-    """Names of the float32 weights and biases that autocast would cast: those of `LAYERS` that nothing else holds."""
+    """Names of the float32 weights and biases that autocast would cast: those of `LAYERS` that nothing else holds.
+
+    A layer that is made ready by a hook (weight norm, spectral norm) is left to autocast. A network that reads
+    `layer.weight` itself, beside calling the layer, would read it in low precision.
+    """
     modules = dict(network.named_modules())
     holders = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
     return [
         f"{name}.{key}" if name else key
         for name, module in modules.items()
-        if type(module) in LAYERS
+        if type(module) in LAYERS and not module._forward_pre_hooks
         for key, p in module.named_parameters(recurse=False)
-        if p.dtype == torch.float32 and holders[id(p)] == 1
+        if key in ("weight", "bias") and p.dtype == torch.float32 and holders[id(p)] == 1
     ]
 
 

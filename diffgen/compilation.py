@@ -28,7 +28,8 @@ class Compiled(nn.Module):
     torch compiles when a shape first comes, and the backward pass when it is first asked for; what goes wrong then can
     be anything, from a missing C compiler to a full disk. So both passes of a new shape are tried out before they
     count. What fails compiled and passes as it stands is the compiler's failure, whatever its error is called; what
-    fails both ways is the network's own, or memory's, and is raised as it is.
+    fails both ways is the network's own, or memory's, and is raised as it is. (Hooks on the network's forward are
+    called only where it runs as it stands.)
 
     Attributes:
         failure: Why the compiled form is not in use, or None.
@@ -56,7 +57,7 @@ class Compiled(nn.Module):
         Raises:
             ProcessFault: The network cannot be compiled, and that is required.
         """
-        kind = (torch.is_grad_enabled(), *(x.shape for x in inputs))
+        kind = (torch.is_grad_enabled(), *((x.shape, x.requires_grad) for x in inputs))
         if self.failure is None and kind not in self.tried:
             self._try(inputs)
             self.tried.add(kind)

@@ -159,10 +159,10 @@ WARNED: set[str] = set()
 
 
 def tell_warning(message: Warning | str, *where: Any, **options: Any) -> None:
-    """A warning of Python's in one line on standard error, once, by the main process; for `warnings.showwarning`."""
+    """A warning of Python's in one line on standard error, once on each machine; for `warnings.showwarning`."""
     text = re.sub(r"\(Triggered internally at .*?\)", "", str(message))
     line = printable(" ".join(text.split()))
-    if line not in WARNED and int(os.environ.get("RANK", "0")) == 0:
+    if line not in WARNED and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         WARNED.add(line)
         print(f"warning: {line}", file=sys.stderr, flush=True)  # a progress bar makes room for what is printed
 

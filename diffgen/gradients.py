@@ -9,10 +9,12 @@ from contextlib import ExitStack
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from diffgen import memory
-from diffgen.errors import ProcessFault, out_of_memory
+from diffgen.compilation import Compiled
+from diffgen.errors import ProcessFault, first_line, out_of_memory
 from diffgen.feed import Batch, part
 from diffgen.randomness import mix
 
@@ -35,8 +37,20 @@ class Gradients:
         seed: int,
         micro_batch: int,
         say: Callable[[str], None],
+        compiled: Compiled | None = None,
     ) -> None:
-        """Args: modules: what the loss calls and processes exchange gradients of; say: is told of a new size."""
+        """Take what a pass needs.
+
+        Args:
+            accelerator: Of the run.
+            modules: What the loss calls, and processes exchange gradients of.
+            loss: Of each image.
+            seed: Of dropout.
+            micro_batch: Images at once, to begin with.
+            say: Is told of a new size.
+            compiled: The compiled network among the modules, if there is one.
+        """
+        self.compiled = compiled
         self.accelerator, self.modules, self.loss, self.seed = accelerator, modules, loss, seed
         self.micro_batch, self.say = micro_batch, say
 
@@ -52,35 +66,44 @@ class Gradients:
             except Exception as error:
                 if not out_of_memory(error):
                     raise
+                reason = first_line(error)
                 if self.accelerator.num_processes > 1:  # the others wait in an exchange that cannot be taken back
                     rank = self.accelerator.process_index
                     raise ProcessFault(
                         f"out of memory on process {rank} with micro-batches of {self.micro_batch} images: "
                         "start again with a smaller train.micro_batch; the batch stays what it is"
                     ) from None
-            self._halve(len(batch[0]))  # outside the handler, whose traceback keeps the tensors alive
+            self._halve(len(batch[0]), reason)  # outside the handler, whose traceback keeps the tensors alive
 
     def rehearse(self, step: int, batch: Batch) -> None:
         """Find a micro-batch that fits on every process, before the first step: a pass that changes nothing.
 
-        One process alone finds it when memory runs out, at any step.
+        If one of them cannot compile, none goes on compiled: they would wait for it in every step. One process alone
+        finds out in its steps.
         """
         while self.accelerator.num_processes > 1:
-            fits = self._try(step, batch)
-            told = self.accelerator.gather(torch.tensor([fits], dtype=torch.int64, device=self.accelerator.device))
+            reason = self._try(step, batch)
+            reasons = [each for each in gather_object([reason]) if each]
             self._clear()
-            if int(told.min()):
-                return
-            self._halve(len(batch[0]))
+            if not reasons:
+                return self._agree_on_compiling()
+            self._halve(len(batch[0]), reasons[0])
 
-    def _try(self, step: int, batch: Batch) -> bool:
+    def _agree_on_compiling(self) -> None:
+        if self.compiled:
+            failures = [failure for failure in gather_object([self.compiled.failure]) if failure]
+            if failures and self.compiled.failure is None:
+                self.compiled.give_up(failures[0])
+
+    def _try(self, step: int, batch: Batch) -> str | None:
+        """Why a pass does not fit, in a library's words; None if it does."""
         try:
             self._pass(step, batch, exchange=False)
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            return False
-        return True
+            return first_line(error)
+        return None
 
     def _pass(self, step: int, batch: Batch, *, exchange: bool) -> Tensor:
         size = len(batch[0])
@@ -96,16 +119,16 @@ class Gradients:
             total += loss.detach()
         return total
 
-    def _halve(self, size: int) -> None:
+    def _halve(self, size: int, reason: str) -> None:
         tried = min(self.micro_batch, size)
         if tried == 1:
-            raise ProcessFault(memory.ONE_IMAGE)
+            raise ProcessFault(memory.ONE_IMAGE.format(reason))
         self.micro_batch = (tried + 1) // 2
         self._clear()
         memory.give_back()
         self.say(
             f"out of memory with {tried} images at once: going on with micro-batches of {self.micro_batch}; "
-            f"the batch stays what it is, its gradients add up"
+            f"the batch stays what it is, its gradients add up ({reason})"
         )
 
     def _clear(self) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from diffgen.errors import SMALLER, ProcessFault, no_memory, out_of_memory
 
-ONE_IMAGE = "out of memory with a single image at a time: choose a smaller model or image size"
+ONE_IMAGE = "out of memory with a single image at a time ({}): choose a smaller model or image size"
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -25,7 +25,9 @@ def peak(device: torch.device) -> str:
 
 @contextmanager
 def told(advice: str = SMALLER) -> Iterator[None]:
-    """Turn an error about memory into one sentence, wherever it comes from, and let go of what is kept for later.
+    """Turn an error about memory into one sentence, wherever it comes from.
+
+    Who goes on should `give_back` memory, once the error is dropped whose traceback keeps tensors alive.
 
     Raises:
         ProcessFault: Memory ran out.
@@ -35,11 +37,7 @@ def told(advice: str = SMALLER) -> Iterator[None]:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        sentence = no_memory(error, advice)
-    else:
-        return
-    give_back()  # outside the handler, whose traceback keeps tensors alive
-    raise ProcessFault(sentence)
+        raise ProcessFault(no_memory(error, advice)) from None
 
 
 def give_back() -> None:

@@ -76,4 +76,4 @@ def clipped_step(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
 
 def finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all values are finite, which the device is asked once."""
-    return bool(get_total_norm([x for x in tensors if x.is_floating_point()], math.inf).isfinite())
+    return bool(get_total_norm([x for x in tensors if x.is_floating_point() and x.numel()], math.inf).isfinite())

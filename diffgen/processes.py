@@ -22,7 +22,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=1)
 """How long a process waits for one that hangs: the main one may be downloading, or drawing a preview in 1000 steps.
 
-One that dies is noticed at once.
+One that dies is noticed at once by the launcher, and by gloo; NCCL waits this long.
 """
 
 DRIVER = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/nvidia0"))

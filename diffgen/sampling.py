@@ -13,7 +13,7 @@ from diffgen.ahead import Ahead
 from diffgen.build import MAX_VALUES, make_sampler
 from diffgen.denoiser import Denoiser
 from diffgen.devices import float_type
-from diffgen.errors import NonFiniteError, ProcessFault, out_of_memory
+from diffgen.errors import NonFiniteError, ProcessFault, first_line, out_of_memory
 from diffgen.guidance import Guidance, guided
 from diffgen.images import to_uint8
 from diffgen.randomness import image_noise
@@ -172,10 +172,10 @@ def in_batches(draw: Callable[[list[int]], Tensor], count: int, most: int) -> It
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            drawn = None
+            drawn, reason = None, first_line(error)
         if drawn is None:  # outside the handler, whose traceback keeps tensors alive
             if size == 1:
-                raise ProcessFault(memory.ONE_IMAGE)
+                raise ProcessFault(memory.ONE_IMAGE.format(reason))
             size = _even(count - start, (size + 1) // 2)
             memory.give_back()
             continue

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread, Timer
+from threading import Lock, Thread, Timer
 
 from diffgen.errors import DiffgenError
 
@@ -30,10 +30,12 @@ class Interrupted(Exception):
 class StopRequest:
     """What has been received so far; `signum` is 0 until a signal asks the run to stop."""
 
+    def __init__(self) -> None:
+        self.late: Callable[[], None] | None = None
+        self.telling = Lock()
+
     signum = 0
     interrupted = 0.0  # when the first Ctrl-C came
-    overdue: Callable[[], None] = staticmethod(lambda: None)
-    """Called in a thread, `LATE` seconds after a signal that has not ended the run by then."""
 
     def receive(self, signum: int, frame: object = None) -> None:
         """Note the first signal; a second Ctrl-C leaves at once. Other repetitions are a launcher's, and no news."""
@@ -46,6 +48,22 @@ class StopRequest:
         elif not echo:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, LEFT_AT_ONCE)
             os._exit(128 + signum)  # no clean-up that could wait for another thread or process
+
+    @contextmanager
+    def told_late(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Call `tell` in a thread, `LATE` seconds after a signal, if the block has not ended by then; never later."""
+        self.late = tell
+        try:
+            yield
+        finally:
+            with self.telling:
+                self.late = None
+
+    def overdue(self) -> None:
+        """Tell, if there is still somebody who wants it."""
+        with self.telling:
+            if self.late:
+                self.late()
 
     def check(self) -> None:
         """Raise `Interrupted` if the run is to stop."""
@@ -61,21 +79,28 @@ LEFT_AT_ONCE = (
 LATE = 25.0
 """Seconds; launchers kill what has not ended 30 after their signal."""
 
+END = 0
+"""No signal's number."""
+
 
 @contextmanager
-def _overdue_told(request: StopRequest) -> Iterator[None]:
+def _overdue_told(request: StopRequest, signals: set[signal.Signals]) -> Iterator[None]:
     """Notice a signal also while the main thread is in a call that does not return, and Python cannot handle it.
 
     So it is where a GPU waits for a process that has died: the launcher tells the others, and they cannot hear.
     """
     ear, mouth = os.pipe()
     os.set_blocking(mouth, False)
-    late = Timer(LATE, lambda: request.overdue())
+    late = Timer(LATE, request.overdue)
     late.daemon = True
 
     def listen() -> None:
-        if os.read(ear, 1):
-            late.start()
+        heard = END
+        while heard not in signals:  # torch handles others, of processes that decode pictures
+            heard = os.read(ear, 1)[0]
+            if heard == END:
+                return
+        late.start()
 
     before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
     listener = Thread(target=listen, daemon=True)
@@ -84,9 +109,10 @@ def _overdue_told(request: StopRequest) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.close(mouth)  # the listener hears the end
+        os.write(mouth, bytes([END]))  # to close it would not do: processes that were forked hold it open
         listener.join()
         late.cancel()
+        os.close(mouth)
         os.close(ear)
 
 
@@ -98,12 +124,16 @@ def stop_requests(preemption: str | None) -> Iterator[StopRequest]:
         preemption: Name of the signal that the cluster sends before it takes the machine away, such as SIGUSR1.
     """
     request = StopRequest()
-    signals = {signal.SIGINT, signal.SIGTERM, *([signal.Signals[preemption]] if preemption else [])}
+    signals: set[signal.Signals] = {
+        signal.SIGINT,
+        signal.SIGTERM,
+        *([signal.Signals[preemption]] if preemption else []),
+    }
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signals.add(signal.SIGHUP)
     before = {signum: signal.signal(signum, request.receive) for signum in signals}
     try:
-        with _overdue_told(request):
+        with _overdue_told(request, signals):
             yield request
     finally:
         for signum, handler in before.items():

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffgen import checkpoint, header, memory, preview, speed, training_state
 from diffgen.assembly import Assembly
 from diffgen.console import count
 from diffgen.errors import CheckpointError, DiffgenError, EnvironmentFault, NonFiniteError, UsageError
-from diffgen.feed import Batch
 from diffgen.lock import RunLock
 from diffgen.optimizers import clipped_step, finite
 from diffgen.processes import accelerated, faults_told, on_main
@@ -149,11 +147,10 @@ class Trainer(Assembly):
             NonFiniteError: Too many steps in a row had a gradient that is not finite.
             EnvironmentFault: The last checkpoint cannot be written, or memory or another process is gone.
         """
-        late = "a signal came, and no step has ended since: another process may be gone"
-        request.overdue = lambda: self._tell_status("stopping", reason=late)
+        late = "a signal came, and the run has not ended since: it still writes, or another process is gone"
         try:
             self._tell_status("running")
-            with faults_told(self.accelerator):
+            with faults_told(self.accelerator), request.told_late(lambda: self._tell_status("stopping", reason=late)):
                 self._fit(request)
         except DiffgenError as error:
             stopped = isinstance(error, Stopped)
@@ -230,7 +227,7 @@ class Trainer(Assembly):
         """
         batch = self.feed.batch(self.step, pixels, labels)
         if self.images == self.first_images:
-            self._rehearse_step(batch)
+            self.gradients.rehearse(self.step, batch)
         loss = self.gradients.accumulate(self.step, batch)
         lr = self.base_lr * self.lr_schedule.factor(self.images, self._progress())
         for group in self.optimizer.param_groups:
@@ -248,14 +245,6 @@ class Trainer(Assembly):
         for ema in self.emas:
             ema.update(self.images, self.settings.batch_size)
         return norm, lr
-
-    def _rehearse_step(self, batch: Batch) -> None:
-        """Let all processes find a micro-batch that fits, and go on uncompiled if one of them has to."""
-        self.gradients.rehearse(self.step, batch)
-        if self.compiled and self.accelerator.num_processes > 1:
-            failures = [failure for failure in gather_object([self.compiled.failure]) if failure]
-            if failures and self.compiled.failure is None:
-                self.compiled.give_up(failures[0])
 
     def _progress(self) -> float:
         """Share of the run that is done, by images or by minutes, whichever is further."""
@@ -326,6 +315,9 @@ class Trainer(Assembly):
             self.reporter.warn(f"{error}; training goes on")
         except Interrupted:
             self.reporter.warn("the preview is left out, since the run is to stop")
+        else:
+            return
+        memory.give_back()
 
     def _tell_status(self, state: str, code: int | None = None, reason: str = "") -> None:
         if self.main:
@@ -369,6 +361,9 @@ class Trainer(Assembly):
             self.reporter.warn(f"{error}; training goes on")
         except Interrupted:
             return False
+        else:
+            return True
+        memory.give_back()
         return True
 
     def _header(self) -> None:

@@ -50,9 +50,10 @@ def compose_config(name: str, overrides: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _few_objects_to_collect() -> None:
     """A run collects garbage at its end; what was imported by then need not be looked at each time."""
+    gc.collect()
     gc.freeze()
 
 

@@ -79,6 +79,25 @@ def test_weights_are_cast_once_for_each_pass(fit: Fit, tmp_path: Path, monkeypat
     assert counts == [2, 4, 6, 8]
 
 
+class Idle(nn.Module):
+    """A network that does not use one of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+def test_a_weight_that_is_not_used_has_no_gradient() -> None:
+    """As without: an optimizer would decay it."""
+    network = Idle()
+    with torch.autocast("cpu", torch.bfloat16):
+        together(network)(torch.ones(1, 2)).sum().backward()
+    assert network.idle.weight.grad is None and network.used.weight.grad is not None
+
+
 class Normed(nn.Linear):
     """A layer that makes something else of its weight first."""
 
@@ -91,3 +110,5 @@ def test_weights_with_other_uses_are_left_to_autocast() -> None:
     network[0].weight = network[1].weight
     assert cast_names(network) == ["3.weight", "3.bias"]
     assert cast_names(nn.Linear(2, 2).double()) == []
+    made_ready = nn.Sequential(nn.utils.spectral_norm(nn.Linear(2, 2)), nn.utils.weight_norm(nn.Linear(2, 2)))
+    assert cast_names(made_ready) == []

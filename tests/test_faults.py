@@ -129,8 +129,59 @@ def test_a_step_that_does_not_end(fit: Fit, tmp_path: Path, monkeypatch: Patch) 
     at_step(monkeypatch, 2, block)
     with pytest.raises(Stopped):
         fit(tmp_path / "run")
-    assert seen[0]["state"] == "stopping" and "no step has ended since" in seen[0]["reason"]
+    assert seen[0]["state"] == "stopping" and "the run has not ended since" in seen[0]["reason"]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "stopped"
+
+
+def test_only_signals_that_end_a_run_are_heard(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
+    """Others are libraries', of processes that decode pictures; and what has ended stays as it was told."""
+    monkeypatch.setattr(signals, "LATE", 0.05)
+    told: list[str] = []
+    tell = trainer.Trainer._tell_status
+
+    def telling(self: trainer.Trainer, state: str, *rest: Any, **more: Any) -> None:
+        told.append(state)
+        tell(self, state, *rest, **more)
+
+    monkeypatch.setattr(trainer.Trainer, "_tell_status", telling)
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)
+    try:
+        with monkeypatch.context() as patch:
+            at_step(patch, 2, lambda _: (signal.raise_signal(signal.SIGCHLD), time.sleep(0.3))[1])
+            fit(tmp_path / "run")
+        assert "stopping" not in told
+        free = processes.Accelerator.end_training
+        monkeypatch.setattr(processes.Accelerator, "end_training", lambda self: (time.sleep(0.3), free(self))[1])
+        monkeypatch.setattr(signals, "LATE", 0.2)
+        at_step(monkeypatch, 7, lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Stopped):
+            fit(tmp_path / "other", "train.preview_every=999")
+        assert told[-1] == "stopped"
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_child_that_holds_the_pipe_open_holds_nothing_up(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
+    """As processes that decode pictures do, which are forked while the run listens for signals."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def fork(_: Tensor) -> None:
+        pipes = [int(fd.name) for fd in Path("/proc/self/fd").iterdir() if pipe(fd)]
+        children.append(subprocess.Popen(["sleep", "60"], pass_fds=pipes))
+
+    at_step(monkeypatch, 2, fork)
+    began = time.monotonic()
+    try:
+        fit(tmp_path / "run")
+        assert time.monotonic() - began < 30
+    finally:
+        children[0].kill()
+        children[0].wait()
+
+
+def pipe(fd: Path) -> bool:
+    """Whether a file descriptor is a pipe's."""
+    return fd.is_symlink() and str(fd.readlink()).startswith("pipe:")
 
 
 @fault("a signal while the run starts", "it ends before its first step; the same command begins again")
@@ -692,7 +743,7 @@ def test_warnings_are_told_in_one_line(command: Any, tiny_model: Path, monkeypat
     monkeypatch.setattr(Denoiser, "__call__", warning)
     answer = command("sample", f"ckpt={tiny_model}", "n=2", "out=out")
     assert (answer.code, answer.err) == (0, "warning: the first line and the second\n")
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert command("sample", f"ckpt={tiny_model}", "n=2", "out=other").err == ""
 
 

@@ -70,6 +70,8 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     _tune_libraries()
     warnings.showwarning = tell_warning
+    # of convolutions with an axis of one entry, whose strides mean nothing
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     WARNED.clear()
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]

@@ -41,7 +41,11 @@ def cudnn_benchmark() -> Iterator[None]:
 
 @contextmanager
 def cuda_graphs() -> Iterator[None]:
-    """The compiled passes are recorded and replayed: one launch by the host for all their kernels."""
+    """The compiled passes are recorded and replayed: one launch by the host for all their kernels.
+
+    Weights that are cast together would be copied before each replay, as they are inputs of the network then: they are
+    cast where they are used.
+    """
     step = Trainer._step
 
     def marked(self: Trainer, *batch: Tensor) -> Any:
@@ -49,7 +53,7 @@ def cuda_graphs() -> Iterator[None]:
         return step(self, *batch)
 
     recorded = partial(torch.compile, mode="reduce-overhead")
-    with patch.object(torch, "compile", recorded), patch.object(Trainer, "_step", marked):
+    with patch.object(torch, "compile", recorded), patch.object(Trainer, "_step", marked), weights_cast_where_used():
         yield
 
 
