@@ -65,7 +65,8 @@ class Sampling:
     def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int], watch: Watch | None = None) -> Tensor:
         """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
 
-        Image i depends on (seed, i) and its label alone (with sampler=ode, to within its tolerance). The state is
+        Image i depends on (seed, i) and its label alone (with sampler=ode, whose steps suit the batch, to within its
+        tolerance). The state is
         float64 where the device has it: steps are small differences of large numbers (Karras et al. 2022, app. D).
         `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
         """

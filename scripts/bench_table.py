@@ -94,6 +94,9 @@ def overhead(section: Section) -> Lines:
     return [f"{section['images']} images of {section['shape']}.", "", *table(head, cells)]
 
 
+NOISE_SHAPE = "3x32x32"
+
+
 def noise(section: Section) -> Lines:
     """What the noise of images costs the host."""
     cells = []
@@ -106,7 +109,10 @@ def noise(section: Section) -> Lines:
         "in the calling thread",
         "minutes of that for 50,000 images x 1000",
     ]
-    return [f"{section['images']} images at once, {section['steps']} draws.", "", *table(head, cells)]
+    beside = [[row["name"], f"{row['ms']:.2f}", f"{row['spread']:.0%}"] for row in section["beside"]]
+    said = f"A caller that launches small operators, and {section['images']} images of {NOISE_SHAPE} a step:"
+    lines = [f"{section['images']} images at once, {section['steps']} draws.", "", *table(head, cells)]
+    return [*lines, "", said, "", *table(["", "ms a step", "spread"], beside)]
 
 
 def launches(section: Section) -> Lines:

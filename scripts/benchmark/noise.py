@@ -75,6 +75,46 @@ def ways(shape: tuple[int, ...], images: int, steps: int) -> dict[str, Call]:
     }
 
 
+def launching(draw: Draw | None, steps: int) -> Call:
+    """Steps of a caller that has small operators to launch all the time, with the noise of each step or without.
+
+    Python runs one thread at a time, so the caller and one that draws are in each other's way.
+    """
+    x = torch.zeros(20_000)
+
+    def call() -> None:
+        for step in range(steps):
+            if draw:
+                draw(step)
+            for _ in range(400):
+                x.add_(1)
+
+    return call
+
+
+def launching_ahead(draw: Draw, steps: int) -> Call:
+    """The same with the noise drawn ahead."""
+
+    def call() -> None:
+        with Ahead(draw, steps) as values:
+            launching(values, steps)()
+
+    return call
+
+
+def beside_launches(rounds: int, *, quick: bool) -> list[Row]:
+    """Milliseconds a step of a caller that launches, by wall time."""
+    images, steps = (2, 3) if quick else (64, 50)
+    draw = together(SHAPES[1], list(range(images)))
+    calls = {
+        "launches alone": launching(None, steps),
+        "noise drawn when asked": launching(draw, steps),
+        "noise drawn ahead (diffgen)": launching_ahead(draw, steps),
+    }
+    times = clock.take_turns(calls, rounds)
+    return [{"name": name, "ms": 1e3 * row["wall"] / steps, "spread": row["spread"]} for name, row in times.items()]
+
+
 def noise(rounds: int, *, quick: bool) -> Row:
     """CPU microseconds an image and draw: of all threads, and of the one that launches the network."""
     images, steps = (2, 3) if quick else (64, 200)
@@ -89,4 +129,5 @@ def noise(rounds: int, *, quick: bool) -> Row:
     rows = [
         {"name": name, "us": each * all_threads[name]["cpu"], "caller_us": each * caller[name]["cpu"]} for name in calls
     ]
-    return {"images": images, "steps": steps, "rows": rows, "missing": []}
+    beside = beside_launches(rounds, quick=quick)
+    return {"images": images, "steps": steps, "rows": rows, "beside": beside, "missing": []}
