@@ -87,6 +87,7 @@ def run_until(work: Work, arguments: list[str], enough: Callable[[], bool], sign
             code = process.wait(PATIENCE)
         finally:
             process.kill()
+            process.wait()
     text = log.read_bytes()[began:].decode(errors="replace")
     return Done(code, text, time.monotonic() - told if running else 0.0)
 
