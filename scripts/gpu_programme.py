@@ -106,10 +106,17 @@ def tell_left(results: Results, *, tiny: bool) -> None:
         print(f"go on with: python {' '.join(sys.argv)}")
 
 
+def stopped(signum: int, frame: object) -> None:
+    """End what was started, too; what is measured is written."""
+    print(f"stopped by {signal.Signals(signum).name}; go on with: python {' '.join(sys.argv)}", file=sys.stderr)
+    sys.exit(128 + signum)
+
+
 def main() -> int:
     """Entry point."""
     args = arguments()
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends what was started, too
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, stopped)
     kept, out = places(args)
     for folder in (kept, out):
         folder.mkdir(parents=True, exist_ok=True)
