@@ -58,6 +58,13 @@ def _few_objects_to_collect() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _all_objects_to_collect_at_the_end() -> Iterator[None]:
+    """Libraries count what is left when Python ends."""
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is read from or left in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:

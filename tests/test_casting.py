@@ -105,6 +105,7 @@ class Normed(nn.Linear):
         return nn.functional.linear(x, self.weight / self.weight.norm(), self.bias)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_weights_with_other_uses_are_left_to_autocast() -> None:
     network = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False), Normed(4, 4), nn.Linear(4, 2), nn.ReLU())
     network[0].weight = network[1].weight
