@@ -47,9 +47,7 @@ class Compiled(nn.Module):
         self.network, self.key, self.required = network, key, required
         self.failure: str | None = None
         self.tried: set[tuple[object, ...]] = set()
-        # a graph for each size: one for all sizes is slower, since it cannot choose how convolutions lie in memory
-        self.compiled: Call = torch.compile(network.forward, dynamic=False)
-        torch._dynamo.config.recompile_limit = SIZES
+        self.compiled: Call | None = None
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the network gives.
@@ -61,12 +59,13 @@ class Compiled(nn.Module):
         if self.failure is None and kind not in self.tried:
             self._try(inputs)
             self.tried.add(kind)
-        return self.compiled(*inputs) if self.failure is None else self.network(*inputs)
+        return self.compiled(*inputs) if self.compiled and self.failure is None else self.network(*inputs)
 
     def _try(self, inputs: Sequence[Tensor]) -> None:
         devices = [x.device for x in inputs[:1] if x.is_cuda]
         try:
             with torch.random.fork_rng(devices):  # dropout of the pass that counts is as if there were no trial
+                self.compiled = self.compiled or compiled(self.network)
                 self._passes(self.compiled, inputs)
         except Exception as error:
             if out_of_memory(error):
@@ -96,6 +95,14 @@ class Compiled(nn.Module):
             raise ProcessFault(f"{self.key}=true, but {told}: mend that, or choose {self.key}=auto or false")
         self.failure = reason
         warnings.warn(f"{told}: it runs as it stands, which is slower ({self.key}=false)", stacklevel=2)
+
+
+def compiled(network: nn.Module) -> Call:
+    """What torch's compiler makes of a network; that the compiler starts is part of what can fail."""
+    # a graph for each size: one for all sizes is slower, since it cannot choose how convolutions lie in memory
+    call: Call = torch.compile(network.forward, dynamic=False)
+    torch._dynamo.config.recompile_limit = SIZES
+    return call
 
 
 def forget() -> None:

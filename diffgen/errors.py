@@ -70,6 +70,7 @@ WORDS = (
     "can't allocate memory",
     "not enough memory",
     "ALLOC_FAILED",
+    "could not create a primitive",  # oneDNN, mostly where none of its buffers fits
     "unable to find an engine",  # cuDNN, mostly where no engine's workspace fits
     "Unable to find a valid cuDNN algorithm",
 )

@@ -89,6 +89,19 @@ def test_where_it_is_required_the_command_ends(network: nn.Module, monkeypatch: 
     assert caught.value.exit_code == 75
 
 
+def test_a_compiler_that_cannot_start_is_one_that_fails(network: nn.Module, monkeypatch: Patch) -> None:
+    """As where the folder of its cache cannot be made."""
+
+    def cannot(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/nope")
+
+    monkeypatch.setattr(torch, "compile", cannot)
+    compiled = Compiled(network.eval(), key="compile", required=False)
+    x = torch.randn(5, 3)
+    with pytest.warns(UserWarning, match="No such file or directory: '/proc/nope'"):
+        assert torch.equal(compiled(x), network(x))
+
+
 def test_the_networks_own_error_is_not_the_compilers(monkeypatch: Patch) -> None:
     broken(monkeypatch, ERRORS[0])
     compiled = Compiled(nn.Linear(3, 4), key="compile", required=False)

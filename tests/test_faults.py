@@ -641,6 +641,7 @@ def test_no_memory_at_all(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("could not create a primitive"),
     RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError(
         "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"
