@@ -136,14 +136,11 @@ def make_sampling(
         require("png" not in settings.kinds, "save=png is for pictures, and this model makes vectors: save=npz")
         sampler = {**sampler, "clip": False}  # vectors have no range to clip to
     denoiser.model.to(device)  # type: ignore[attr-defined]
-    compiles = compilation.wanted(settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING)
-    if compiles:
+    if compilation.wanted(settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING):
         required = settings.compile is True
         denoiser.model = Compiled(denoiser.model, key="compile", required=required)  # type: ignore[arg-type]
     guidance = make_guidance(settings, saved, device)
-    sampling = Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=device)
-    sampling.one_size = compiles
-    return sampling
+    return Sampling.from_config(denoiser, sampler, guidance=guidance, seed=settings.seed, device=device)
 
 
 def make_plan(settings: SampleSettings, task: Mapping[str, Any], sampling: Sampling, shape: tuple[int, ...]) -> Plan:

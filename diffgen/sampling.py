@@ -11,6 +11,7 @@ from torch import Tensor
 from diffgen import memory
 from diffgen.ahead import Ahead
 from diffgen.build import MAX_VALUES, make_sampler
+from diffgen.compilation import Compiled
 from diffgen.denoiser import Denoiser
 from diffgen.devices import float_type
 from diffgen.errors import NonFiniteError, ProcessFault, first_line, out_of_memory
@@ -37,8 +38,6 @@ class Sampling:
     """Where to start and what to keep, if not new images from noise."""
     before_each: Callable[[], None] | None = None
     """Called before each network evaluation; it may raise, to end the sampling."""
-    one_size: bool = False
-    """Whether the network must see batches of one size alone, as a compiled one should: guidance calls it twice."""
     nfe: int = 0
     """Network evaluations of each image in the latest `draw`; guidance evaluates twice at once and counts as one."""
 
@@ -66,9 +65,8 @@ class Sampling:
         """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
 
         Image i depends on (seed, i) and its label alone (with sampler=ode, whose steps suit the batch, to within its
-        tolerance). The state is
-        float64 where the device has it: steps are small differences of large numbers (Karras et al. 2022, app. D).
-        `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
+        tolerance). The state is float64 where the device has it: steps are small differences of large numbers (Karras
+        et al. 2022, app. D). `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
         """
 
         def noise(draw: int) -> Tensor:
@@ -77,7 +75,8 @@ class Sampling:
 
         schedule = self.denoiser.schedule
         label = torch.tensor(labels, device=self.device)
-        predict = guided(self.denoiser, label, self.guidance, clip=self.clip, doubles=not self.one_size)
+        doubles = not isinstance(self.denoiser.model, Compiled)  # which is compiled for one size: it is called twice
+        predict = guided(self.denoiser, label, self.guidance, clip=self.clip, doubles=doubles)
         self.nfe = 0
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:

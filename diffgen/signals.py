@@ -30,12 +30,12 @@ class Interrupted(Exception):
 class StopRequest:
     """What has been received so far; `signum` is 0 until a signal asks the run to stop."""
 
+    signum = 0
+    interrupted = 0.0  # when the first Ctrl-C came
+
     def __init__(self) -> None:
         self.late: Callable[[], None] | None = None
         self.telling = Lock()
-
-    signum = 0
-    interrupted = 0.0  # when the first Ctrl-C came
 
     def receive(self, signum: int, frame: object = None) -> None:
         """Note the first signal; a second Ctrl-C leaves at once. Other repetitions are a launcher's, and no news."""

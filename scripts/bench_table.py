@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from page import finish
+
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -210,13 +212,8 @@ def document(text: str, paths: list[Path]) -> str:
 
 def main() -> int:
     """Entry point."""
-    old = DOCUMENT.read_text()
-    new = document(old, sorted(RESULTS.glob("*-threads-*.json")))
-    if "--check" in sys.argv[1:]:
-        print("up to date" if old == new else f"{DOCUMENT.name} is out of date: run python scripts/bench_table.py")
-        return int(old != new)
-    DOCUMENT.write_text(new)
-    return 0
+    new = document(DOCUMENT.read_text(), sorted(RESULTS.glob("*-threads-*.json")))
+    return finish(DOCUMENT, new, "scripts/bench_table.py", check="--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 
 import torch
 from check_samples import machine
+from page import finish
 
 from diffgen import __version__
-from diffgen.files import write_atomically, write_json
+from diffgen.files import write_json
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -279,15 +280,8 @@ def document(text: str, rows: str) -> str:
 
 def write_table(*, check: bool) -> int:
     """Write docs/devices.md, or only say whether it is up to date."""
-    old = DOCUMENT.read_text()
-    new = document(old, table(json.loads(RESULTS.read_text())))
-    if check:
-        print(
-            "up to date" if old == new else "docs/devices.md is out of date: python scripts/device_mutations.py --table"
-        )
-        return int(old != new)
-    write_atomically(DOCUMENT, new)
-    return 0
+    new = document(DOCUMENT.read_text(), table(json.loads(RESULTS.read_text())))
+    return finish(DOCUMENT, new, "scripts/device_mutations.py --table", check=check)
 
 
 def main() -> int:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from page import finish
+
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: written by scripts/fault_table.py -->", "<!-- end of faults -->"
 
@@ -42,13 +44,8 @@ def document(text: str, rows: str) -> str:
 
 def main() -> int:
     """Entry point."""
-    old = DOCUMENT.read_text()
-    new = document(old, table())
-    if "--check" in sys.argv[1:]:
-        print("up to date" if old == new else "docs/reliability.md is out of date: run python scripts/fault_table.py")
-        return int(old != new)
-    DOCUMENT.write_text(new)
-    return 0
+    new = document(DOCUMENT.read_text(), table())
+    return finish(DOCUMENT, new, "scripts/fault_table.py", check="--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":

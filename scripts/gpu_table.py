@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_table import DOCUMENT, RESULTS, Lines, short, table
+from page import finish
 from programme.parts import PARTS
 
 from diffgen.evaluation import report
@@ -151,20 +152,15 @@ def document(text: str, paths: list[Path]) -> str:
     return text[: text.index(BEGIN)] + "\n".join([BEGIN, "", *(lines or [NOT_MEASURED, ""])]) + text[text.index(END) :]
 
 
-def write() -> None:
-    """Bring the document up to date."""
-    DOCUMENT.write_text(document(DOCUMENT.read_text(), sorted(RESULTS.glob(PATTERN))))
+def write(*, check: bool = False) -> int:
+    """Bring the document up to date, or only say whether it is."""
+    new = document(DOCUMENT.read_text(), sorted(RESULTS.glob(PATTERN)))
+    return finish(DOCUMENT, new, "scripts/gpu_table.py", check=check)
 
 
 def main() -> int:
     """Entry point."""
-    if "--check" not in sys.argv[1:]:
-        write()
-        return 0
-    old = DOCUMENT.read_text()
-    same = old == document(old, sorted(RESULTS.glob(PATTERN)))
-    print("up to date" if same else f"{DOCUMENT.name} is out of date: run python scripts/gpu_table.py")
-    return int(not same)
+    return write(check="--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":

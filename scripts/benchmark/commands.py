@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -14,9 +13,9 @@ from bench_checkpoint import measure
 
 from benchmark import clock
 from benchmark.clock import Row
+from benchmark.facts import environment
 from benchmark.layouts import MNIST, PLAIN, pictures
 
-ROOT = Path(__file__).parents[2]
 TRAIN = [sys.executable, "-m", "diffgen.cli.train"]
 JOB_IMAGES = 500
 
@@ -27,11 +26,9 @@ def spent(command: list[str], folder: Path) -> tuple[float, float, str]:
     Raises:
         SystemExit: It failed.
     """
-    paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    environment = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    known = environment(OMP_NUM_THREADS=str(torch.get_num_threads()))
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, env=known, cwd=folder, capture_output=True, text=True)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

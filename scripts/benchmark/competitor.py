@@ -11,7 +11,6 @@ import resource
 import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,8 +18,8 @@ import torch
 
 from benchmark import clock, trace
 from benchmark.clock import Call, Elsewhere, Row
+from benchmark.facts import environment
 
-ROOT = Path(__file__).parents[2]
 LOOK = "look"
 """What the parent says instead of an empty line to have a turn looked at instead of timed."""
 
@@ -42,16 +41,12 @@ class Competitor:
             builder: The module whose `build(layout, name, **settings)` is a context with the call.
             settings: Of the builder.
         """
-        paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+        known = environment(OMP_NUM_THREADS=str(torch.get_num_threads()))
         if name.startswith("diffgen"):
-            environment.setdefault("GOMP_SPINCOUNT", "3000")  # as its commands do
+            known.setdefault("GOMP_SPINCOUNT", "3000")  # as its commands do
         text = json.dumps({"builder": builder, "layout": layout, "name": name, **settings})
         command = [sys.executable, "-m", "benchmark.competitor", text]
-        self.process = subprocess.Popen(
-            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        self.process = subprocess.Popen(command, env=known, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.name, self.peak = name, 0.0
         self.missing: str | None = self._answer().get("missing")
 

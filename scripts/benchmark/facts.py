@@ -15,6 +15,12 @@ from diffgen.files import write_json
 ROOT = Path(__file__).parents[2]
 
 
+def environment(**more: str) -> dict[str, str]:
+    """This process's, for one that is to import the checkout, with some variables more."""
+    paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
+
+
 def machine() -> str:
     """Processor and cores, without a host name."""
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]

@@ -1,20 +1,23 @@
 """diffgen's commands in processes of their own, as a user types them."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from benchmark.facts import ROOT
+from benchmark import facts
 
 from diffgen.files import read_rows
 from programme.work import Row, Work
 
 PATIENCE = 120.0  # seconds in which a run that is told to stop may write its checkpoint
+
+environment = partial(facts.environment, COLUMNS="200")
+"""Of a command, whose lines are kept."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,6 @@ class Done:
 def command(name: str, *settings: str) -> list[str]:
     """The command line of `diffgen-NAME`, for a checkout that need not be installed."""
     return [sys.executable, "-m", f"diffgen.cli.{name}", *settings]
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's, so that the checkout is imported."""
-    paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
 
 
 def run(work: Work, arguments: list[str], codes: tuple[int, ...] = (0,), **more: str) -> Done:
