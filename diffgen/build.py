@@ -8,19 +8,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffgen.checkpoint import Checkpoint, assign
-from diffgen.datasets import DATASETS, ImageSource
-from diffgen.denoiser import Denoiser, Model
-from diffgen.errors import CheckpointError, UsageError
-from diffgen.models import MODELS, DataShape
-from diffgen.optimizers import OPTIMIZERS
-from diffgen.parameterizations import PARAMETERIZATIONS
-from diffgen.registry import Table, bind, build, conform, parameters
-from diffgen.samplers import SAMPLERS, time_grid
-from diffgen.schedules import SCHEDULES, Schedule
-from diffgen.tasks import TASKS
-from diffgen.times import TIMES
-from diffgen.weightings import WEIGHTINGS, Weighting
+from diffgen.core.errors import CheckpointError, UsageError
+from diffgen.core.registry import Table, bind, build, conform, parameters
+from diffgen.data import DATASETS, ImageSource
+from diffgen.diffusion.denoiser import Denoiser, Model
+from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
+from diffgen.diffusion.samplers import SAMPLERS, time_grid
+from diffgen.diffusion.schedules import SCHEDULES, Schedule
+from diffgen.diffusion.tasks import TASKS
+from diffgen.diffusion.times import TIMES
+from diffgen.diffusion.weightings import WEIGHTINGS, Weighting
+from diffgen.nets import MODELS, DataShape
+from diffgen.nets.optimizers import OPTIMIZERS
+from diffgen.storage.checkpoint import Checkpoint, assign
 
 Config = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from benchmark.facts import machine
 
-from diffgen.writer import Snapshot, Writer
+from diffgen.training.writer import Snapshot, Writer
 
 
 def tensors(megabytes: float, parts: int) -> dict[str, torch.Tensor]:

@@ -22,13 +22,14 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
-from diffgen import __version__, checkpoint
+from diffgen import __version__
 from diffgen.build import restore
-from diffgen.datasets import DATASETS
-from diffgen.guidance import Guidance
-from diffgen.images import to_float
-from diffgen.registry import build
-from diffgen.sampling import Sampling, cycle_labels
+from diffgen.core.registry import build
+from diffgen.data import DATASETS
+from diffgen.data.images import to_float
+from diffgen.diffusion.guidance import Guidance
+from diffgen.sampling.drawing import Sampling, cycle_labels
+from diffgen.storage import checkpoint
 
 Array = NDArray[np.float64]
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffgen.denoiser import Denoiser
-from diffgen.errors import UsageError
-from diffgen.files import write_atomically
-from diffgen.parameterizations import PARAMETERIZATIONS
-from diffgen.registry import bind
-from diffgen.samplers import SAMPLERS, Denoise
-from diffgen.schedules import SCHEDULES, Schedule
+from diffgen.core.errors import UsageError
+from diffgen.core.files import write_atomically
+from diffgen.core.registry import bind
+from diffgen.diffusion.denoiser import Denoiser
+from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
+from diffgen.diffusion.samplers import SAMPLERS, Denoise
+from diffgen.diffusion.schedules import SCHEDULES, Schedule
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -7,8 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from diffgen.files import write_atomically
-from diffgen.plots import curves
+from diffgen.core.files import write_atomically
+from diffgen.core.plots import curves
 
 
 def smoothed(run: Path, window: int) -> list[tuple[float, float]]:

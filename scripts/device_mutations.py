@@ -28,7 +28,7 @@ from check_samples import machine
 from page import finish
 
 from diffgen import __version__
-from diffgen.files import write_json
+from diffgen.core.files import write_json
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -61,83 +61,90 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # --- what a step is made of
     Mutation(
-        "noise drawn by a generator of the CPU", "feed:Feed.batch", "generator(device,", 'generator("cpu",', "flow",
+        "noise drawn by a generator of the CPU", "training.feed:Feed.batch",
+        "generator(device,", 'generator("cpu",', "flow",
     ),
-    Mutation("a data set that stays on the CPU", "datasets.base:gather", "values.to(device)", "values", "flow"),
+    Mutation("a data set that stays on the CPU", "data.base:gather", "values.to(device)", "values", "flow"),
     Mutation(
-        "pictures copied while the step waits", "datasets.folder:Folder.batches",
+        "pictures copied while the step waits", "data.folder:Folder.batches",
         "pixels.to(device, non_blocking=True)", "pixels.to(device)", "streamed folder",
     ),
     Mutation(
-        "a schedule's table copied in every step", "schedules:DDPMLinear._table",
+        "a schedule's table copied in every step", "diffusion.schedules:DDPMLinear._table",
         "if key not in self._tables:", "if True:", "ddpm",
     ),
     Mutation(
-        "the sum of micro-batches kept on the CPU", "gradients:Gradients._pass",
+        "the sum of micro-batches kept on the CPU", "training.gradients:Gradients._pass",
         "torch.zeros((), device=batch[0].device)", "torch.zeros(())", "micro-batches",
     ),
     Mutation(
-        "a learned weighting left on the CPU", "assembly:Assembly._build_network",
+        "a learned weighting left on the CPU", "training.parts:Assembly._build_network",
         "self.weighting.to(self.device)", "self.weighting", "learned weighting",
     ),
     Mutation(
-        "random numbers of augmentation drawn on the CPU", "augment:draw",
+        "random numbers of augmentation drawn on the CPU", "data.augment:draw",
         "torch.randn(n, 8, generator=generator, device=device)", "torch.randn(n, 8)", "augmentation",
     ),
     # --- what makes a step wait
     Mutation(
-        "the loss read in every step", "trainer:Trainer._step", "self.step += 1", "float(loss); self.step += 1", "flow",
+        "the loss read in every step", "training.trainer:Trainer._step",
+        "self.step += 1", "float(loss); self.step += 1", "flow",
     ),
     Mutation(
-        "Python decides whether a fused optimizer steps", "optimizers:clipped_step",
+        "Python decides whether a fused optimizer steps", "training.clipping:clipped_step",
         'if getattr(optimizer, "_step_supports_amp_scaling", False):',
         'if getattr(optimizer, "_step_supports_amp_scaling", False) and norm.isfinite():', "bf16",
     ),
     Mutation(
-        "skipped steps counted by Python", "tally:Tally.add", "self.skipped + bad", "self.skipped + int(bad)", "edm",
+        "skipped steps counted by Python", "training.tally:Tally.add",
+        "self.skipped + bad", "self.skipped + int(bad)", "edm",
     ),
     # --- averages and going on
     Mutation(
-        "the average of the weights kept on the CPU", "assembly:Assembly._average",
+        "the average of the weights kept on the CPU", "training.parts:Assembly._average",
         "copy.deepcopy(self.network)", "copy.deepcopy(self.network).cpu()", "power averages",
     ),
     Mutation(
-        "moments left on the CPU by a resumed run", "training_state:_placed",
+        "moments left on the CPU by a resumed run", "training.state:_placed",
         "device=device).copy_(moment)", 'device="cpu").copy_(moment)', "resumed",
     ),
     Mutation(
-        "the optimizer's count of steps left on the CPU by a resumed run", "training_state:_placed",
+        "the optimizer's count of steps left on the CPU by a resumed run", "training.state:_placed",
         "return moment.to(device)", "return moment", "resumed",
     ),
     Mutation(
-        "a checkpoint written before its copies have arrived", "writer:Writer.submit",
+        "a checkpoint written before its copies have arrived", "training.writer:Writer.submit",
         "torch.cuda.synchronize()", "pass", "flow",
     ),
     # --- sampling
     Mutation(
-        "starting noise left on the CPU", "sampling:Sampling.state",
+        "starting noise left on the CPU", "sampling.drawing:Sampling.state",
         "x.to(self.device", "x.to(x.device", "heun, guided",
     ),
     Mutation(
-        "labels left on the CPU", "sampling:Sampling.draw",
+        "labels left on the CPU", "sampling.drawing:Sampling.draw",
         "torch.tensor(labels, device=self.device)", "torch.tensor(labels)", "ddim, guided",
     ),
     Mutation(
-        "every call of the network checked by Python", "guidance:rescaled",
+        "every call of the network checked by Python", "diffusion.guidance:rescaled",
         "if share == 0:", "if share == 0 or x0_hat.isnan().any():", "heun, guided",
     ),
-    Mutation("images never fetched", "sampling:Sampling.batches", ".cpu()", "", "generate"),
+    Mutation("images never fetched", "sampling.drawing:Sampling.batches", ".cpu()", "", "generate"),
     Mutation(
-        "frames on the way never fetched", "sampling:Sampling.films",
+        "frames on the way never fetched", "sampling.drawing:Sampling.films",
         "seen.append(to_uint8(x / math.hypot(alpha, sigma)).cpu())",
         "seen.append(to_uint8(x / math.hypot(alpha, sigma)))", "trajectory",
     ),
     Mutation(
-        "the guide left on the CPU", "generate:make_guidance", "guide.model.to(device)", "guide.model", "autoguidance",
+        "the guide left on the CPU", "sampling.generate:make_guidance",
+        "guide.model.to(device)", "guide.model", "autoguidance",
     ),
-    Mutation("the mask left on the CPU", "tasks:inpaint", "torch.where(paint,", "torch.where(paint.cpu(),", "inpaint"),
     Mutation(
-        "a picture left on the CPU", "generate:make_plan",
+        "the mask left on the CPU", "diffusion.tasks:inpaint",
+        "torch.where(paint,", "torch.where(paint.cpu(),", "inpaint",
+    ),
+    Mutation(
+        "a picture left on the CPU", "sampling.generate:make_plan",
         "sampling.state(images.read(path, shape))", "images.read(path, shape)", "img2img",
     ),
     # --- evaluation
@@ -146,7 +153,7 @@ MUTATIONS = [
         "model.to(device), device", "model, device", "judged on the way",
     ),
     Mutation(
-        "labels of the samples left on the CPU", "evaluation.drawing:Drawn.on",
+        "labels of the samples left on the CPU", "evaluation.samples:Drawn.on",
         "self.labels.to(device)", "self.labels", "judged on the way",
     ),
     Mutation(
@@ -154,11 +161,11 @@ MUTATIONS = [
         "len(source), device)", 'len(source), torch.device("cpu"))', "metrics of images",
     ),
     Mutation(
-        "the state of a likelihood's ODE never fetched", "likelihood:log_likelihood",
+        "the state of a likelihood's ODE never fetched", "diffusion.likelihood:log_likelihood",
         "(low.alpha * x0 / radius_low).cpu()", "(low.alpha * x0 / radius_low)", "likelihood",
     ),
     Mutation(
-        "noise of a bound left on the CPU", "evaluation.likelihood:noised",
+        "noise of a bound left on the CPU", "evaluation.bits_per_dim:noised",
         "z.to(x0)", "z.double()", "variational bound",
     ),
     Mutation(

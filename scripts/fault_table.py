@@ -10,7 +10,8 @@ from pathlib import Path
 
 from page import finish
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
+ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: written by scripts/fault_table.py -->", "<!-- end of faults -->"
 
 
@@ -23,7 +24,7 @@ def rows(path: Path) -> Iterator[str]:
         slow = " (slow)" if "slow" in marks else ""
         if isinstance(fault := marks.get("fault"), ast.Call):
             what, answer = map(ast.literal_eval, fault.args)
-            yield f"| {what} | {answer} | `tests/{path.name}::{node.name}`{slow} |"
+            yield f"| {what} | {answer} | `{path.relative_to(ROOT)}::{node.name}`{slow} |"
 
 
 def mark(decorator: ast.expr) -> str:
@@ -33,7 +34,9 @@ def mark(decorator: ast.expr) -> str:
 
 def table() -> str:
     """The rows in the order of the tests."""
-    found = [row for path in sorted((DOCUMENT.parents[1] / "tests").glob("test_*.py")) for row in rows(path)]
+    found = [
+        row for path in sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: path.name) for row in rows(path)
+    ]
     return "\n".join([BEGIN, "| fault | what diffgen does | test |", "|---|---|---|", *found, END])
 
 

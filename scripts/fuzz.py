@@ -28,11 +28,12 @@ import safetensors.torch
 import torch
 from hypothesis import strategies as st
 
-from diffgen import __version__, checkpoint, tensor_file
+from diffgen import __version__
 from diffgen.build import make_model, restore
-from diffgen.errors import CheckpointError, NonFiniteError
-from diffgen.guidance import Guidance
-from diffgen.sampling import Sampling
+from diffgen.core.errors import CheckpointError, NonFiniteError
+from diffgen.diffusion.guidance import Guidance
+from diffgen.sampling.drawing import Sampling
+from diffgen.storage import checkpoint, tensor_file
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]

@@ -30,7 +30,7 @@ from programme.parts import PARTS
 from programme.results import FOLDER, Results, facts
 from programme.work import Row, Work
 
-from diffgen.datasets.cifar import FOLDER as CIFAR
+from diffgen.data.cifar import FOLDER as CIFAR
 
 KEPT = ROOT / "outputs" / "gpu-programme"
 TELLS = ("error", "skipped", "unfinished", "wrong")

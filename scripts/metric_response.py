@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffgen.datasets import Images
-from diffgen.datasets.digits import digits
+from diffgen.core.files import write_atomically
+from diffgen.data import Images
+from diffgen.data.digits import digits
 from diffgen.evaluation import metrics
 from diffgen.evaluation.classifier import class_agreement
 from diffgen.evaluation.extractors import Splits, classifier
 from diffgen.evaluation.statistics import Moments, frechet_distance
-from diffgen.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 N = 300

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffgen.files import write_atomically
+from diffgen.core.files import write_atomically
 
 
 def finish(path: Path, new: str, command: str, *, check: bool) -> int:

@@ -16,14 +16,15 @@ import torch
 from benchmark.facts import machine
 from torch import Tensor
 
-from diffgen import __version__, checkpoint
+from diffgen import __version__
 from diffgen.build import restore
-from diffgen.datasets import DATASETS
-from diffgen.files import write_json
-from diffgen.guidance import Guidance
-from diffgen.images import to_float
-from diffgen.registry import build
-from diffgen.sampling import Sampling, cycle_labels
+from diffgen.core.files import write_json
+from diffgen.core.registry import build
+from diffgen.data import DATASETS
+from diffgen.data.images import to_float
+from diffgen.diffusion.guidance import Guidance
+from diffgen.sampling.drawing import Sampling, cycle_labels
+from diffgen.storage import checkpoint
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

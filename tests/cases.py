@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from diffgen.registry import Table, bind, build
-from diffgen.samplers import SAMPLERS, time_grid
-from diffgen.schedules import SCHEDULES, Schedule
+from diffgen.core.registry import Table, bind, build
+from diffgen.diffusion.samplers import SAMPLERS, time_grid
+from diffgen.diffusion.schedules import SCHEDULES, Schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

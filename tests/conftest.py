@@ -15,7 +15,7 @@ import torch
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-from diffgen.cli import app
+from diffgen.cli import configs
 
 torch.set_num_threads(1)  # tiny networks are faster on one thread
 
@@ -44,7 +44,7 @@ TINY = [
 
 def compose_config(name: str, overrides: list[str]) -> dict[str, Any]:
     """A top-level config with overrides, resolved to plain data, as a command would hand it on."""
-    with hydra.initialize_config_dir(str(app.config_dir()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose(name, overrides), resolve=True)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
@@ -87,7 +87,7 @@ def tiny() -> list[str]:
 @pytest.fixture(scope="session")
 def fit() -> Callable[..., Path]:
     """`fit(run_dir, "method=edm", ...)` trains a tiny run in this process and returns its directory."""
-    from diffgen.trainer import train
+    from diffgen.training.trainer import train
 
     def run(run_dir: Path, *overrides: str) -> Path:
         config = compose_config("train", [*TINY, *overrides])

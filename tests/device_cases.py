@@ -24,17 +24,17 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffgen import checkpoint
 from diffgen.build import restore
 from diffgen.cli import eval as evaluation
 from diffgen.cli import sample
-from diffgen.datasets import folder
-from diffgen.datasets.digits import digits
-from diffgen.denoiser import Denoiser
+from diffgen.data import folder
+from diffgen.data.digits import digits
+from diffgen.diffusion.denoiser import Denoiser
+from diffgen.diffusion.guidance import Guidance
 from diffgen.evaluation import measure
-from diffgen.guidance import Guidance
-from diffgen.sampling import Sampling
-from diffgen.trainer import Trainer, train
+from diffgen.sampling.drawing import Sampling
+from diffgen.storage import checkpoint
+from diffgen.training.trainer import Trainer, train
 
 NETWORK = ("model.channels=8", "model.channel_mult=[1]", "model.attention_resolutions=[8]")
 SHORT = (

@@ -11,8 +11,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from diffgen.samplers import Denoise, Noise
-from diffgen.schedules import Schedule
+from diffgen.diffusion.samplers import Denoise, Noise
+from diffgen.diffusion.schedules import Schedule
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from diffgen.registry import build
-from diffgen.schedules import SCHEDULES, Schedule
+from diffgen.core.registry import build
+from diffgen.diffusion.schedules import SCHEDULES, Schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

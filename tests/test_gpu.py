@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from diffgen import assembly, checkpoint
 from diffgen.build import restore
-from diffgen.guidance import Guidance
-from diffgen.randomness import image_noise
-from diffgen.sampling import Sampling
+from diffgen.core.randomness import image_noise
+from diffgen.diffusion.guidance import Guidance
+from diffgen.sampling.drawing import Sampling
+from diffgen.storage import checkpoint
+from diffgen.training import parts as assembly
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -75,7 +76,7 @@ def test_no_step_waits_for_the_device(
     fit: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two lines of the log, nothing of a step asks the GPU for a number."""
-    from diffgen import trainer
+    from diffgen.training import trainer
 
     step = trainer.Trainer._step
 

@@ -347,7 +347,7 @@ def test_variants_change_what_they_say(monkeypatch: Patch) -> None:
     from benchmark.layouts import TINY
     from programme import variants
 
-    from diffgen.trainer import Trainer
+    from diffgen.training.trainer import Trainer
 
     step, asked = Trainer._step, []
     monkeypatch.setattr(torch, "compile", lambda network, **options: asked.append(options))

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from diffgen import checkpoint
 from diffgen.build import restore
-from diffgen.errors import CheckpointError
+from diffgen.core.errors import CheckpointError
+from diffgen.storage import checkpoint
 
 ROOM = 256 * 2**20  # bytes that loading may add to the address space; beyond, allocation fails
 

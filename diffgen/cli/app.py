@@ -16,7 +16,6 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -25,18 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffgen import __version__
 from diffgen.cli import plugins
-from diffgen.console import WARNED, complain, tell_warning
-from diffgen.errors import DiffgenError, EnvironmentFault, UsageError, no_memory, out_of_memory, unknown
-from diffgen.files import cache_folder
+from diffgen.cli.configs import PLUGGED, config_dir, defaults, groups
+from diffgen.core.console import WARNED, complain, tell_warning
+from diffgen.core.errors import DiffgenError, EnvironmentFault, UsageError, no_memory, out_of_memory, unknown
+from diffgen.core.files import cache_folder
 
 Job = Callable[[dict[str, Any], str], None]
-
-
-def config_dir() -> Path:
-    """The folder of YAML files: inside an installed package, or at the top of a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
@@ -48,7 +41,7 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
         help_text: What `--help` prints.
 
     Returns:
-        The exit code; see `diffgen.errors`.
+        The exit code; see `diffgen.core.errors`.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
         return answer(lambda: print(help_text(), flush=True))
@@ -163,31 +156,6 @@ def answer(call: Callable[[], object], name: str = "") -> int:
 # --- keys and types -------------------------------------------------------------------------------------------------
 
 
-PLUGGED: dict[str, list[str]] = {}
-"""Choices that plugins added, by group."""
-
-
-def groups() -> dict[str, list[str]]:
-    """Config groups and their choices, from the folder and from plugins."""
-    folders = sorted(p for p in config_dir().iterdir() if p.is_dir())
-    shipped = {folder.name: [p.stem for p in folder.glob("*.yaml")] for folder in folders}
-    return {group: sorted({*names, *PLUGGED.get(group, [])}) for group, names in shipped.items()}
-
-
-def defaults(name: str, overrides: list[str]) -> Any:
-    """The config with the user's choices of groups, but none of the single values."""
-    chosen = [o for o in overrides if o.lstrip("+").split("=")[0].split("@")[0] in groups()]
-    if GlobalHydra.instance().is_initialized():
-        return OmegaConf.to_container(hydra.compose(name, chosen))
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose(name, chosen))
-
-
-def compose_group(group: str, choice: str) -> dict[str, Any]:
-    """One YAML file of a group as plain data, for scripts and tests."""
-    return defaults("train", [f"{group}={choice}"])[group]
-
-
 def check_against_defaults(name: str, config: Mapping[str, Any]) -> None:
     """Compare keys and kinds of values with the defaults of the chosen groups.
 
@@ -207,7 +175,7 @@ def _compare(base: Any, value: Any, key: str) -> None:
             _compare(base[name], value[name], path)
         return
     if "." not in key and not isinstance(base, dict):
-        return  # settings outside groups are checked by `diffgen.settings`
+        return  # settings outside groups are checked by `diffgen.core.settings`
     if isinstance(base, list) and base and not isinstance(value, list):
         base = base[0]  # one item may stand for a list of one; whoever reads the setting decides
     if base is None or value is None or base in ("auto", "none", "???") or _kind(base) == _kind(value):
@@ -292,10 +260,3 @@ def is_sweep() -> bool:
 def sweep_folder() -> Path:
     """This job's folder inside the sweep."""
     return Path(HydraConfig.get().runtime.output_dir)
-
-
-def settings_text(name: str) -> str:
-    """The commented settings of a top-level config, without the parts that are Hydra's."""
-    text = (config_dir() / f"{name}.yaml").read_text()
-    body = text.split("hydra/hydra_logging: disabled\n", 1)[1].split("\nhydra:", 1)[0]
-    return body.strip()

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffgen.cli import app
+from diffgen.cli import app, configs
 from diffgen.cli.train import choices_line, indent
-from diffgen.errors import UsageError, unknown
-from diffgen.settings import eval_settings
+from diffgen.core.errors import UsageError, unknown
+from diffgen.core.settings import eval_settings
 
 ROWS: list[dict[str, Any]] = []
 """Results of the jobs of a sweep."""
@@ -23,7 +23,7 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
     settings = eval_settings({key: value for key, value in config.items() if key not in PARTS})
     settings.check_names(str(config["extractor"].get("name")))
     dataset = _dataset(config["dataset"], settings.ckpt)
-    from diffgen.evaluate import evaluate  # torch, and all that takes seconds to import
+    from diffgen.evaluation.evaluate import evaluate  # torch, and all that takes seconds to import
 
     FOLDERS.update({app.sweep_folder().parent} if app.is_sweep() else ())
     ROWS.append(evaluate(settings, config["sampler"], config["extractor"], dataset))
@@ -35,12 +35,12 @@ def _dataset(given: dict[str, Any], ckpt: str | None) -> dict[str, Any]:
     if name == "auto":
         if ckpt is None:
             raise UsageError("dataset is missing: dataset=NAME says what the images are judged by")
-        from diffgen import checkpoint
+        from diffgen.storage import checkpoint
 
         name = checkpoint.load(Path(ckpt)).config.get("trained", {}).get("dataset", "")
-    if name not in app.groups()["dataset"]:
-        raise UsageError(unknown(f"dataset={str(name)!r}", app.groups()["dataset"]))
-    config = app.compose_group("dataset", name)
+    if name not in configs.groups()["dataset"]:
+        raise UsageError(unknown(f"dataset={str(name)!r}", configs.groups()["dataset"]))
+    config = configs.compose_group("dataset", name)
     for key, value in given.items():
         if key != "name" and value is not None:
             if key not in config:
@@ -51,8 +51,8 @@ def _dataset(given: dict[str, Any], ckpt: str | None) -> dict[str, Any]:
 
 def _tell_sweep(folder: Path) -> None:
     """One table and one plot of all jobs, in the sweep's folder."""
+    from diffgen.core.files import write_atomically, write_json
     from diffgen.evaluation import report
-    from diffgen.files import write_atomically, write_json
 
     heads, cells = report.many(ROWS)
     print("\n".join(report.as_text(heads, cells)))
@@ -69,7 +69,7 @@ def _tell_sweep(folder: Path) -> None:
 
 def help_text() -> str:
     """What `--help` prints."""
-    choices = "\n".join(choices_line(group, app.groups()[group]) for group in ("sampler", "extractor", "dataset"))
+    choices = "\n".join(choices_line(group, configs.groups()[group]) for group in ("sampler", "extractor", "dataset"))
     return f"""diffgen-eval: numbers for a checkpoint or a folder of pictures.
 
 usage: diffgen-eval ckpt=PATH [metrics=NAME,...] [KEY=VALUE ...]
@@ -89,7 +89,7 @@ groups:
 {choices}
 
 settings:
-{indent(app.settings_text("eval"))}
+{indent(configs.settings_text("eval"))}
 
 metrics: fd Frechet distance, kd kernel distance, is inception score, pr precision and recall, dc density and coverage,
 agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound, denoising

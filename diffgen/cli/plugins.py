@@ -16,7 +16,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from diffgen.errors import UsageError
+from diffgen.cli.configs import compose_group
+from diffgen.core.errors import UsageError
 
 PREFIX = "plugins="
 
@@ -59,7 +60,6 @@ def shared_keys(group: str) -> dict[str, Any]:
     if group != "sampler":
         return {}
     from diffgen.build import GRID
-    from diffgen.cli.app import compose_group
 
     heun = compose_group("sampler", "heun")
     return {key: heun[key] for key in (*GRID, "clip")}

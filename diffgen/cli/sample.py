@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from diffgen.cli import app
+from diffgen.cli import app, configs
 from diffgen.cli.train import choices_line, indent
-from diffgen.errors import UsageError
-from diffgen.settings import sample_settings
+from diffgen.core.errors import UsageError
+from diffgen.core.settings import sample_settings
 
 
 def job(config: dict[str, Any], config_yaml: str) -> None:
@@ -26,14 +26,14 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
         default_out = app.sweep_folder()
         if settings.out:
             settings = replace(settings, out=str(Path(settings.out) / default_out.name))
-    from diffgen.generate import generate  # torch, and all that takes seconds to import
+    from diffgen.sampling.generate import generate  # torch, and all that takes seconds to import
 
     generate(settings, config["sampler"], config["task"], default_out)
 
 
 def help_text() -> str:
     """What `--help` prints."""
-    choices = "\n".join(choices_line(group, app.groups()[group]) for group in ("sampler", "task"))
+    choices = "\n".join(choices_line(group, configs.groups()[group]) for group in ("sampler", "task"))
     return f"""diffgen-sample: turn a checkpoint into pictures.
 
 usage: diffgen-sample ckpt=PATH [sampler=CHOICE] [KEY=VALUE ...]
@@ -51,7 +51,7 @@ groups (any checkpoint goes with any sampler):
 {choices}
 
 settings:
-{indent(app.settings_text("sample"))}
+{indent(configs.settings_text("sample"))}
 
 exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 75 disk, memory or no compiler, 130 stopped."""
 

@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from diffgen.cli import app
-from diffgen.errors import UsageError
-from diffgen.registry import convert
-from diffgen.settings import SECTIONS, TOP, section
+from diffgen.cli import app, configs
+from diffgen.core.errors import UsageError
+from diffgen.core.registry import convert
+from diffgen.core.settings import SECTIONS, TOP, section
 
 
 def job(config: dict[str, Any], config_yaml: str) -> None:
@@ -24,14 +24,16 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
     if app.is_sweep():
         folder = app.sweep_folder()
         config["run_dir"] = str(Path(config["run_dir"]) / folder.name if config["run_dir"] else folder)
-    from diffgen.trainer import train  # torch, and all that takes seconds to import
+    from diffgen.training.trainer import train  # torch, and all that takes seconds to import
 
     train(config, config_yaml, str(default_run_dir))
 
 
 def help_text() -> str:
     """What `--help` prints."""
-    choices = "\n".join(choices_line(*group) for group in app.groups().items() if group[0] not in ("recipe", "task"))
+    choices = "\n".join(
+        choices_line(*group) for group in configs.groups().items() if group[0] not in ("recipe", "task")
+    )
     return f"""diffgen-train: train a diffusion or flow-matching model.
 
 usage: diffgen-train [GROUP=CHOICE ...] [KEY=VALUE ...] [-m] [--cfg job]
@@ -50,7 +52,7 @@ groups (GROUP=CHOICE; a data set brings its recipe, a method sets schedule to sa
 {choices}
 
 settings (KEY=VALUE; a data set's recipe changes some of these defaults: --cfg job shows the values of a command):
-{indent(app.settings_text("train"))}
+{indent(configs.settings_text("train"))}
 
 --cfg job prints the whole config; -m sweeps over comma-separated values; -sc install=bash gives tab completion.
 exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 5 diverged, 75 disk, memory, directory in use or no

@@ -17,15 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from diffgen.checkpoint import check_fit
-from diffgen.datasets import ImageSource
-from diffgen.datasets.base import in_order
-from diffgen.errors import CheckpointError, DataError, require
-from diffgen.files import write_atomically
-from diffgen.images import to_float
-from diffgen.optimizers import eager
-from diffgen.randomness import data_order, generator
-from diffgen.tensor_file import digest
+from diffgen.core.errors import CheckpointError, DataError, require
+from diffgen.core.files import write_atomically
+from diffgen.core.randomness import data_order, generator
+from diffgen.data import ImageSource
+from diffgen.data.base import in_order
+from diffgen.data.images import to_float
+from diffgen.nets.optimizers import eager
+from diffgen.storage.checkpoint import check_fit
+from diffgen.storage.tensor_file import digest
 
 BATCH = 128
 PEAK_LR = 0.1

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffgen.errors import require
-from diffgen.randomness import generator
-from diffgen.samplers import Denoise
-from diffgen.schedules import Schedule
+from diffgen.core.errors import require
+from diffgen.core.randomness import generator
+from diffgen.diffusion.samplers import Denoise
+from diffgen.diffusion.schedules import Schedule
 
 
 class Bin(NamedTuple):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffgen.checkpoint import check_fit
-from diffgen.errors import CheckpointError
-from diffgen.tensor_file import digest
+from diffgen.core.errors import CheckpointError
+from diffgen.storage.checkpoint import check_fit
+from diffgen.storage.tensor_file import digest
 
 SIDE, PATCH = 224, 14
 HEAD = 64  # channels of an attention head, in every size of the network

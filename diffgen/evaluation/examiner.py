@@ -11,22 +11,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from diffgen import checkpoint, memory
 from diffgen.build import make_dataset
-from diffgen.datasets import ImageSource
-from diffgen.errors import CheckpointError, EnvironmentFault, NonFiniteError, ProcessFault
-from diffgen.evaluation.drawing import Drawn, draw_share, gathered
+from diffgen.core import memory
+from diffgen.core.errors import CheckpointError, EnvironmentFault, NonFiniteError, ProcessFault
+from diffgen.core.files import append_text, cache_folder, explained, read_rows, write_atomically
+from diffgen.core.plots import curves
+from diffgen.core.processes import main_first, on_main
+from diffgen.core.settings import TrainSettings
+from diffgen.core.signals import Interrupted
+from diffgen.data import ImageSource
 from diffgen.evaluation.extractors import Splits, shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.report import BETTER, FACTORS, as_json, name
-from diffgen.files import append_text, cache_folder, explained, read_rows, write_atomically
-from diffgen.plots import curves
-from diffgen.processes import main_first, on_main
-from diffgen.sampling import Sampling, batch_size, cycle_labels
-from diffgen.settings import TrainSettings
-from diffgen.signals import Interrupted
-from diffgen.tensor_file import Tensors
+from diffgen.evaluation.samples import Drawn, draw_share, gathered
+from diffgen.sampling.drawing import Sampling, batch_size, cycle_labels
+from diffgen.storage import checkpoint
+from diffgen.storage.tensor_file import Tensors
 
 FIGURES = ("fd", "kd", "agreement")
 WHOLE, NOT_FINITE, NO_MEMORY, STOPPED = range(4)  # what became of a process's share of the images

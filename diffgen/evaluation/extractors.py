@@ -17,13 +17,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffgen.datasets import Images, ImageSource
-from diffgen.errors import CheckpointError, UsageError, require
+from diffgen.core.errors import CheckpointError, UsageError, require
+from diffgen.core.processes import main_first
+from diffgen.core.registry import Table, build
+from diffgen.data import Images, ImageSource
+from diffgen.data.images import to_float
 from diffgen.evaluation.classifier import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from diffgen.evaluation.dinov2 import Dinov2, load_dinov2
-from diffgen.images import to_float
-from diffgen.processes import main_first
-from diffgen.registry import Table, build
 
 EXTRACTORS = Table("extractor")
 

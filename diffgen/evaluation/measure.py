@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgen.datasets import Images
-from diffgen.devices import with_float64
+from diffgen.core.devices import with_float64
+from diffgen.data import Images
+from diffgen.data.images import grid, save_png
 from diffgen.evaluation import metrics
 from diffgen.evaluation.classifier import class_agreement, classification_accuracy_score
-from diffgen.evaluation.drawing import Drawn
 from diffgen.evaluation.extractors import Splits
 from diffgen.evaluation.reference import Reference
+from diffgen.evaluation.samples import Drawn
 from diffgen.evaluation.statistics import Moments, frechet_distance
-from diffgen.images import grid, save_png
 
 NEIGHBOURS = 10_000
 """Images of each kind that are compared pair by pair, as Naeem et al. 2020 do."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffgen.errors import require
-from diffgen.randomness import generator
+from diffgen.core.errors import require
+from diffgen.core.randomness import generator
 
 BLOCK = 2**24
 """Distances held at a time: 128 MiB of float64."""

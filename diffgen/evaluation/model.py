@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgen.datasets import ImageSource
-from diffgen.denoiser import Denoiser
-from diffgen.devices import float_type
-from diffgen.evaluation import likelihood
+from diffgen.core.devices import float_type
+from diffgen.core.files import write_atomically
+from diffgen.data import ImageSource
+from diffgen.data.images import to_float
+from diffgen.diffusion.denoiser import Denoiser
+from diffgen.diffusion.guidance import Guidance, guided
+from diffgen.diffusion.schedules import Schedule
+from diffgen.evaluation import bits_per_dim as likelihood
 from diffgen.evaluation.denoising import compare, denoising_errors, noise_levels
 from diffgen.evaluation.extractors import Splits
-from diffgen.files import write_atomically
-from diffgen.guidance import Guidance, guided
-from diffgen.images import to_float
-from diffgen.schedules import Schedule
 
 PLAIN = Guidance(scale=1.0)
 
@@ -123,7 +123,7 @@ def denoising(
 
     Where the two part, the model knows its training images beyond their kind.
     """
-    from diffgen.plots import curves
+    from diffgen.core.plots import curves
 
     ends = torch.tensor([denoiser.schedule.t_min, denoiser.schedule.t_max], dtype=torch.float64)
     low, high = (denoiser.schedule.sigma(ends) / denoiser.schedule.alpha(ends)).tolist()

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffgen.datasets import Images, ImageSource
-from diffgen.datasets.folder import RESIDENT_BYTES, Folder
-from diffgen.denoiser import NO_LABEL
-from diffgen.errors import DataError
+from diffgen.core.errors import DataError
+from diffgen.data import Images, ImageSource
+from diffgen.data.folder import RESIDENT_BYTES, Folder
+from diffgen.diffusion.denoiser import NO_LABEL
 
 
 def pictures(images: str, reference: ImageSource, name: str) -> ImageSource:

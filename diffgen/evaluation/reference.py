@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from diffgen.build import make_dataset
-from diffgen.datasets import Images, ImageSource
-from diffgen.datasets.base import in_order
+from diffgen.core.files import write_atomically
+from diffgen.data import Images, ImageSource
+from diffgen.data.base import in_order
 from diffgen.evaluation.extractors import Extractor, Splits
-from diffgen.files import write_atomically
 
 
 def open_splits(dataset: Mapping[str, Any]) -> Splits:

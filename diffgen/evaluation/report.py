@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from diffgen import plots
+from diffgen.core import plots
 
 Row = Mapping[str, Any]
 

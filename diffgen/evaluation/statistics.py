@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffgen.errors import require
+from diffgen.core.errors import require
 
 
 class Gaussian(NamedTuple):

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from diffgen.files import write_json
+from diffgen.core.files import write_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ def main() -> None:
     whole = "--whole" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--whole"]
     from diffgen.cli import train
-    from diffgen.trainer import Trainer
+    from diffgen.training.trainer import Trainer
 
     step = Trainer._step
 

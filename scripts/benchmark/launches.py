@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmark.clock import Row
 from benchmark.layouts import DDPM, MNIST, Layout, our_network
-from diffgen.casting import CastTogether, Given, cast_names
-from diffgen.optimizers import finite
+from diffgen.nets.casting import CastTogether, Given, cast_names
+from diffgen.training.clipping import finite
 
 IDLE = (
     "view",

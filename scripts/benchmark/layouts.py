@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffgen.build import make_model
-from diffgen.cli import app
+from diffgen.cli import configs
 
 Config = dict[str, Any]
 
@@ -97,7 +97,7 @@ PLAIN = [
 
 def compose(*overrides: str) -> Config:
     """The config of `diffgen-train OVERRIDES` as plain data."""
-    with hydra.initialize_config_dir(str(app.config_dir()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
         config: Any = OmegaConf.to_container(hydra.compose("train", list(overrides)), resolve=True)
     return dict(config)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmark import clock
 from benchmark.clock import Call, Elsewhere, Row
-from diffgen.ahead import Ahead
-from diffgen.randomness import generator, image_noise
+from diffgen.core.ahead import Ahead
+from diffgen.core.randomness import generator, image_noise
 
 Draw = Callable[[int], Tensor]
 """Number of the draw -> noise [B, C, H, W]."""

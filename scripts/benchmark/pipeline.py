@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader, Dataset
 from benchmark import clock
 from benchmark.clock import Call, Row
 from benchmark.layouts import PLAIN, compose
-from diffgen.datasets.base import Images
-from diffgen.feed import Feed
-from diffgen.registry import bind, build
-from diffgen.schedules import SCHEDULES
-from diffgen.settings import section
-from diffgen.times import TIMES
+from diffgen.core.registry import bind, build
+from diffgen.core.settings import section
+from diffgen.data.base import Images
+from diffgen.diffusion.schedules import SCHEDULES
+from diffgen.diffusion.times import TIMES
+from diffgen.training.feed import Feed
 
 BATCH = 128
 

@@ -15,8 +15,8 @@ from benchmark import clock
 from benchmark.clock import Call, Row
 from benchmark.layouts import MNIST, PLAIN, Layout, compose, diffusers_network, our_network
 from diffgen.build import make_denoiser
-from diffgen.guidance import Guidance
-from diffgen.sampling import Sampling
+from diffgen.diffusion.guidance import Guidance
+from diffgen.sampling.drawing import Sampling
 
 Shape = tuple[int, int, int]
 

@@ -19,10 +19,10 @@ from benchmark.clock import Call, Row
 from benchmark.competitor import Competitor
 from benchmark.diffusers_loop import Loop
 from benchmark.layouts import LAYOUTS, MNIST, PLAIN, Config, Costs, Layout, compose, lucidrains_network, pictures
-from diffgen.lock import RunLock
-from diffgen.processes import accelerated
-from diffgen.settings import section
-from diffgen.trainer import Trainer
+from diffgen.core.lock import RunLock
+from diffgen.core.processes import accelerated
+from diffgen.core.settings import section
+from diffgen.training.trainer import Trainer
 
 PICTURES = 512
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffgen import memory
+from diffgen.core import memory
 from programme.parts import PARTS
 from programme.work import Piece, Row, Skipped, Unfinished, Work
 

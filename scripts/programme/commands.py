@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmark import facts
 
-from diffgen.files import read_rows
+from diffgen.core.files import read_rows
 from programme.work import Row, Work
 
 PATIENCE = 120.0  # seconds in which a run that is told to stop may write its checkpoint

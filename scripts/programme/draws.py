@@ -8,7 +8,7 @@ import torch
 from benchmark.layouts import DDPM, EDM, MNIST, TINY, Layout
 from benchmark.sampling import sampling
 
-from diffgen.checkpoint import find_newest
+from diffgen.storage.checkpoint import find_newest
 from programme import commands
 from programme.work import Piece, Row, Work
 

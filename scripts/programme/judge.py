@@ -6,8 +6,8 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from diffgen.core.files import cache_folder
 from diffgen.evaluation.extractors import INCEPTION
-from diffgen.files import cache_folder
 from programme import commands
 from programme.work import RANDOM, Piece, Row, Skipped, Unfinished, Work
 

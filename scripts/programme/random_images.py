@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from diffgen.datasets import DATASETS
-from diffgen.datasets.base import Images
+from diffgen.data import DATASETS
+from diffgen.data.base import Images
 
 CLASSES = tuple("0123456789")
 CONFIG = {"name": "random_images", "split": "train", "images": 50_000}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from benchmark.facts import ROOT, commit, machine, slug, versions
 
-from diffgen.files import write_json
+from diffgen.core.files import write_json
 from programme.work import Row
 
 FOLDER = ROOT / "benchmarks" / "results"

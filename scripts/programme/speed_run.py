@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmark.layouts import compose
 
-from diffgen.checkpoint import find_newest
+from diffgen.storage.checkpoint import find_newest
 from programme import commands, recipes, steps
 from programme.work import Piece, Row, Unfinished, Work
 

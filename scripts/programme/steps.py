@@ -9,7 +9,7 @@ from benchmark.competitor import Competitor
 from benchmark.layouts import DDPM, EDM, MNIST, TINY, Costs, Layout, pictures
 from benchmark.training import PICTURES, names, started
 
-from diffgen import speed
+from diffgen.core import speed
 from programme import recipes
 from programme.work import RANDOM, Piece, Row, Work
 

@@ -19,8 +19,8 @@ from benchmark.competitor import Competitor
 from benchmark.layouts import DDPM, LAYOUTS, TINY, Costs
 from torch import Tensor, nn
 
-from diffgen import casting
-from diffgen.trainer import Trainer
+from diffgen.nets import casting
+from diffgen.training.trainer import Trainer
 from programme import steps
 from programme.work import RANDOM, Piece, Row, Work, needs_gpu
 
@@ -71,7 +71,7 @@ def group_norm_in_16_bits() -> Iterator[None]:
 
 @contextmanager
 def weights_cast_where_used() -> Iterator[None]:
-    """Autocast casts each weight where it is used, as it does without `diffgen.casting`."""
+    """Autocast casts each weight where it is used, as it does without `diffgen.nets.casting`."""
     with patch.dict(casting.LOW, clear=True):
         yield
 

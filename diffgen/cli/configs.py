@@ -1,0 +1,46 @@
+"""The YAML files: where they are, what they can choose from, and what they say."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+PLUGGED: dict[str, list[str]] = {}
+"""Choices that plugins added, by group."""
+
+
+def config_dir() -> Path:
+    """The folder of YAML files: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups and their choices, from the folder and from plugins."""
+    folders = sorted(p for p in config_dir().iterdir() if p.is_dir())
+    shipped = {folder.name: [p.stem for p in folder.glob("*.yaml")] for folder in folders}
+    return {group: sorted({*names, *PLUGGED.get(group, [])}) for group, names in shipped.items()}
+
+
+def defaults(name: str, overrides: list[str]) -> Any:
+    """The config with the user's choices of groups, but none of the single values."""
+    chosen = [o for o in overrides if o.lstrip("+").split("=")[0].split("@")[0] in groups()]
+    if GlobalHydra.instance().is_initialized():
+        return OmegaConf.to_container(hydra.compose(name, chosen))
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose(name, chosen))
+
+
+def compose_group(group: str, choice: str) -> dict[str, Any]:
+    """One YAML file of a group as plain data, for scripts and tests."""
+    return defaults("train", [f"{group}={choice}"])[group]
+
+
+def settings_text(name: str) -> str:
+    """The commented settings of a top-level config, without the parts that are Hydra's."""
+    text = (config_dir() / f"{name}.yaml").read_text()
+    body = text.split("hydra/hydra_logging: disabled\n", 1)[1].split("\nhydra:", 1)[0]
+    return body.strip()

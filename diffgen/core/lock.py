@@ -1,0 +1,68 @@
+"""One run at a time in a run directory.
+
+The lock is the kernel's, on the file `.lock` (a POSIX record lock): it goes with its process, however that ends, so
+what a killed run leaves behind never blocks the next. Unlike flock it is not inherited by worker processes, which may
+outlive the run for a moment, and network file systems know it.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+from diffgen.core.errors import EnvironmentFault
+from diffgen.core.files import explained
+
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+"""What a file system answers that knows no locks; a run there goes on without."""
+
+
+class RunLock:
+    """Holds a run directory until the block ends."""
+
+    def __init__(self) -> None:
+        self.file = -1
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def take(self, run_dir: Path) -> None:
+        """Lock a directory for this process.
+
+        Raises:
+            EnvironmentFault: Another process holds it; the sentence says which.
+        """
+        path = run_dir / ".lock"
+        with explained(path):
+            self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise EnvironmentFault(
+                    f"run_dir={str(run_dir)!r} is in use by {_holder(path)}: wait for it, or choose another run_dir"
+                ) from None
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+            who = {"pid": os.getpid(), "host": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+            os.truncate(self.file, 0)
+            os.pwrite(self.file, json.dumps(who).encode(), 0)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.file >= 0:
+            os.close(self.file)  # the file stays: deleting it could take it away under a run that begins just now
+            self.file = -1
+
+
+def _holder(path: Path) -> str:
+    try:
+        who = json.loads(path.read_text())
+        return f"process {who['pid']} on {who['host']}, since {who['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

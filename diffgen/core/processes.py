@@ -1,0 +1,139 @@
+"""What the processes of one run share: an accelerator, and the fate of what only the main one does."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+
+from diffgen.core import compilation, memory
+from diffgen.core.errors import DiffgenError, ProcessFault, require
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=1)
+"""How long a process waits for one that hangs: the main one may be downloading, or drawing a preview in 1000 steps.
+
+One that dies is noticed at once by the launcher, and by gloo; NCCL waits this long.
+"""
+
+DRIVER = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/nvidia0"))
+"""What an NVIDIA driver leaves on Linux; elsewhere its nvidia-smi is found."""
+
+NO_CUDA = (
+    "this machine has an NVIDIA driver, but torch {} (built for CUDA: {}) cannot use it and runs on the CPU: install a "
+    "torch that suits the driver, or a newer driver; CUDA_VISIBLE_DEVICES=-1 says that the CPU is meant"
+)
+
+
+@contextmanager
+def accelerated(precision: str) -> Iterator[Accelerator]:
+    """An accelerator on the GPU if there is one, for the length of a run.
+
+    Its state ends with the block: a sweep's next job may want another precision, and a process that leaves while
+    others still talk to it would abort.
+
+    Args:
+        precision: `no`, `bf16`, `fp16`, or `auto`: bf16 where the GPU has it, else float32.
+    """
+    gpu = _find_gpu()
+    if precision == "auto":
+        precision = "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    require(precision != "fp16" or gpu, "train.precision=fp16 needs a GPU; choose one of [auto, no, bf16]")
+    cpu = not gpu and not torch.backends.mps.is_available()
+    if cpu:
+        memory.keep_freed()
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    with memory.told():
+        accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patient])
+    try:
+        with faults_told(accelerator):
+            yield accelerator
+            accelerator.wait_for_everyone()
+    finally:
+        compilation.forget()
+        accelerator.free_memory()
+        accelerator.end_training()
+        AcceleratorState._reset_state(False)
+        GradientState._reset_state()
+
+
+def _find_gpu() -> bool:
+    """Whether there is a CUDA device; this process's own is then the current one. One that torch cannot use is told."""
+    gpu = torch.cuda.is_available()
+    if gpu and "LOCAL_RANK" in os.environ:  # else whatever is asked of a GPU would be asked of the first, by all
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    if not gpu and not hidden and (any(trace.exists() for trace in DRIVER) or shutil.which("nvidia-smi")):
+        warnings.warn(NO_CUDA.format(torch.__version__, torch.version.cuda or "none"), stacklevel=2)
+    return gpu
+
+
+@contextmanager
+def faults_told(accelerator: Accelerator) -> Iterator[None]:
+    """Turn the libraries' errors about memory, or about a process that died, into one sentence.
+
+    Raises:
+        ProcessFault: Memory, another process of the run, or one that decodes pictures is gone.
+    """
+    with memory.told(), _lost_processes_told(accelerator):
+        yield
+
+
+@contextmanager
+def _lost_processes_told(accelerator: Accelerator) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        text = str(error)
+        if "DataLoader worker" in text or not isinstance(error, RuntimeError):  # torch raises it wherever we are
+            what = "a process that decodes pictures was killed, perhaps for want of memory"
+        elif accelerator.num_processes > 1 and (
+            isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text
+        ):
+            what = f"process {accelerator.process_index} lost another process of this run, which was killed or failed"
+        else:
+            raise
+        raise ProcessFault(f"{what}: the newest checkpoint is whole, type the same command again") from error
+
+
+def share_of(n: int, accelerator: Accelerator) -> list[int]:
+    """Which of images 0 .. n - 1 are this process's; the last shares are padded with the last image to one size."""
+    share = -(-n // accelerator.num_processes)
+    first = accelerator.process_index * share
+    return [min(i, n - 1) for i in range(first, first + share)]
+
+
+def main_first(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """What `make` gives on each process; the main one goes first, so that the others find its downloads done."""
+    first: list[T] = []
+    on_main(accelerator, lambda: first.append(make()))
+    return first[0] if first else make()
+
+
+def on_main(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
+    """Run `call` on the main process and give its result, which must be small, to all.
+
+    Raises:
+        DiffgenError: On all processes if the main one raised it, so that none waits for another that has gone.
+    """
+    box: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            with memory.told():
+                box[0] = call()
+        except DiffgenError as error:
+            box[1] = error
+    broadcast_object_list(box)
+    if box[1]:
+        box[1].told = not accelerator.is_main_process
+        raise box[1]
+    return box[0]

@@ -1,0 +1,97 @@
+"""Between tensors in [-1, 1], 8-bit pixels, pictures and files."""
+
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from diffgen.core.errors import DataError, require
+from diffgen.core.files import write_atomically
+
+GAP = 2  # pixels of background between tiles, before enlargement
+PAPER = 255
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]: value / 127.5 - 1. Vectors, which are float already, pass."""
+    return pixels if pixels.is_floating_point() else pixels.float().div_(127.5).sub_(1)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] -> uint8 by EDM's rule, (x 127.5 + 128) clipped and truncated; the inverse of `to_float`."""
+    return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def picture(pixels: Tensor) -> Image.Image:
+    """One image uint8 [C, H, W] as a picture; channels other than grey, RGB and RGBA stand side by side in grey."""
+    array = pixels.cpu().numpy()
+    if array.shape[0] in (3, 4):
+        return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return Image.fromarray(np.concatenate(list(array), axis=1))
+
+
+def grid(pixels: Tensor, columns: int | None = None, tile: int = 64) -> Image.Image:
+    """Images uint8 [N, C, H, W] on one sheet: separated, and enlarged smoothly to tiles about `tile` pixels high."""
+    tiles = [picture(image) for image in pixels]
+    width, height = tiles[0].size
+    scale = max(1, round(tile / height))
+    columns = columns or math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    gap = GAP * scale
+    cell = (width * scale + gap, height * scale + gap)
+    mode = "RGB" if tiles[0].mode == "RGBA" else tiles[0].mode
+    sheet = Image.new(mode, (columns * cell[0] + gap, rows * cell[1] + gap), (PAPER,) * 3 if mode == "RGB" else PAPER)
+    for i, image in enumerate(tiles):
+        corner = (gap + i % columns * cell[0], gap + i // columns * cell[1])
+        sheet.paste(image.resize((width * scale, height * scale), Image.Resampling.BICUBIC).convert(mode), corner)
+    return sheet
+
+
+def eight_bit(image: Image.Image, mode: str) -> Image.Image:
+    """A picture in an 8-bit mode; 16-bit greys, which Pillow would clip at 255, are scaled."""
+    if image.mode.startswith("I"):
+        scaled = (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255)
+        image = Image.fromarray(scaled.astype(np.uint8))
+    return image.convert(mode)
+
+
+def read(path: str, shape: tuple[int, ...]) -> Tensor:
+    """A picture from a file as float [C, H, W] in [-1, 1], resized and centre-cropped to a model's shape.
+
+    Raises:
+        DataError: It is not there, or cannot be decoded.
+        UsageError: The model's images are not grey, RGB or RGBA.
+    """
+    channels, height, width = shape
+    require(channels in MODES, f"this model's images have {channels} channels: pictures have 1, 3 or 4")
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.fit(eight_bit(file, MODES[channels]), (width, height), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as a picture: {error}") from None
+    return to_float(torch.from_numpy(np.asarray(image).reshape(height, width, channels).copy())).permute(2, 0, 1)
+
+
+def save_gif(frames: list[Image.Image], path: Path) -> None:
+    """Write an animation in one rename; the last frame stays for two seconds."""
+    buffer = io.BytesIO()
+    durations = [120] * (len(frames) - 1) + [2000]
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    write_atomically(path, buffer.getvalue())
+
+
+def save_png(image: Image.Image, path: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Write a PNG in one rename, with `notes` as text entries (seed, sampler, checkpoint)."""
+    info = PngInfo()
+    for key, value in (notes or {}).items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,1 @@
+"""The one forward path and the way back: schedules, targets, weights, the denoiser, guidance, samplers, tasks."""

@@ -1,0 +1,148 @@
+"""The denoiser: a network, a schedule and a parameterization, seen as one function x, t -> x0_hat.
+
+The network knows nothing of schedules; samplers know nothing of what the network predicts. Everything between is here.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffgen.core.errors import require
+from diffgen.diffusion.schedules import Schedule
+
+Model = Callable[..., Tensor]
+Parameterization = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+NO_LABEL = -1
+"""The label of an image whose class is unknown or withheld."""
+
+
+class Denoiser:
+    """x0_hat(x, t, label), the estimate of E[x0 | x_t = x]."""
+
+    def __init__(
+        self,
+        model: Model,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        *,
+        sigma_data: float,
+        scale_input: bool,
+    ) -> None:
+        """Join the parts and refuse those that do not fit.
+
+        Args:
+            model: (x [B, C, H, W], noise_cond [B], label int64 [B], augment [B, 9] where images
+                are augmented) -> F [B, C, H, W].
+            schedule: alpha and sigma.
+            parameterization: (alpha, sigma, sigma_data) -> (a, b).
+            sigma_data: Standard deviation of the data, in the units of x0 in [-1, 1].
+            scale_input: Whether the network sees x / std(x) (EDM's c_in) or x itself (DDPM, rectified flow).
+
+        Raises:
+            UsageError: The parameterization cannot be inverted at t_max, or the network would see huge inputs.
+        """
+        require(0 < sigma_data < 100, f"denoiser.sigma_data={sigma_data} must be in (0, 100)")
+        self.model, self.schedule, self.parameterization = model, schedule, parameterization
+        self.sigma_data, self.scale_input = sigma_data, scale_input
+        self._known: dict[float, Preconditioning] = {}
+        self._check_end()
+
+    def _check_end(self) -> None:
+        end = torch.tensor(self.schedule.t_max, dtype=torch.float64, device="cpu")
+        alpha, sigma, a, b = self.coefficients(end)
+        require(
+            bool((b * alpha - a * sigma).abs() > 1e-6),
+            f"parameterization={name_of(self.parameterization)} is singular at t_max={self.schedule.t_max:g}, "
+            "where alpha reaches 0: choose parameterization=v or flow, or a "
+            "schedule that ends before (cosine with schedule.t_max=0.999)",
+        )
+        require(
+            self.scale_input or bool(sigma < 2),
+            f"this schedule's noise reaches sigma={float(sigma):g}: set denoiser.scale_input=true",
+        )
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """alpha, sigma and the pair (a, b) at t, shaped like t."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return alpha, sigma, *self.parameterization(alpha, sigma, self.sigma_data)
+
+    def c_out(self, t: Tensor) -> Tensor:
+        """d x0_hat / d F, shaped like t."""
+        alpha, sigma, a, b = self.coefficients(t)
+        return -sigma / (b * alpha - a * sigma)
+
+    def predict(self, x: Tensor, t: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
+        """The network's F at x_t = x.
+
+        Args:
+            x: [B, C, H, W].
+            t: [B].
+            label: int64 [B], `NO_LABEL` for none.
+            augment: What was done to the training images, [B, 9]; None for untouched ones, and in sampling.
+        """
+        x_in = like(self._c_in(t), x) * x if self.scale_input else x
+        inputs = [x_in.float(), self.schedule.noise_cond(t).float(), label]
+        if augment is not None:
+            inputs.append(augment)
+        return self.model(*inputs).to(x.dtype)
+
+    def _c_in(self, t: Tensor) -> Tensor:
+        return torch.rsqrt((self.schedule.alpha(t) * self.sigma_data) ** 2 + self.schedule.sigma(t) ** 2)
+
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """x0_hat = (b x - sigma F) / (b alpha - a sigma), in the dtype of x.
+
+        Args:
+            x: [B, C, H, W].
+            t: [B], or [] where all images are at one time, as in sampling: then its coefficients are looked up.
+            label: int64 [B], `NO_LABEL` for none.
+        """
+        if t.ndim == 0:
+            c = self.preconditioning(t)
+            x_in = c.c_in * x.float() if self.scale_input else x.float()
+            F = self.model(x_in, x_in.new_full((len(x),), c.c_noise), label)
+            return torch.add(c.c_skip * x, F, alpha=c.c_out)
+        alpha, sigma, a, b = (like(c, x) for c in self.coefficients(t))
+        return (b * x - sigma * self.predict(x, t, label)) / (b * alpha - a * sigma)
+
+    def preconditioning(self, t: Tensor) -> "Preconditioning":
+        """The coefficients of a time [], as Python floats from float64; computed once for each time.
+
+        A sampler asks for the same few times batch after batch, and each evaluation is a dozen small operations.
+        """
+        key = float(t)
+        if key not in self._known:
+            t = torch.tensor(key, dtype=torch.float64, device="cpu")
+            alpha, sigma, a, b = map(float, self.coefficients(t))
+            scale = b * alpha - a * sigma
+            nsr = sigma / alpha if alpha else math.inf
+            c_in, c_noise = float(self._c_in(t)), float(self.schedule.noise_cond(t))
+            self._known[key] = Preconditioning(c_in, c_noise, b / scale, -sigma / scale, nsr)
+        return self._known[key]
+
+
+class Preconditioning(NamedTuple):
+    """What stands around the network at one time: x0_hat = c_skip x + c_out F(c_in x, c_noise).
+
+    The names are those of Karras et al. 2022, table 1; `nsr` is sigma/alpha.
+    """
+
+    c_in: float
+    c_noise: float
+    c_skip: float
+    c_out: float
+    nsr: float
+
+
+def name_of(row: Parameterization) -> str:
+    """The name of a function, also behind a partial."""
+    return getattr(getattr(row, "func", row), "__name__", "this")
+
+
+def like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient [B] as [B, 1, ...] in the dtype of x, ready to multiply it."""
+    return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,97 @@
+"""Where the steps of a sampler end."""
+
+import torch
+from torch import Tensor
+
+from diffgen.core.errors import require
+from diffgen.diffusion.samplers.steps import PURE_NOISE
+from diffgen.diffusion.schedules import Schedule
+
+
+def time_grid(
+    schedule: Schedule,
+    *,
+    steps: int,
+    spacing: str,
+    rho: float,
+    sigma_max: float,
+    sigmas: tuple[float, ...] | None,
+) -> Tensor:
+    """The times at which a sampler stops, from t_max down to 0 (data).
+
+    Args:
+        schedule: Whose clock to use.
+        steps: Number of steps, >= 1.
+        spacing: `uniform` in t; `quadratic`, uniform in sqrt(t) (Song et al. 2021, DDIM); `karras`, uniform in
+            (sigma/alpha)^(1/rho) from t_max to t_min, then 0 (Karras et al. 2022, eq. 5); `logsnr`, uniform in
+            log(sigma/alpha), then 0; `auto`, the one that suits the schedule's clock.
+        rho: Exponent of `karras`.
+        sigma_max: Largest sigma/alpha that `karras` and `logsnr` place nodes at; the first node is t_max anyhow.
+        sigmas: Falling values of sigma/alpha instead of all that (1e9 for pure noise); the step to 0 is added.
+
+    Returns:
+        Falling times [steps + 1] in float64; the last is exactly 0.
+
+    Raises:
+        UsageError: An argument is out of range, or `sigmas` leaves the range that the network was trained in.
+    """
+    if sigmas is not None:
+        return _sound(schedule, _listed(schedule, sigmas))
+    kinds = ("uniform", "quadratic", "karras", "logsnr")
+    spacing = schedule.spacing if spacing == "auto" else spacing
+    require(1 <= steps <= 100_000, f"sampler.steps={steps} must be in [1, 100000]")
+    require(rho > 0, f"sampler.rho={rho} must be positive")
+    require(spacing in kinds, f"sampler.spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]")
+    if spacing in ("uniform", "quadratic"):
+        ts = _clock_nodes(schedule, steps, power=2 if spacing == "quadratic" else 1)
+    else:
+        ts = schedule.time_at(_nsr_nodes(schedule, steps, spacing, rho, sigma_max))
+    ts = ts.clamp(min=schedule.t_min)
+    ts[0] = schedule.t_max  # also where sigma/alpha is infinite there
+    return _sound(schedule, torch.cat([ts, torch.zeros_like(ts[:1])]))
+
+
+def _sound(schedule: Schedule, ts: Tensor) -> Tensor:
+    """Refuse what extreme settings make of a grid: NaN, and nodes after the first where x is noise or data alone."""
+    require(bool((ts.diff() <= 0).all()), "sampler.rho, sampler.sigma_max or the schedule leave no falling times")
+    nsr = schedule.sigma(ts[1:-1]) / schedule.alpha(ts[1:-1])
+    inside = bool(((nsr > 1 / PURE_NOISE) & (nsr < PURE_NOISE)).all())
+    require(inside, f"sampler or schedule put nodes outside sigma/alpha = [{1 / PURE_NOISE:g}, {PURE_NOISE:g}]")
+    return ts
+
+
+def _listed(schedule: Schedule, sigmas: tuple[float, ...]) -> Tensor:
+    nsr = torch.tensor(sigmas, dtype=torch.float64)
+    falls = len(nsr) > 0 and bool((nsr.diff() < 0).all()) and bool(nsr[-1] > 0)
+    require(falls, f"sampler.sigmas={list(sigmas)} must fall and stay above 0; the step to 0 is added")
+    ts = schedule.time_at(nsr)
+    low, high = schedule.t_min, schedule.t_max
+    inside = bool(ts[-1] > low * (1 - 1e-6)) and bool(ts[0] < high * (1 + 1e-6))
+    require(inside, f"sampler.sigmas={list(sigmas)} must lie in {_range(schedule)}, where the network was trained")
+    return torch.cat([ts.clamp(low, high), torch.zeros_like(ts[:1])])
+
+
+def _range(schedule: Schedule) -> str:
+    ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
+    low, high = (schedule.sigma(ends) / schedule.alpha(ends)).tolist()
+    return f"[{low:.4g}, {high:.4g}]"
+
+
+def _clock_nodes(schedule: Schedule, steps: int, power: int) -> Tensor:
+    """Uniform in t^(1/power) from t_max to 0, exclusive; to t_min where the last node would fall below it."""
+    high, low = schedule.t_max ** (1 / power), schedule.t_min ** (1 / power)
+    nodes = torch.linspace(high, 0, steps + 1, dtype=torch.float64)[:-1]
+    if nodes[-1] < low * (1 - 1e-9):
+        nodes = torch.linspace(high, low, steps, dtype=torch.float64)
+    return nodes**power
+
+
+def _nsr_nodes(schedule: Schedule, steps: int, spacing: str, rho: float, sigma_max: float) -> Tensor:
+    ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
+    high, low = schedule.sigma(ends) / schedule.alpha(ends)
+    high = high.clamp(max=sigma_max)
+    require(bool(high > low), f"sampler.sigma_max={sigma_max} must be above sigma/alpha at t_min, {float(low):g}")
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    if spacing == "logsnr":
+        return torch.exp(torch.lerp(high.log(), low.log(), ramp))
+    return torch.lerp(high ** (1 / rho), low ** (1 / rho), ramp) ** rho

@@ -1,0 +1,157 @@
+"""What a denoiser can do beside making images from noise: restore, vary, blend, and show its way.
+
+A task changes three things about a sampling run, and nothing else: the state at which the sampler starts and the rest
+of its time grid, the denoiser that it sees, and the pictures that are kept. So each goes with every model and sampler.
+Pictures of the user's come in as [C, H, W] in [-1, 1] (`diffgen.data.images.read`).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffgen.core.errors import require
+from diffgen.core.registry import Table
+from diffgen.diffusion.samplers import Denoise, encode
+from diffgen.diffusion.schedules import Schedule
+
+TASKS = Table("task")
+"""Rows are called as row(run, **settings) and give a `Plan`."""
+
+
+class Run(NamedTuple):
+    """What a task is told of the run.
+
+    Attributes:
+        schedule: The noise schedule.
+        ts: The sampler's time grid.
+        noise: (indices, seed or None for the run's own) -> standard normal [B, C, H, W].
+        picture: path -> [C, H, W] in [-1, 1], of the model's shape.
+        denoise: (x [B, C, H, W], t []) -> x0_hat without labels or guidance.
+        n: Number of images of the run.
+    """
+
+    schedule: Schedule
+    ts: Tensor
+    noise: Callable[[list[int], int | None], Tensor]
+    picture: Callable[[str], Tensor]
+    denoise: Denoise
+    n: int
+
+
+class Plan(NamedTuple):
+    """What a task decides.
+
+    Attributes:
+        start: indices -> the state x at ts[0], [B, C, H, W].
+        ts: The time grid from there on.
+        wrap: denoise -> the denoiser that the sampler sees.
+        frames: How many pictures of its way to keep for each image, itself included; 0 for none.
+        path: Whether the images are a path: in one line of the grid, and the same noise for all in stochastic samplers.
+    """
+
+    start: Callable[[list[int]], Tensor]
+    ts: Tensor
+    wrap: Callable[[Denoise], Denoise] = lambda denoise: denoise
+    frames: int = 0
+    path: bool = False
+
+
+def from_noise(run: Run) -> Callable[[list[int]], Tensor]:
+    """Start from sigma(t_max) z."""
+    sigma = float(run.schedule.sigma(run.ts[0]))
+    return lambda indices: sigma * run.noise(indices, None)
+
+
+@TASKS.register("generate")
+def generate(run: Run) -> Plan:
+    """New images from noise."""
+    return Plan(from_noise(run), run.ts)
+
+
+@TASKS.register("trajectory")
+def trajectory(run: Run, *, frames: int) -> Plan:
+    """New images, and `frames` pictures of each on its way, itself the last."""
+    require(2 <= frames <= 64, f"frames={frames} must be in [2, 64]")
+    return Plan(from_noise(run), run.ts, frames=frames)
+
+
+@TASKS.register("img2img")
+def img2img(run: Run, *, image: str | None, strength: float) -> Plan:
+    """Variations of a picture: noise it up to a point of the path, and walk back (Meng et al. 2022, SDEdit).
+
+    Args:
+        run: The run.
+        image: The picture's path.
+        strength: Share of the sampler's steps that are walked, in (0, 1]; 1 keeps nothing of the picture.
+    """
+    require(0 < strength <= 1, f"strength={strength} must be in (0, 1]")
+    x0 = run.picture(given("image", image))
+    steps = len(run.ts) - 1
+    require(steps >= 5, f"strength is a share of the sampler's steps, and it has {steps}: give sampler.steps=20, say")
+    ts = run.ts[steps - max(1, round(strength * steps)) :]
+    alpha, sigma = float(run.schedule.alpha(ts[0])), float(run.schedule.sigma(ts[0]))
+    return Plan(lambda indices: alpha * x0 + sigma * run.noise(indices, None), ts)
+
+
+@TASKS.register("inpaint")
+def inpaint(run: Run, *, image: str | None, mask: str | None) -> Plan:
+    """Fill in a part of a picture: wherever the mask is black, x0_hat is the picture itself.
+
+    The known pixels then follow their own path alpha x0 + sigma z exactly, and the network sees them at the noise level
+    of the rest (replacement, Song et al. 2021, app. I.2), with any sampler.
+
+    Args:
+        run: The run.
+        image: The picture's path.
+        mask: Path of a picture that is white where to paint and black where to keep.
+    """
+    x0, paint = run.picture(given("image", image)), run.picture(given("mask", mask)).mean(0, keepdim=True) > 0
+
+    def wrap(denoise: Denoise) -> Denoise:
+        return lambda x, t: torch.where(paint, denoise(x, t), x0.to(x))
+
+    return Plan(from_noise(run), run.ts, wrap)
+
+
+@TASKS.register("interpolate")
+def interpolate(run: Run, *, seeds: tuple[int, ...] | None, images: tuple[str, ...] | None, rtol: float) -> Plan:
+    """A path of n images between two others, along the great circle between their noises (Song et al. 2021, DDIM).
+
+    Args:
+        run: The run.
+        seeds: Two seeds; both ends are new images.
+        images: Two paths; both ends are pictures, whose noise is found by walking the ODE backwards. Samplers of the
+            ODE (ddim, heun, unipc, ode, ...) lead back to them.
+        rtol: Tolerance of that walk.
+    """
+    require((seeds is None) != (images is None), "seeds=[A,B] or task.images=[A,B] must be given, and not both")
+    require(len(seeds or images or ()) == 2, "seeds or task.images must be two: a path goes between two ends")
+    sigma = float(run.schedule.sigma(run.ts[0]))
+    if seeds:
+        a, b = (run.noise([0], seed)[0] for seed in seeds)
+    else:
+        ends = torch.stack([run.picture(path) for path in images or ()])
+        a, b = encode(run.denoise, run.schedule, ends, t_end=float(run.ts[0]), rtol=rtol, atol=rtol) / sigma
+
+    def start(indices: list[int]) -> Tensor:
+        return sigma * torch.stack([slerp(a, b, i / max(run.n - 1, 1)) for i in indices])
+
+    return Plan(start, run.ts, path=True)
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Spherical interpolation, which keeps the length that noise has; share 0 gives a, 1 gives b."""
+    cosine = float((a * b).sum() / (a.norm() * b.norm()))
+    angle = math.acos(min(max(cosine, -1.0), 1.0))
+    if angle < 1e-6:
+        return torch.lerp(a, b, share)
+    return (math.sin((1 - share) * angle) * a + math.sin(share * angle) * b) / math.sin(angle)
+
+
+def given(key: str, path: str | None) -> str:
+    """A path that must be there."""
+    require(path is not None, f"{key} is missing: task.{key}=PATH names the picture")
+    return str(path)

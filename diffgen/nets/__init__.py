@@ -1,0 +1,7 @@
+"""Networks F(x, noise_cond, label), their layers, optimizers and averages."""
+
+from diffgen.nets.base import MODELS, DataShape
+from diffgen.nets.mlp import MLP
+from diffgen.nets.unet import UNet
+
+__all__ = ["MLP", "MODELS", "DataShape", "UNet"]

@@ -1,0 +1,87 @@
+"""Layers that networks share: convolutions and linear layers with their weights, norms, attention, embeddings."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffgen.nets.base import DataShape
+
+NEAR_ZERO = 1e-5  # gain of layers that end a residual branch: zero but for symmetry (Karras et al. 2022, table 7)
+
+
+def init_xavier(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
+    """Xavier-uniform weights times `gain`, zero bias."""
+    nn.init.xavier_uniform_(layer.weight)
+    with torch.no_grad():
+        layer.weight.mul_(gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def conv(c_in: int, c_out: int, kernel: int = 3, *, stride: int = 1, gain: float = 1.0) -> nn.Conv2d:
+    """A convolution that keeps the size (rounded up, halved with stride 2)."""
+    layer = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2)
+    init_xavier(layer, gain)
+    return layer
+
+
+def linear(c_in: int, c_out: int) -> nn.Linear:
+    """A linear layer."""
+    layer = nn.Linear(c_in, c_out)
+    init_xavier(layer)
+    return layer
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Group norm with up to 32 groups of at least 4 channels."""
+    groups = min(32, max(channels // 4, 1))
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """cos and sin of the noise condition at geometric frequencies from 1 to 1e-4 (Vaswani et al. 2017)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """[B] -> [B, channels]."""
+        half = self.channels // 2
+        frequencies = torch.arange(half, device=condition.device, dtype=torch.float32) / half
+        angles = condition[:, None] * torch.exp(-math.log(10_000) * frequencies)  # [B, channels / 2]
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Embedding(nn.Module):
+    """Noise level, label and augmentation, joined to one vector (Karras et al. 2022, app. F.1)."""
+
+    def __init__(self, channels: int, width: int, shape: DataShape) -> None:
+        super().__init__()
+        self.num_classes = shape.num_classes
+        self.sinusoidal = SinusoidalEmbedding(channels)
+        self.label = linear(shape.num_classes, channels) if shape.num_classes else None
+        self.augment = nn.Linear(shape.augment_labels, channels, bias=False) if shape.augment_labels else None
+        self.layer0 = linear(channels, width)
+        self.layer1 = linear(width, width)
+
+    def forward(self, condition: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
+        """([B], int64 [B], negative for none, [B, augment_labels] or None for untouched) -> [B, width]."""
+        h = self.sinusoidal(condition)
+        if self.label is not None:
+            one_hot = label[:, None] == torch.arange(self.num_classes, device=label.device)  # none of them for -1
+            h = h + self.label(one_hot.to(h) * math.sqrt(self.num_classes))
+        if self.augment is not None and augment is not None:
+            h = h + self.augment(augment)
+        return F.silu(self.layer1(F.silu(self.layer0(h))))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, for [..., N, d] each (Vaswani et al. 2017, eq. 1)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the fused backward pass is many times slower there
+        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)

@@ -1,0 +1,207 @@
+"""Images number i, j, ... of a sampling run, the same whatever the batch size and the number of processes."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffgen.build import MAX_VALUES, make_sampler
+from diffgen.core import memory
+from diffgen.core.ahead import Ahead
+from diffgen.core.compilation import Compiled
+from diffgen.core.devices import float_type
+from diffgen.core.errors import NonFiniteError, ProcessFault, first_line, out_of_memory
+from diffgen.core.randomness import image_noise
+from diffgen.data.images import to_uint8
+from diffgen.diffusion.denoiser import Denoiser
+from diffgen.diffusion.guidance import Guidance, guided
+from diffgen.diffusion.tasks import Plan
+
+Watch = Callable[[Tensor, Tensor], None]
+
+
+@dataclass
+class Sampling:
+    """How to sample: a denoiser, a sampler with its grid, a seed and guidance."""
+
+    denoiser: Denoiser
+    sampler: Callable[..., Tensor]
+    ts: Tensor
+    clip: bool
+    guidance: Guidance
+    seed: int
+    device: torch.device
+    plan: Plan | None = None
+    """Where to start and what to keep, if not new images from noise."""
+    before_each: Callable[[], None] | None = None
+    """Called before each network evaluation; it may raise, to end the sampling."""
+    nfe: int = 0
+    """Network evaluations of each image in the latest `draw`; guidance evaluates twice at once and counts as one."""
+
+    @classmethod
+    def from_config(
+        cls,
+        denoiser: Denoiser,
+        sampler: Mapping[str, Any],
+        *,
+        guidance: Guidance,
+        seed: int,
+        device: torch.device,
+    ) -> "Sampling":
+        """Look up the sampler and lay out its time grid.
+
+        Raises:
+            UsageError: The sampler's config is wrong.
+        """
+        function, ts, clip = make_sampler(sampler, denoiser.schedule)
+        clip = amplifies_errors(denoiser) if clip == "auto" else clip
+        return cls(denoiser, function, ts, clip, guidance, seed, device)
+
+    @torch.inference_mode()
+    def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int], watch: Watch | None = None) -> Tensor:
+        """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
+
+        Image i depends on (seed, i) and its label alone (with sampler=ode, whose steps suit the batch, to within its
+        tolerance). The state is float64 where the device has it: steps are small differences of large numbers (Karras
+        et al. 2022, app. D). `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
+        """
+
+        def noise(draw: int) -> Tensor:
+            whose = [0] * len(indices) if self.plan and self.plan.path else indices
+            return image_noise(shape, whose, self.seed, draw, pinned=self.device.type == "cuda")
+
+        schedule = self.denoiser.schedule
+        label = torch.tensor(labels, device=self.device)
+        doubles = not isinstance(self.denoiser.model, Compiled)  # which is compiled for one size: it is called twice
+        predict = guided(self.denoiser, label, self.guidance, clip=self.clip, doubles=doubles)
+        self.nfe = 0
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            self.nfe += 1
+            if self.before_each:
+                self.before_each()
+            if watch:
+                watch(x, t)
+            return predict(x, t)
+
+        plan = self.plan or Plan(lambda indices: float(schedule.sigma(self.ts[0])) * self.state(noise(0)), self.ts)
+        x = plan.start(indices)
+        with Ahead(lambda step: noise(step + 1), len(plan.ts) - 2) as added:  # the step to data adds none
+            x = self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: self.state(added(step))).float()
+        if not x.isfinite().all():
+            raise NonFiniteError("the samples are not finite: the model or the sampler's settings are at fault")
+        return x
+
+    def expected_nfe(self) -> int:
+        """Network calls of an image, counted without the network; a guess for a sampler that adapts its steps."""
+        calls = 0
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return torch.zeros_like(x)
+
+        one = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+        self.sampler(denoise, self.denoiser.schedule, one, self.ts, lambda step: one)
+        return calls
+
+    def state(self, x: Tensor) -> Tensor:
+        """A tensor on the device, in the precision of the sampler's state."""
+        return x.to(self.device, non_blocking=x.is_pinned()).to(float_type(self.device))
+
+    def batches(
+        self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
+    ) -> Iterator[Tensor]:
+        """The same in batches, on the CPU; smaller ones where memory does not suffice."""
+
+        def draw(numbers: list[int]) -> Tensor:
+            return self.draw(shape, [indices[i] for i in numbers], [labels[i] for i in numbers]).cpu()
+
+        return in_batches(draw, len(indices), batch_size)
+
+    def pixels(
+        self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
+    ) -> Iterator[Tensor]:
+        """The batches as uint8."""
+        return map(to_uint8, self.batches(shape, indices, labels, batch_size))
+
+    def films(self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int) -> Iterator[Tensor]:
+        """The batches with pictures of their way, uint8 [B, plan.frames, C, H, W]; the last one is the image.
+
+        A state on the way is shown as x / |(alpha, sigma)|: noise of unit size, then more and more the image.
+        """
+        count = self.plan.frames if self.plan else 1
+
+        def film(numbers: list[int]) -> Tensor:
+            seen: list[Tensor] = []
+
+            def watch(x: Tensor, t: Tensor) -> None:
+                alpha, sigma = (float(of(t)) for of in (self.denoiser.schedule.alpha, self.denoiser.schedule.sigma))
+                seen.append(to_uint8(x / math.hypot(alpha, sigma)).cpu())
+
+            whose = [indices[i] for i in numbers], [labels[i] for i in numbers]
+            image = to_uint8(self.draw(shape, *whose, watch)).cpu()
+            kept = [seen[i * len(seen) // (count - 1)] for i in range(count - 1)]
+            return torch.stack([*kept, image], dim=1)
+
+        return in_batches(film, len(indices), batch_size)
+
+
+def batch_size(shape: tuple[int, ...], device: torch.device) -> int:
+    """Images at once where nobody says: 1024 on a GPU, else 64, and fewer large ones: a file chooses their size."""
+    most = 1024 if device.type == "cuda" else 64
+    return min(most, max(MAX_VALUES // math.prod(shape), 1))
+
+
+def in_batches(draw: Callable[[list[int]], Tensor], count: int, most: int) -> Iterator[Tensor]:
+    """`draw` of images 0 .. count - 1, at most so many at a time; half as many from where memory runs out.
+
+    All batches are of one size, for which a network is compiled once: the last repeats its last image to fill up, and
+    what is drawn of that is dropped. They are as even as they can be, so few are repeated.
+
+    Raises:
+        ProcessFault: Memory does not suffice for a single image.
+    """
+    start, size = 0, _even(count, most)
+    while start < count:
+        try:
+            drawn = draw([min(i, count - 1) for i in range(start, start + size)])
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            drawn, reason = None, first_line(error)
+        if drawn is None:  # outside the handler, whose traceback keeps tensors alive
+            if size == 1:
+                raise ProcessFault(memory.ONE_IMAGE.format(reason))
+            size = _even(count - start, (size + 1) // 2)
+            memory.give_back()
+            continue
+        yield drawn[: count - start]
+        start += size
+
+
+def _even(count: int, most: int) -> int:
+    """Size of the fewest batches of at most `most`, the last of which lacks fewer than there are batches."""
+    return math.ceil(count / math.ceil(count / most))
+
+
+def amplifies_errors(denoiser: Denoiser) -> bool:
+    """Whether x0_hat at t_max is the network's output many times over, as it is for eps, where c_out = -sigma/alpha.
+
+    There the first steps of a sampler go astray unless x0_hat is clipped to the range of images.
+    """
+    end = torch.tensor(denoiser.schedule.t_max, dtype=torch.float64)
+    return float(denoiser.c_out(end).abs()) > 10
+
+
+def cycle_labels(n: int, num_classes: int) -> list[int]:
+    """Image i gets class i mod num_classes; no label where the data has none."""
+    return [i % num_classes if num_classes else -1 for i in range(n)]
+
+
+def columns(n: int, num_classes: int) -> int | None:
+    """Columns of a grid of images with cycling labels: one a class where that fits, else None for a square."""
+    return num_classes if 2 <= num_classes <= 20 and n >= num_classes else None

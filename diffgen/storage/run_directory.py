@@ -1,0 +1,215 @@
+"""The folder of a run: which one, and its log, config and loss curve.
+
+config.yaml   metrics.jsonl   loss.png   status.json   samples/<images>.png   checkpoints/<images>/   checkpoints/latest
+"""
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffgen.core.errors import CheckpointError, EnvironmentFault, UsageError
+from diffgen.core.files import (
+    MARK,
+    append_text,
+    explained,
+    make_writable,
+    read_rows,
+    tidy,
+    write_atomically,
+    write_json,
+)
+from diffgen.core.lock import RunLock
+from diffgen.storage import checkpoint
+
+OUR_MARKS = (".lock", MARK)
+"""Files of a run that was killed before it had written anything."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run writes, and what it goes on from.
+
+    Attributes:
+        run_dir: Its directory.
+        resumed_from: The checkpoint folder to go on from, or None for a new run.
+        notes: What the user should know about that choice.
+    """
+
+    run_dir: Path
+    resumed_from: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def choose_run(run_dir: str | None, resume: str, default: str, lock: RunLock) -> Place:
+    """Where to write, and the checkpoint folder to go on from, if any; the directory is then locked.
+
+    Args:
+        run_dir: The user's run directory, or None.
+        resume: `auto`, `none` or a path to a checkpoint folder or run directory.
+        default: The run directory of a new run; a number is appended where it exists.
+        lock: Takes the directory, before anything in it is changed.
+
+    Raises:
+        UsageError: The directory holds a run and `resume` is none, or a run that goes on beyond the checkpoint, or
+            files of somebody else's.
+        CheckpointError: The path holds no checkpoint, or an incomplete one, or no checkpoint of the run is whole.
+        EnvironmentFault: The directory cannot be made, or another run is in it.
+    """
+    if resume not in ("auto", "none"):
+        return _go_on_from(_checkpoint_folder(Path(resume)), resume, run_dir, lock)
+    if run_dir is None:
+        return Place(_make(_unused(Path(default)), lock))
+    target = Path(run_dir)
+    newest = checkpoint.find_newest(target)
+    if newest and resume == "none":
+        raise UsageError(
+            f"run_dir={run_dir!r} holds a run and train.resume=none: choose another run_dir, or resume=auto"
+        )
+    if newest is None and not (target / "metrics.jsonl").exists() and _holds_files(target):
+        raise UsageError(f"run_dir={run_dir!r} holds files that are no run of diffgen's: choose another folder")
+    return _newest_whole(_make(target, lock))
+
+
+def _began_at(newest: Path, resume: str) -> bool:
+    """Whether the run that `newest` belongs to was itself begun with this train.resume."""
+    try:
+        return bool(checkpoint.load_state(newest)[0]["config"]["train"]["resume"] == resume)
+    except (CheckpointError, KeyError, TypeError):
+        return False
+
+
+def _go_on_from(folder: Path, resume: str, run_dir: str | None, lock: RunLock) -> Place:
+    target = Path(run_dir) if run_dir else folder.parent.parent
+    newest = checkpoint.find_newest(target)
+    if newest and run_dir and _began_at(newest, resume):
+        return _newest_whole(_make(target, lock))  # the same command, typed again
+    if newest and newest.resolve() != folder.resolve():
+        raise UsageError(f"run_dir={str(target)!r} holds {newest.name}, beyond {folder}: give another run_dir")
+    return Place(_make(target, lock), folder)
+
+
+def _newest_whole(run_dir: Path) -> Place:
+    """The newest checkpoint that is not damaged; damaged ones beyond it are set aside, not deleted."""
+    damaged: list[Path] = []
+    notes: list[str] = []
+    for folder in checkpoint.numbered(run_dir / "checkpoints"):
+        if checkpoint.thinned(folder):
+            continue
+        whole = (folder / "state.json").is_file()
+        reason = checkpoint.damage(folder) if whole else f"{folder} has no state.json"
+        if reason is None:
+            for other in damaged:
+                other.rename(other.with_name(f"{other.name}-damaged-{secrets.token_hex(2)}"))
+            return Place(run_dir, folder, tuple(notes))
+        damaged.append(folder)
+        notes.append(f"{reason}; set aside, going on from an earlier one")
+    if damaged:
+        raise CheckpointError(f"{notes[0].partition('; set aside')[0]}; no other checkpoint of the run is whole")
+    return Place(run_dir)
+
+
+def _holds_files(path: Path) -> bool:
+    return any(not item.is_dir() and item.name not in OUR_MARKS for item in path.rglob("*"))
+
+
+def _checkpoint_folder(path: Path) -> Path:
+    folder = path.parent if path.is_file() else path
+    if (folder / "state.json").is_file():
+        return folder
+    if (folder / "model.safetensors").is_file():
+        raise CheckpointError(f"train.resume={str(path)!r} holds weights alone: nothing can go on from them")
+    newest = checkpoint.find_newest(folder)
+    if newest is None:
+        raise CheckpointError(f"train.resume={str(path)!r} holds no complete checkpoint; choose auto, none or a path")
+    return newest
+
+
+def _unused(path: Path) -> Path:
+    """The path itself, or with the first number that makes it new; the folder is made, so nobody else can take it."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number, candidate = 1, path
+        while True:
+            try:
+                candidate.mkdir()
+                return candidate
+            except FileExistsError:
+                number += 1
+                candidate = path.with_name(f"{path.name}-{number}")
+
+
+def _make(path: Path, lock: RunLock) -> Path:
+    make_writable(path)
+    with explained(path):
+        lock.take(path)
+        for folder in (path / "samples", path / "checkpoints"):
+            folder.mkdir(exist_ok=True)
+    for folder in (path, path / "samples", path / "checkpoints"):
+        tidy(folder)
+    return path
+
+
+def _sound(row: dict[str, Any]) -> bool:
+    """Whether a row of the log has its numbers."""
+    return {"images", "loss"} <= row.keys() and all(
+        isinstance(number, int | float) for number in (row["images"], row["loss"] or 0.0)
+    )
+
+
+class RunLog:
+    """`metrics.jsonl`, one row per logged step, and the files drawn from it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """The log in `run_dir`; `start` begins to write it."""
+        self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
+        self.pending: list[str] = []
+
+    def start(self, config_yaml: str, images: int) -> None:
+        """Write the config, and drop rows from beyond `images`, where the run stands."""
+        rows = [row for row in self.rows() if row["images"] <= images]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(self.run_dir / "config.yaml", config_yaml)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row, and those that a full disk did not take before.
+
+        Raises:
+            EnvironmentFault: It cannot be written now; it is kept for the next time.
+        """
+        self.pending.append(json.dumps(row) + "\n")
+        append_text(self.path, "".join(self.pending))
+        self.pending.clear()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows.
+
+        Raises:
+            EnvironmentFault: Something else stands in the log's place.
+        """
+        if not self.path.exists():
+            return []
+        if not self.path.is_file():
+            raise EnvironmentFault(f"{self.path} is not a file: move it away; the run writes its log there")
+        return [row for row in read_rows(self.path) if _sound(row)]
+
+    def plot(self) -> None:
+        """Draw `loss.png`."""
+        from diffgen.core.plots import loss_curve
+
+        rows = [row for row in self.rows() if row["loss"] is not None]
+        write_atomically(self.run_dir / "loss.png", loss_curve([r["images"] for r in rows], [r["loss"] for r in rows]))
+
+    def status(self, state: str, images: int, code: int | None = None, reason: str = "") -> None:
+        """Write `status.json`: what became of the run; launchers of several processes hide their exit codes.
+
+        Args:
+            state: running, stopping, done, stopped or failed.
+            images: Training images seen.
+            code: The exit code, once there is one.
+            reason: The sentence that the user was told.
+        """
+        write_json(
+            self.run_dir / "status.json", {"state": state, "images": images, "exit_code": code, "reason": reason}
+        )

@@ -1,0 +1,269 @@
+"""Tables: only a name and exactly the right keywords make an object, and configs and signatures agree."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from diffgen.build import GRID, TABLES, make_denoiser, make_model, sampler_settings
+from diffgen.cli.configs import config_dir
+from diffgen.core.errors import UsageError
+from diffgen.core.registry import Table, bind, build, conform, convert, parameters
+from diffgen.core.settings import SECTIONS, section
+from diffgen.nets import DataShape
+
+Compose = Callable[..., dict[str, Any]]
+
+
+def make_table() -> Table:
+    table = Table("shape")
+
+    @table.register("circle")
+    def circle(canvas: str, *, radius: float) -> tuple[str, float]:
+        if radius < 0:
+            raise UsageError(f"radius={radius} must not be negative")
+        return canvas, radius
+
+    @table.register("square")
+    class Square:
+        def __init__(self, *, side: int) -> None:
+            self.side = side
+
+    return table
+
+
+def yaml_files(group: str) -> dict[str, dict[str, Any]]:
+    """Choices of a group with their own keys, without the defaults list."""
+    files = {}
+    for path in sorted((config_dir() / group).glob("*.yaml")):
+        config = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(config, dict)
+        config.pop("defaults", None)
+        files[path.stem] = {str(key): value for key, value in config.items()}
+    return files
+
+
+YAML = [(group, name) for group in TABLES for name in yaml_files(group)]
+
+
+def test_functions_and_classes_are_built_by_name() -> None:
+    table = make_table()
+    assert build(table, {"name": "circle", "radius": 2}, "canvas") == ("canvas", 2.0)
+    assert build(table, {"name": "square", "side": 3.0}).side == 3
+    assert parameters(table["circle"]) == {"radius": float}
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="shape 'circle' is registered twice"):
+        make_table().register("circle")(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"name": "circel", "radius": 1.0}, "shape.name='circel' is unknown; choose one of [circle, square] (did you mean 'circle'?)"),
+        ({"name": "zzz"}, "shape.name='zzz' is unknown; choose one of [circle, square]"),
+        ({"name": "circle"}, "shape.radius is missing"),
+        ({"name": "circle", "radius": 1.0, "side": 2}, "shape.side is not a setting here; its settings are [radius]"),
+        ({"name": "circle", "radius": "big"}, "shape.radius='big' must be a number"),
+        ({"name": "square", "side": 1.5}, "shape.side=1.5 must be a whole number"),
+        ({"name": "circle", "radius": -1.0}, "shape.radius=-1.0 must not be negative"),
+        ({"radius": 1.0}, "shape must be a mapping with a name; choose one of [circle, square]"),
+        ({"name": 3}, "shape must be a mapping with a name; choose one of [circle, square]"),
+        ("circle", "shape must be a mapping with a name; choose one of [circle, square]"),
+        (None, "shape must be a mapping with a name; choose one of [circle, square]"),
+    ],
+)  # fmt: skip
+def test_wrong_configs_are_told_in_one_sentence(config: object, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build(make_table(), config, "canvas")
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "converted"),
+    [
+        (int, 3, 3),
+        (int, 1e6, 1_000_000),
+        (float, 3, 3.0),
+        (float, 0.5, 0.5),
+        (bool, True, True),
+        (str, "x", "x"),
+        (tuple[int, ...], [1, 2.0], (1, 2)),
+        (tuple[int, ...], [], ()),
+        (int | None, None, None),
+        (int | Literal["auto"], "auto", "auto"),
+        (int | tuple[int, ...], [2, 3], (2, 3)),
+        (Literal["a", "b"], "b", "b"),
+        (Any, {"x": 1}, {"x": 1}),
+    ],
+)
+def test_values_are_converted_to_their_type(hint: Any, value: object, converted: object) -> None:
+    result = convert("key", value, hint)
+    assert result == converted
+    assert type(result) is type(converted)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "words"),
+    [
+        (int, 1.5, "a whole number"),
+        (int, True, "a whole number"),
+        (int, "3", "a whole number"),
+        (int, None, "a whole number"),
+        (int, float("inf"), "a whole number"),
+        (float, True, "a number"),
+        (float, "nan", "a number"),
+        (float, float("nan"), "a finite number"),
+        (float, float("inf"), "a finite number"),
+        (bool, 1, "true or false"),
+        (bool, "yes", "true or false"),
+        (str, 3.5, "text"),
+        (tuple[int, ...], 3, "a list (whole number each)"),
+        (tuple[int, ...], "12", "a list (whole number each)"),
+        (tuple[int, ...], [1, "x"], "a whole number"),
+        (int | None, "x", "a whole number or null"),
+        (int | Literal["auto"], "best", "a whole number or one of [auto]"),
+        (Literal["a", "b"], "c", "choose one of [a, b]"),
+    ],
+)
+def test_values_of_another_type_are_refused(hint: Any, value: object, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        convert("group.key", value, hint)
+    assert str(caught.value).startswith("group.key")
+    assert words in str(caught.value)
+
+
+def test_conform_wants_all_keys_and_no_others() -> None:
+    hints = {"a": int, "b": float}
+    assert conform("x", hints, {"a": 1, "b": 2}) == {"a": 1, "b": 2.0}
+    with pytest.raises(UsageError, match="x.b is missing"):
+        conform("x", hints, {"a": 1})
+    with pytest.raises(UsageError, match=r"x.c is not a setting here; its settings are \[a, b\]"):
+        conform("x", hints, {"a": 1, "b": 2, "c": 3})
+
+
+@pytest.mark.parametrize(("group", "name"), YAML)
+def test_yaml_keys_are_the_keyword_only_parameters(group: str, name: str) -> None:
+    config = yaml_files(group)[name]
+    if (group, config["name"]) == ("sampler", "auto"):
+        assert set(config) == {"name", "clip", *GRID}
+        assert all(value is None for key, value in config.items() if key != "name")
+        return
+    row = TABLES[group][config["name"]]
+    grid = {"clip", *GRID} if group == "sampler" else set()
+    assert set(config) == {"name", *parameters(row), *grid}
+
+
+@pytest.mark.parametrize("group", TABLES)
+def test_every_row_has_a_yaml_and_every_yaml_a_row(group: str) -> None:
+    named = {config["name"] for config in yaml_files(group).values()} - ({"auto"} if group == "sampler" else set())
+    assert named == set(TABLES[group])
+
+
+@pytest.mark.parametrize("group", [g for g in TABLES if g != "model"])
+def test_a_yaml_is_named_after_its_row(group: str) -> None:
+    assert all(name == config["name"] for name, config in yaml_files(group).items())
+
+
+@pytest.mark.parametrize("group", TABLES)
+def test_every_number_stands_in_yaml_and_none_in_a_signature(group: str) -> None:
+    import inspect
+
+    for row in TABLES[group].values():
+        for parameter in inspect.signature(row).parameters.values():
+            assert parameter.default is parameter.empty, f"{row} gives {parameter} a default"
+
+
+def build_row(group: str, config: Mapping[str, Any]) -> object:
+    """Build a row with small runtime objects; datasets other than the embedded one are only bound."""
+    runtime: dict[str, tuple[object, ...]] = {
+        "model": (DataShape(3, 32, 32, 10),),
+        "optimizer": ([torch.zeros(2, requires_grad=True)],),
+        "schedule": (),
+    }
+    if group == "sampler":
+        own, grid, clip = sampler_settings(config)
+        assert grid["steps"] >= 1
+        assert clip in (True, False, "auto")
+        return bind(TABLES[group], own)
+    if group in runtime:
+        with torch.device("meta") if group == "model" else torch.device("cpu"):
+            return build(TABLES[group], config, *runtime[group])
+    return bind(TABLES[group], config)
+
+
+@pytest.mark.parametrize(("group", "name"), [pair for pair in YAML if pair != ("sampler", "auto")])
+def test_every_yaml_builds(group: str, name: str) -> None:
+    assert build_row(group, yaml_files(group)[name]) is not None
+
+
+def combinations() -> list[list[str]]:
+    """Each choice of each group, on the data set that is embedded, and each experiment and method by itself."""
+    choices = []
+    for folder in sorted(
+        p for p in config_dir().iterdir() if p.is_dir() and p.name not in ("recipe", "task", "extractor")
+    ):
+        choices += [[f"{folder.name}={p.stem}"] for p in sorted(folder.glob("*.yaml"))]
+    return [choice for choice in choices if choice != ["sampler=auto"]]
+
+
+@pytest.mark.parametrize("overrides", combinations(), ids=lambda o: o[0])
+def test_every_choice_composes_to_a_complete_run(compose: Compose, overrides: list[str]) -> None:
+    config = compose("train", *overrides)
+    for name in SECTIONS:
+        section(config, name)
+    for group in TABLES:
+        if group != "task":  # of diffgen-sample
+            build_row(group, config[group])
+    config["data"] = {
+        "channels": 1,
+        "height": 32,
+        "width": 32,
+        "num_classes": 2,
+        "pixels": True,
+        "augment_labels": 0,
+        "classes": ["a", "b"],
+    }
+    with torch.device("meta"):
+        model = make_model(config)
+    needs_help = {
+        "schedule=ve",
+        "parameterization=eps",
+    }  # alone they do not fit the default method, and say so
+    if needs_help & set(overrides):
+        with pytest.raises(UsageError, match=r"scale_input=true|singular"):
+            make_denoiser(config, model)
+    else:
+        make_denoiser(config, model)
+
+
+def test_data_sets_bring_their_recipes_and_everything_stays_overridable(compose: Compose) -> None:
+    picked = {name: compose("train", f"dataset={name}") for name in ("digits", "mnist", "cifar10")}
+    assert {n: (c["model"]["channels"], c["method"]) for n, c in picked.items()} == {
+        "digits": (16, "flow"), "mnist": (32, "flow"), "cifar10": (128, "edm"),
+    }  # fmt: skip
+    config = compose(
+        "train", "dataset=cifar10", "method=ddpm", "model=unet_tiny", "optimizer=adamw", "sampler=ddim",
+        "train.batch_size=7", "denoiser.sigma_data=0.25", "weighting=min_snr", "ema.halflife=5", "lr_schedule.flat=0.1",
+    )  # fmt: skip
+    names = {part: config[part]["name"] for part in ("schedule", "sampler", "weighting", "optimizer", "time")}
+    assert names == {
+        "schedule": "ddpm_linear", "sampler": "ddim", "weighting": "min_snr", "optimizer": "adamw", "time": "uniform",
+    }  # fmt: skip
+    assert (config["train"]["batch_size"], config["denoiser"]["sigma_data"], config["ema"]["halflife"]) == (
+        7,
+        0.25,
+        5,
+    )
+    assert config["model"]["channels"] == 16
+
+
+def test_the_defaults_file_names_every_group(compose: Compose) -> None:
+    """A new folder of configs must appear in `train.yaml`, or nobody could choose from it."""
+    folders = {p.name for p in Path(config_dir()).iterdir() if p.is_dir()}
+    text = "".join((config_dir() / f"{name}.yaml").read_text() for name in ("train", "sample", "eval"))
+    assert all(f"- {folder}:" in text for folder in folders - {"recipe"})
