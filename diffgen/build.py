@@ -2,16 +2,19 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffgen.core.errors import CheckpointError, UsageError
-from diffgen.core.registry import Table, bind, build, conform, parameters
-from diffgen.data import DATASETS, ImageSource
-from diffgen.diffusion.denoiser import Denoiser, Model
+from diffgen.core.registry import Table, bind, build, conform, named, parameters
+from diffgen.data import DATASETS, Source
+from diffgen.data.kinds import KINDS, Kind
+from diffgen.diffusion.denoiser import Denoiser, Network
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.diffusion.samplers import SAMPLERS, time_grid
 from diffgen.diffusion.schedules import SCHEDULES, Schedule
@@ -20,20 +23,26 @@ from diffgen.diffusion.times import TIMES
 from diffgen.diffusion.weightings import WEIGHTINGS, Weighting
 from diffgen.nets import MODELS, DataShape
 from diffgen.nets.optimizers import OPTIMIZERS
+from diffgen.objectives import OBJECTIVES, Objective
 from diffgen.storage.checkpoint import Checkpoint, assign
 
 Config = Mapping[str, Any]
 
 TABLES: dict[str, Table] = {
     table.group: table
-    for table in (DATASETS, MODELS, OPTIMIZERS, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, TASKS, TIMES, WEIGHTINGS)
+    for table in (
+        *(DATASETS, KINDS, MODELS, OBJECTIVES, OPTIMIZERS, PARAMETERIZATIONS),
+        *(SAMPLERS, SCHEDULES, TASKS, TIMES, WEIGHTINGS),
+    )
 }
 
-MODEL_SIDE = ("data", "model", "schedule", "parameterization", "denoiser")
+MODEL_SIDE = ("data", "model", "schedule", "parameterization", "denoiser", "objective")
 """The parts of a config that a checkpoint carries and that decide what its weights mean."""
 
 MAX_VALUES = 2**22
-"""Of one image; a network of a few kilobytes runs on images of any size, so its weights bound no memory."""
+"""Of one example; a network of a few kilobytes runs on images of any size, so its weights bound no memory."""
+
+LONGEST_SIDE = 4096
 
 Clip = bool | Literal["auto"]
 
@@ -41,31 +50,56 @@ GRID = {"steps": int, **{k: v for k, v in parameters(time_grid).items() if k != 
 """Keys of a sampler's config that lay out its time grid; `clip` and the sampler's own options are the others."""
 
 
-def make_dataset(config: Config) -> ImageSource:
+def make_dataset(config: Config) -> Source:
     """The data set of `config["dataset"]`."""
-    return build(DATASETS, config["dataset"])
+    source: Source = build(DATASETS, config["dataset"])
+    return source
+
+
+def data_config(source: Source, classes: list[str], augment_labels: int) -> dict[str, Any]:
+    """What a run's config, and so a checkpoint, says of its data: plain data for `data_shape`.
+
+    Args:
+        source: The data set.
+        classes: Those that the network is told of.
+        augment_labels: Numbers by which it is told of an augmentation.
+    """
+    kind = named(KINDS, source.kind)
+    shape = {"size": list(source.shape.size), "num_classes": len(classes), "augment_labels": augment_labels}
+    return {"kind": kind, **shape, "classes": classes}
+
+
+def data_shape(config: Config) -> DataShape:
+    """The shape of `config["data"]`; what a checkpoint does not say has the shape's own defaults.
+
+    Raises:
+        UsageError: It is out of range, or not what `data_config` gives.
+    """
+    defaults = {field.name: field.default for field in fields(DataShape) if field.default is not MISSING}
+    hints = {**DataShape.__annotations__, "kind": Any, "classes": tuple[str, ...]}
+    data = conform("data", hints, {**defaults, "classes": [], **config["data"]})
+    data.pop("kind")
+    classes = data.pop("classes")
+    shape = DataShape(**data)
+    size, num_classes = shape.size, shape.num_classes
+    sane = all(1 <= side <= LONGEST_SIDE for side in size) and 1 <= len(size) <= 4 and math.prod(size) <= MAX_VALUES
+    if not (sane and 0 <= num_classes <= 100_000 and 0 <= shape.augment_labels <= 64):
+        raise UsageError(
+            f"data of {shape} and {num_classes} classes is out of range: dataset.size must "
+            f"give at most {MAX_VALUES:,} values and sides of {LONGEST_SIDE}, and there may be 100,000 classes"
+        )
+    if len(classes) not in (0, num_classes):
+        raise UsageError(f"data has {num_classes} classes but {len(classes)} names")
+    return shape
 
 
 def make_model(config: Config) -> nn.Module:
     """The network of `config["model"]` for the data shape of `config["data"]`."""
-    keys = {**DataShape.__annotations__, "classes": tuple[str, ...]}
-    data = conform("data", keys, config["data"])
-    classes = data.pop("classes")
-    shape = DataShape(**data)
-    sides = shape.size
-    sane = all(1 <= side <= 4096 for side in sides) and math.prod(sides) <= MAX_VALUES
-    sane = sane and 0 <= shape.num_classes <= 100_000
-    if not (sane and 0 <= shape.augment_labels <= 64):
-        raise UsageError(
-            f"data of {'x'.join(map(str, sides))} and {shape.num_classes} classes is out of range: dataset.size must "
-            f"give at most {MAX_VALUES:,} values and sides of 4096, and there may be 100,000 classes"
-        )
-    if len(classes) not in (0, shape.num_classes):
-        raise UsageError(f"data has {shape.num_classes} classes but {len(classes)} names")
-    return build(MODELS, config["model"], shape)
+    network: nn.Module = build(MODELS, config["model"], data_shape(config))
+    return network
 
 
-def make_denoiser(config: Config, model: Model) -> Denoiser:
+def make_denoiser(config: Config, model: Network) -> Denoiser:
     """The denoiser around a network."""
     return Denoiser(
         model,
@@ -81,8 +115,28 @@ def make_weighting(config: Config) -> Weighting:
     return build(WEIGHTINGS, config["weighting"]) if inspect.isclass(row.func) else row
 
 
-def restore(checkpoint: Checkpoint) -> Denoiser:
-    """The denoiser of a checkpoint, in evaluation mode on the CPU.
+@dataclass(frozen=True)
+class Trained:
+    """A network with all that gives its numbers a meaning, as a config names it."""
+
+    kind: Kind
+    shape: DataShape
+    objective: Objective
+    denoiser: Denoiser
+
+
+def make_trained(config: Config, network: Network) -> Trained:
+    """The kind, shape, objective and denoiser of a config around a network.
+
+    Raises:
+        UsageError: A part is unknown or out of range.
+    """
+    kind, objective = build(KINDS, config["data"].get("kind")), build(OBJECTIVES, config["objective"])
+    return Trained(kind, data_shape(config), objective, make_denoiser(config, network))
+
+
+def restore(checkpoint: Checkpoint) -> Trained:
+    """What a checkpoint holds, its network in evaluation mode on the CPU.
 
     The network is built on the meta device, so a config cannot make it take memory: the weights in the file must match
     it first.
@@ -91,33 +145,58 @@ def restore(checkpoint: Checkpoint) -> Denoiser:
         CheckpointError: The config lacks a part, names something unknown, or does not match the weights.
     """
     config = checkpoint.config
-    try:
+    with refused(checkpoint):
         missing = [part for part in (*MODEL_SIDE, "sampler") if not isinstance(config.get(part), Mapping)]
         if missing:
             raise UsageError(f"{missing[0]} is missing")
         with torch.device("meta"):
-            model = make_model(config)
-        denoiser = make_denoiser(config, model)
-        make_sampler(config["sampler"], denoiser.schedule)
+            network = make_model(config)
+        trained = make_trained(config, network)
+    assign(network, checkpoint.weights, checkpoint.path)
+    network.eval().requires_grad_(False)
+    return trained
+
+
+def check_sampler(checkpoint: Checkpoint, trained: Trained) -> None:
+    """Require that a checkpoint's own sampler can be built; `restore` leaves that to who wants to use it.
+
+    Raises:
+        CheckpointError: It cannot.
+    """
+    with refused(checkpoint):
+        make_sampler(checkpoint.config["sampler"], trained.denoiser.schedule, trained.objective.samplers)
+
+
+@contextmanager
+def refused(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn what is wrong with a setting into what is wrong with a checkpoint's config.
+
+    Raises:
+        CheckpointError: For every UsageError.
+    """
+    try:
+        yield
     except UsageError as error:
         hint = "; a part of a plugin needs plugins=[...]" if "is unknown" in str(error) else ""
         raise CheckpointError(f"{checkpoint.path} is refused: its config says {str(error)[:500]}{hint}") from None
-    assign(model, checkpoint.weights, checkpoint.path)
-    model.eval().requires_grad_(False)
-    return denoiser
 
 
-def make_sampler(config: Config, schedule: Schedule) -> tuple[Callable[..., Tensor], Tensor, Clip]:
+def make_sampler(config: Config, schedule: Schedule, samplers: Table) -> tuple[Callable[..., Tensor], Tensor, Clip]:
     """The sampler of a sampler's config, its time grid, and whether to clip x0_hat to [-1, 1] (or `auto`).
 
     Samplers check their options when they run, so this takes one step with a small image: nobody should learn of a bad
     option from the first preview of a long run.
 
+    Args:
+        config: Of the sampler.
+        schedule: Whose clock it walks by.
+        samplers: The objective's table.
+
     Raises:
         UsageError: A key or value is wrong.
     """
     own, grid, clip = sampler_settings(config)
-    sampler = bind(SAMPLERS, own)
+    sampler = bind(samplers, own)
     ts = time_grid(schedule, **grid)
     zero = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     sampler(lambda x, t: x, schedule, zero, ts[[0, -1]], lambda step: zero)

@@ -28,7 +28,8 @@ from diffgen.core.registry import build
 from diffgen.data import DATASETS
 from diffgen.data.images import to_float
 from diffgen.diffusion.guidance import Guidance
-from diffgen.sampling.drawing import Sampling, cycle_labels
+from diffgen.sampling.drawing import Sampling
+from diffgen.sampling.labels import cycle_labels
 from diffgen.storage import checkpoint
 
 Array = NDArray[np.float64]
@@ -45,13 +46,12 @@ def real(data: str, root: str, split: str, limit: int) -> tuple[Array, NDArray[n
 def sample(ckpt: Path, n: int, guidance: float, seed: int) -> tuple[Array, list[int]]:
     """n samples [n, D] in [-1, 1], as 8-bit pixels would hold them, and the labels asked for."""
     saved = checkpoint.load(ckpt)
-    data = saved.config["data"]
-    labels = cycle_labels(n, data["num_classes"])
     cpu = torch.device("cpu")
     guide = Guidance(scale=guidance)
-    sampling = Sampling.from_config(restore(saved), saved.config["sampler"], guidance=guide, seed=seed, device=cpu)
-    shape = (data["channels"], data["height"], data["width"])
-    pixels = torch.cat(list(sampling.pixels(shape, list(range(n)), labels, 100)))
+    trained = restore(saved)
+    labels = cycle_labels(n, trained.shape.num_classes)
+    sampling = Sampling.from_config(trained, saved.config["sampler"], guidance=guide, seed=seed, device=cpu)
+    pixels = torch.cat(list(sampling.examples(list(range(n)), labels, 100)))
     return to_float(pixels).flatten(1).double().numpy(), labels
 
 

@@ -43,7 +43,7 @@ class ExactNetwork:
     def __call__(self, x_in: Tensor, noise_cond: Tensor, label: Tensor) -> Tensor:
         """x_in [B, 2, 1, 1] -> F."""
         assert self.denoiser is not None
-        alpha, sigma, a, b = self.denoiser.coefficients(self.t)
+        alpha, sigma, a, b, _ = self.denoiser.coefficients(self.t)
         x = x_in.double().flatten(1) * torch.hypot(alpha * self.denoiser.sigma_data, sigma)
         x0_hat = DATA.posterior_mean(x, alpha, sigma)
         return (a * x0_hat + b * (x - alpha * x0_hat) / sigma)[..., None, None]

@@ -75,10 +75,10 @@ MUTATIONS = [
     ),
     Mutation(
         "the sum of micro-batches kept on the CPU", "training.gradients:Gradients._pass",
-        "torch.zeros((), device=batch[0].device)", "torch.zeros(())", "micro-batches",
+        "torch.zeros((), device=batch.x0.device)", "torch.zeros(())", "micro-batches",
     ),
     Mutation(
-        "a learned weighting left on the CPU", "training.parts:Assembly._build_network",
+        "a learned weighting left on the CPU", "training.parts:Parts._build_network",
         "self.weighting.to(self.device)", "self.weighting", "learned weighting",
     ),
     Mutation(
@@ -88,7 +88,7 @@ MUTATIONS = [
     # --- what makes a step wait
     Mutation(
         "the loss read in every step", "training.trainer:Trainer._step",
-        "self.step += 1", "float(loss); self.step += 1", "flow",
+        "self.at.move_on()", "float(loss); self.at.move_on()", "flow",
     ),
     Mutation(
         "Python decides whether a fused optimizer steps", "training.clipping:clipped_step",
@@ -101,7 +101,7 @@ MUTATIONS = [
     ),
     # --- averages and going on
     Mutation(
-        "the average of the weights kept on the CPU", "training.parts:Assembly._average",
+        "the average of the weights kept on the CPU", "training.parts:Parts._average",
         "copy.deepcopy(self.network)", "copy.deepcopy(self.network).cpu()", "power averages",
     ),
     Mutation(
@@ -129,14 +129,14 @@ MUTATIONS = [
         "every call of the network checked by Python", "diffusion.guidance:rescaled",
         "if share == 0:", "if share == 0 or x0_hat.isnan().any():", "heun, guided",
     ),
-    Mutation("images never fetched", "sampling.drawing:Sampling.batches", ".cpu()", "", "generate"),
+    Mutation("images never fetched", "sampling.drawing:Sampling.examples", ".cpu()", "", "generate"),
     Mutation(
         "frames on the way never fetched", "sampling.drawing:Sampling.films",
-        "seen.append(to_uint8(x / math.hypot(alpha, sigma)).cpu())",
-        "seen.append(to_uint8(x / math.hypot(alpha, sigma)))", "trajectory",
+        "seen.append(decode(x / math.hypot(alpha, sigma)).cpu())",
+        "seen.append(decode(x / math.hypot(alpha, sigma)))", "trajectory",
     ),
     Mutation(
-        "the guide left on the CPU", "sampling.generate:make_guidance",
+        "the guide left on the CPU", "sampling.setup:make_guidance",
         "guide.model.to(device)", "guide.model", "autoguidance",
     ),
     Mutation(
@@ -144,8 +144,8 @@ MUTATIONS = [
         "torch.where(paint,", "torch.where(paint.cpu(),", "inpaint",
     ),
     Mutation(
-        "a picture left on the CPU", "sampling.generate:make_plan",
-        "sampling.state(images.read(path, shape))", "images.read(path, shape)", "img2img",
+        "a picture left on the CPU", "sampling.setup:make_plan",
+        "sampling.state(kind.read(path, size))", "kind.read(path, size)", "img2img",
     ),
     # --- evaluation
     Mutation(

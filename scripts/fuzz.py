@@ -50,7 +50,7 @@ MODELS: list[dict[str, Any]] = [
     {**yaml_config("model", "unet_tiny"), "channels": 4, "channel_mult": [1], "attention_resolutions": [4]},
     {**yaml_config("model", "mlp"), "width": 8, "blocks": 1},
 ]
-DATA = {"channels": 1, "height": 4, "width": 4, "num_classes": 2, "pixels": True, "augment_labels": 0}
+DATA = {"kind": {"name": "pixels"}, "size": [1, 4, 4], "num_classes": 2, "augment_labels": 0}
 GROUPS = {
     group: [yaml_config(group, path.stem) for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
     for group in ("schedule", "parameterization", "sampler")
@@ -87,6 +87,7 @@ class Seeds:
         self.config = {
             "data": {**DATA, "classes": ["a", "b"]},
             "denoiser": {"sigma_data": 0.5, "scale_input": True},
+            "objective": {"name": "denoise"},
             "guidance": 1.0,
             **{group: rows[0] for group, rows in GROUPS.items()},
             "model": MODELS[0],
@@ -119,10 +120,10 @@ class Seeds:
         """Read a model file, and draw an image with its own sampler unless that takes many steps."""
         self.file.write_bytes(data)
         saved = checkpoint.load(self.file)
-        denoiser, sampler = restore(saved), saved.config["sampler"]
+        trained, sampler = restore(saved), saved.config["sampler"]
         if sampler["steps"] <= 4 and sampler["name"] != "ode":
             cpu, off = torch.device("cpu"), Guidance(scale=1.0)
-            Sampling.from_config(denoiser, sampler, guidance=off, seed=0, device=cpu).draw((1, 4, 4), [0], [1])
+            Sampling.from_config(trained, sampler, guidance=off, seed=0, device=cpu).draw([0], [1])
 
     def resume(self, state_json: bytes, state_tensors: bytes) -> None:
         """Read a training state as resuming does."""

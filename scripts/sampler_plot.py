@@ -23,7 +23,8 @@ from diffgen.core.registry import build
 from diffgen.data import DATASETS
 from diffgen.data.images import to_float
 from diffgen.diffusion.guidance import Guidance
-from diffgen.sampling.drawing import Sampling, cycle_labels
+from diffgen.sampling.drawing import Sampling
+from diffgen.sampling.labels import cycle_labels
 from diffgen.storage import checkpoint
 
 matplotlib.use("Agg")
@@ -65,17 +66,14 @@ class Bench:
 
     def __init__(self, path: str) -> None:
         self.saved = checkpoint.load(Path(path))
-        self.denoiser = restore(self.saved)
-        data = self.saved.config["data"]
-        self.shape = (data["channels"], data["height"], data["width"])
-        self.classes = data["num_classes"]
+        self.trained = restore(self.saved)
 
     def draw(self, n: int, name: str, **changes: Any) -> tuple[Tensor, int]:
         """n images [n, C, H, W] and the number of network calls."""
         settings = {**config("sampler", name), "clip": False, **changes}
         device = torch.device("cpu")
-        sampling = Sampling.from_config(self.denoiser, settings, guidance=Guidance(scale=1.0), seed=0, device=device)
-        images = sampling.draw(self.shape, list(range(n)), cycle_labels(n, self.classes))
+        sampling = Sampling.from_config(self.trained, settings, guidance=Guidance(scale=1.0), seed=0, device=device)
+        images = sampling.draw(list(range(n)), cycle_labels(n, self.trained.shape.num_classes))
         return images, sampling.nfe
 
     def budget(self, n: int, name: str, nfe: int, **changes: Any) -> tuple[Tensor, int]:

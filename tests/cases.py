@@ -7,9 +7,14 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from diffgen.build import Trained
 from diffgen.core.registry import Table, bind, build
+from diffgen.data.kinds import Kind, Pixels
+from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.samplers import SAMPLERS, time_grid
 from diffgen.diffusion.schedules import SCHEDULES, Schedule
+from diffgen.nets import DataShape
+from diffgen.objectives import Batch, Denoise
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -53,3 +58,13 @@ def sampler(name: str, **changes: Any) -> Callable[..., Tensor]:
 def grid(s: Schedule, steps: int, spacing: str = "logsnr", sigma_max: float = 80.0) -> Tensor:
     """A time grid."""
     return time_grid(s, steps=steps, spacing=spacing, rho=7.0, sigma_max=sigma_max, sigmas=None)
+
+
+def trained(denoiser: Denoiser, size: tuple[int, ...] = (1, 8, 8), kind: Kind | None = None) -> Trained:
+    """A denoiser of examples of a size, pictures unless it is said, as if it had been trained."""
+    return Trained(kind or Pixels(), DataShape(size), Denoise(), denoiser)
+
+
+def denoising_loss(denoiser: Denoiser, weighting: Any, *batch: Tensor) -> Tensor:
+    """The loss of x0, label, t, z and what augmentation did."""
+    return Denoise().loss(denoiser, weighting, Batch(*batch))

@@ -142,13 +142,14 @@ def examined(bench: Bench, out: Path) -> Figures:
 def drawn(bench: Bench, out: Path, name: str, *, autoguidance: bool = False) -> Figures:
     """Four images by one sampler, guided inside an interval and rescaled, by the label or away from a weaker model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    denoiser, guide = (restore(checkpoint.load(run)) for run in (bench.run, bench.guide))
-    for each in (denoiser, guide):
+    whole, other = (restore(checkpoint.load(run)) for run in (bench.run, bench.guide))
+    guide = other.denoiser
+    for each in (whole.denoiser, guide):
         each.model.to(device)  # type: ignore[attr-defined]
     guidance = Guidance(scale=2.0, interval=(0.1, 20.0), rescale=0.5, guide=guide if autoguidance else None)
     settings = {**config("sampler", name), "steps": 4} | ({"rtol": 1e-2, "atol": 1e-2} if name == "ode" else {})
-    sampling = Sampling.from_config(denoiser, settings, guidance=guidance, seed=0, device=device)
-    return {"images": sampling.draw((1, 8, 8), [0, 1, 2, 3], [0, 1, 2, -1]).cpu().numpy()}
+    sampling = Sampling.from_config(whole, settings, guidance=guidance, seed=0, device=device)
+    return {"images": sampling.draw([0, 1, 2, 3], [0, 1, 2, -1]).cpu().numpy()}
 
 
 def command(main: Callable[[], int], *arguments: str) -> None:

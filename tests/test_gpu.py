@@ -10,9 +10,9 @@ import torch
 from diffgen.build import restore
 from diffgen.core.randomness import image_noise
 from diffgen.diffusion.guidance import Guidance
+from diffgen.objectives import Denoise
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
-from diffgen.training import parts as assembly
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -39,17 +39,17 @@ def test_images_are_those_of_the_cpu(tiny_model: Path, compose: Any, name: str) 
     settings = compose("sample", f"sampler={name}", "sampler.steps=8")["sampler"]
     drawn = []
     for device in (torch.device("cpu"), torch.device("cuda")):
-        denoiser = restore(saved)
-        denoiser.model.to(device)  # type: ignore[attr-defined]
-        sampling = Sampling.from_config(denoiser, settings, guidance=Guidance(scale=1.5), seed=0, device=device)
-        drawn.append(sampling.draw((1, 8, 8), [0, 1, 2, 3], [0, 1, 2, -1]).cpu())
+        trained = restore(saved)
+        trained.denoiser.model.to(device)  # type: ignore[attr-defined]
+        sampling = Sampling.from_config(trained, settings, guidance=Guidance(scale=1.5), seed=0, device=device)
+        drawn.append(sampling.draw([0, 1, 2, 3], [0, 1, 2, -1]).cpu())
     torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=2e-2)
 
 
 def test_noise_is_copied_without_waiting(tiny_model: Path, compose: Any) -> None:
-    denoiser = restore(checkpoint.load(tiny_model))
+    trained = restore(checkpoint.load(tiny_model))
     settings, cuda = compose("sample", "sampler=ancestral")["sampler"], torch.device("cuda")
-    sampling = Sampling.from_config(denoiser, settings, guidance=Guidance(scale=1.0), seed=0, device=cuda)
+    sampling = Sampling.from_config(trained, settings, guidance=Guidance(scale=1.0), seed=0, device=cuda)
     noise = image_noise((3, 32, 32), list(range(64)), seed=0, draw=1, pinned=True)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -64,8 +64,8 @@ def test_a_step_that_is_not_finite_is_skipped(
     fit: Callable[..., Path], metrics: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
 
-    loss, calls = assembly.denoising_loss, iter(range(1000))
-    monkeypatch.setattr(assembly, "denoising_loss", lambda *a: loss(*a) * (float("nan") if next(calls) == 30 else 1))
+    loss, calls = Denoise.loss, iter(range(1000))
+    monkeypatch.setattr(Denoise, "loss", lambda *a: loss(*a) * (float("nan") if next(calls) == 30 else 1))
     run = fit(tmp_path / "run", f"train.precision={precision}", "train.compile=false", "train.images=1280")
     rows = metrics(run)
     assert rows[-1]["skipped"] - rows[29]["skipped"] == 1

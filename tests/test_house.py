@@ -41,7 +41,7 @@ OWNERS = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "safetensors": {"storage.tensor_file", "evaluation"},
-    "accelerate": {"core.processes", "evaluation", "training"},
+    "accelerate": {"core.processes", "sampling", "evaluation", "training"},
     "rich": {"core.console"},
     "sklearn": {"data"},
     "torch_fidelity": {"evaluation"},
@@ -213,7 +213,7 @@ EXCEPTIONS = {
     ("evaluation/pictures.py", "numpy.load"),  # allow_pickle=False
     ("core/memory.py", "ctypes"),  # a setting of the C library's allocator
     ("storage/run_directory.py", "diffgen.storage.checkpoint.load_state"),
-    ("training/trainer.py", "diffgen.storage.checkpoint.load_state"),  # ours
+    ("training/saving.py", "diffgen.storage.checkpoint.load_state"),  # ours
 }
 
 

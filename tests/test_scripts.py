@@ -76,13 +76,13 @@ def test_the_benchmark_takes_real_steps(scripts: None, tmp_path: Path) -> None:
     root = layouts.pictures(tmp_path / "pictures", small.shape, 20)
     with ExitStack() as stack:
         trainer, step = training.our_trainer(stack, small, root, 4, "no")
-        before = [p.clone() for p in trainer.network.parameters()]
-        passes = training.watched(trainer.gradients, "accumulate")
+        before = [p.clone() for p in trainer.parts.network.parameters()]
+        passes = training.watched(trainer.parts.gradients, "accumulate")
         step()
         assert len(passes) == 1
         assert passes[0] > 0
-        assert trainer.images == 4
-        assert any((old != new).any() for old, new in zip(before, trainer.network.parameters(), strict=True))
+        assert trainer.at.images == 4
+        assert any((old != new).any() for old, new in zip(before, trainer.parts.network.parameters(), strict=True))
 
 
 def test_the_bench_writes_a_file_and_tables(

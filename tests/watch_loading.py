@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from diffgen.build import restore
+from diffgen.build import check_sampler, restore
 from diffgen.core.errors import CheckpointError
 from diffgen.storage import checkpoint
 
@@ -59,7 +59,8 @@ def note(event: str, arguments: tuple[Any, ...]) -> None:
 def end_of(path: str) -> str:
     """How loading ends: `loaded`, or the refusal; other exceptions are named."""
     try:
-        restore(checkpoint.load(Path(path)))
+        saved = checkpoint.load(Path(path))
+        check_sampler(saved, restore(saved))
     except CheckpointError as error:
         return f"refused: {error}"
     except BaseException as error:

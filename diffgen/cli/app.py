@@ -134,7 +134,7 @@ def answer(call: Callable[[], object], name: str = "") -> int:
     try:
         call()
     except DiffgenError as error:
-        _tell(str(error), silent=error.told or not error.alone)
+        _tell(str(error), silent=error.told_elsewhere or not error.alone)
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         _tell(explain(name, error), silent=True)

@@ -21,7 +21,7 @@ class DiffgenError(Exception):
     """Base of all errors that are told in one sentence, without a traceback."""
 
     exit_code = 1
-    told = False
+    told_elsewhere = False
     """Whether another process of the run tells it."""
 
     alone = False

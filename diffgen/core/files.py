@@ -27,7 +27,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         EnvironmentFault: The folder is not writable or the disk is full; whatever stood at `path` is untouched.
     """
     temporary = path.with_name(f".tmp_{path.name}_{secrets.token_hex(4)}")
-    with explained(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
@@ -48,7 +48,7 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     A folder already at `path` is replaced, and is whole until the rename.
     """
     temporary = path.with_name(f".tmp_{path.name}_{secrets.token_hex(4)}")
-    with explained(path):
+    with writing(path):
         try:
             temporary.mkdir(parents=True)
             yield temporary
@@ -78,7 +78,7 @@ def _replace_folder(new: Path, path: Path) -> None:
 
 def tidy(folder: Path) -> None:
     """Take away what a killed process left in a folder, and bring back what it was about to replace."""
-    with explained(folder):
+    with writing(folder):
         for old in folder.glob(".old_*"):
             path = folder / old.name.removeprefix(".old_").rpartition("_")[0]
             if not path.exists():
@@ -98,7 +98,7 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn an OSError of the block into one sentence that names the path and the reason."""
     try:
         yield
@@ -113,7 +113,7 @@ def make_writable(folder: Path) -> None:
     Raises:
         EnvironmentFault: It cannot.
     """
-    with explained(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).touch()
         (folder / MARK).unlink()
@@ -149,7 +149,7 @@ def append_text(path: Path, text: str) -> None:
     Raises:
         EnvironmentFault: It cannot be written.
     """
-    with explained(path), path.open("ab", buffering=0) as file:
+    with writing(path), path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
             data = text.encode()

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from diffgen.core.errors import EnvironmentFault
-from diffgen.core.files import explained
+from diffgen.core.files import writing
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 """What a file system answers that knows no locks; a run there goes on without."""
@@ -37,7 +37,7 @@ class RunLock:
             EnvironmentFault: Another process holds it; the sentence says which.
         """
         path = run_dir / ".lock"
-        with explained(path):
+        with writing(path):
             self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)

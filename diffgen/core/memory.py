@@ -24,7 +24,7 @@ def peak(device: torch.device) -> str:
 
 
 @contextmanager
-def told(advice: str = SMALLER) -> Iterator[None]:
+def as_fault(advice: str = SMALLER) -> Iterator[None]:
     """Turn an error about memory into one sentence, wherever it comes from.
 
     Who goes on should `give_back` memory, once the error is dropped whose traceback keeps tensors alive.

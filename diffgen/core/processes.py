@@ -52,7 +52,7 @@ def accelerated(precision: str) -> Iterator[Accelerator]:
     if cpu:
         memory.keep_freed()
     patient = InitProcessGroupKwargs(timeout=PATIENCE)
-    with memory.told():
+    with memory.as_fault():
         accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patient])
     try:
         with faults_told(accelerator):
@@ -84,7 +84,7 @@ def faults_told(accelerator: Accelerator) -> Iterator[None]:
     Raises:
         ProcessFault: Memory, another process of the run, or one that decodes pictures is gone.
     """
-    with memory.told(), _lost_processes_told(accelerator):
+    with memory.as_fault(), _lost_processes_told(accelerator):
         yield
 
 
@@ -128,12 +128,12 @@ def on_main(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
     box: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            with memory.told():
+            with memory.as_fault():
                 box[0] = call()
         except DiffgenError as error:
             box[1] = error
     broadcast_object_list(box)
     if box[1]:
-        box[1].told = not accelerator.is_main_process
+        box[1].told_elsewhere = not accelerator.is_main_process
         raise box[1]
     return box[0]

@@ -6,6 +6,7 @@ slice; image i of a sampling run depends on (seed, i) alone.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -63,21 +64,35 @@ def uniforms(n: int, generator: torch.Generator, *, stratified: bool) -> Tensor:
     return u.clamp(1e-6, 1 - 1e-6)
 
 
-def image_noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int, *, pinned: bool = False) -> Tensor:
-    """Standard normal noise for the given images of a sampling run, drawn on the CPU so that devices agree.
+def normal(out: Tensor, generator: torch.Generator) -> Tensor:
+    """Fill `out` with standard normal noise."""
+    return out.normal_(generator=generator)
+
+
+def image_noise(
+    shape: tuple[int, ...],
+    indices: list[int],
+    seed: int,
+    draw: int,
+    *,
+    fill: Callable[[Tensor, torch.Generator], Tensor] = normal,
+    pinned: bool = False,
+) -> Tensor:
+    """Noise for the given images of a sampling run, drawn on the CPU so that devices agree.
 
     Args:
-        shape: (C, H, W).
+        shape: Of one image, (C, H, W), or of one example of another kind.
         indices: Numbers of the images.
         seed: The run's seed.
         draw: 0 for the starting noise, i + 1 for what step i of a stochastic sampler adds.
+        fill: Draws the noise of one, in place; standard normal.
         pinned: Whether to draw it in pinned memory, from which a CUDA device copies while the host goes on.
 
     Returns:
-        float32 [len(indices), C, H, W].
+        float32 [len(indices), *shape].
     """
     noise = torch.empty(len(indices), *shape, pin_memory=pinned)
     rng = torch.Generator()  # one for all: to make one takes as long as to seed it
     for image, i in zip(noise.unbind(), indices, strict=True):
-        image.normal_(generator=rng.manual_seed(mix(seed, "image", i, draw)))
+        fill(image, rng.manual_seed(mix(seed, "image", i, draw)))
     return noise

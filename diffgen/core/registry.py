@@ -76,6 +76,18 @@ def build(table: Table, config: object, *runtime: object) -> Any:
         raise UsageError(f"{table.group}.{error}") from None
 
 
+def named(table: Table, row: Any) -> dict[str, Any]:
+    """The config from which `build` makes an object again whose class is a row, a dataclass of its settings.
+
+    Raises:
+        UsageError: Its class is not in the table.
+    """
+    name = next((name for name, known in table.items() if known is type(row)), None)
+    if name is None:
+        raise UsageError(f"{type(row).__name__} is not registered as a {table.group}")
+    return {"name": name, **vars(row)}
+
+
 def conform(prefix: str, hints: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Check that `values` has exactly the keys of `hints`, and convert each value to its type."""
     for key in values:

@@ -212,11 +212,9 @@ class SampleSettings(DrawSettings):
     def __post_init__(self) -> None:
         require(1 <= self.n <= 10_000_000, f"n={self.n} must be in [1, 10000000]")
         super().__post_init__()
-        for kind in self.kinds:
-            require(kind in ("grid", "png", "npz"), unknown(f"save={kind!r}", ("grid", "png", "npz")))
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def saves(self) -> tuple[str, ...]:
         """What to save, as a tuple."""
         return (self.save,) if isinstance(self.save, str) else self.save
 

@@ -4,9 +4,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, schedule
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffgen.core.files import write_atomically
 
@@ -82,3 +85,33 @@ def profiled(folder: Path | None, say: Callable[[str], None]) -> Iterator[Callab
         yield step
     if seen < last:
         say(f"no profile: it takes {last} steps, and there were {seen}")
+
+
+def gflop(network: torch.nn.Module, size: tuple[int, ...], device: torch.device) -> float:
+    """Floating-point operations of one forward pass of one example [*size], in 1e9, two to a multiply-add."""
+    x = torch.zeros(1, *size, device=device)
+    # the fused attention of some devices has no formula, that of plain products has: the same number everywhere
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Flops() as counter:
+        network(x, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
+    return counter.total / 1e9
+
+
+class Flops(TorchDispatchMode):
+    """Counts the operations in `total`, by torch's formulas.
+
+    Its own FlopCounterMode imports the compiler first, to be left alone by it, and that takes a second.
+    """
+
+    total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.utils.flop_counter import flop_registry
+
+        result = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result

@@ -1,14 +1,15 @@
-"""Data sets as tensors: uint8 pictures and float vectors. Importing this package fills the table."""
+"""What examples are and where they come from: kinds, data sets, augmentation."""
 
 from diffgen.data import cifar, digits, folder, mixture, mnist, points
-from diffgen.data.base import DATASETS, Images, ImageSource
-from diffgen.data.vectors import Vectors
+from diffgen.data.base import DATASETS, Images, InMemory, Source
+from diffgen.data.vectors import VectorSet
 
 __all__ = [
     "DATASETS",
-    "ImageSource",
     "Images",
-    "Vectors",
+    "InMemory",
+    "Source",
+    "VectorSet",
     "cifar",
     "digits",
     "folder",

@@ -1,91 +1,152 @@
-"""The data set table, and pixels in memory. Pixels decoded when asked for are in `folder`, vectors in `vectors`."""
+"""The data set table, and data in memory. Pictures decoded when asked for are in `folder`, vectors in `vectors`."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from diffgen.core.errors import DataError
 from diffgen.core.registry import Table
+from diffgen.data import images
+from diffgen.data.kinds import Kind, Pixels
 from diffgen.nets.base import DataShape
 
 DATASETS = Table("dataset")
-"""Rows are called as row(**settings) and give an `ImageSource`."""
+"""Rows are called as row(**settings) and give a `Source`."""
 
-Batch = tuple[Tensor, Tensor]  # uint8 [B, C, H, W] (vectors: float32 [B, D, 1, 1]), int64 [B]
+PREVIEWED = 64
+"""Examples of a preview that are drawn at once."""
 
 
-class ImageSource(Protocol):
+class Stored(NamedTuple):
+    """Examples as a data set stores them, uint8 [B, C, H, W] of pictures, and their labels, int64 [B], -1 for none."""
+
+    examples: Tensor
+    labels: Tensor
+
+
+class Drawer(Protocol):
+    """What a preview asks of `diffgen.sampling.drawing.Sampling`."""
+
+    device: torch.device
+
+    @property
+    def denoiser(self) -> Any:
+        """x, t, label -> x0_hat."""
+
+    def draw(
+        self, indices: list[int], labels: list[int], watch: Callable[[Tensor, Tensor], None] | None = None
+    ) -> Tensor:
+        """Samples as x0, float [B, *size]; `watch` sees each (x, t) that the sampler visits."""
+
+    def examples(self, indices: list[int], labels: list[int], batch_size: int) -> Iterator[Tensor]:
+        """The same as they are stored, batch by batch, on the CPU."""
+
+
+class Source(ABC):
     """What the trainer asks of a data set."""
 
+    kind: Kind
     shape: DataShape
+    """Of x0."""
     classes: tuple[str, ...]
     home: str
-    """Where its images are, in words for the header of a run."""
+    """Where its examples are, in words for the header of a run."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @abstractmethod
+    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
+        """For each int64 tensor of entries: these examples and their labels, on the device."""
+
+    def preview(self, drawer: Drawer, labels: list[int], columns: int | None, path: Path) -> str | None:
+        """Draw one sample for each label and write a PNG of them; returns what there is to say.
+
+        Raises:
+            EnvironmentFault: The picture cannot be written.
+        """
+        drawn = list(drawer.examples(list(range(len(labels))), labels, PREVIEWED))
+        images.save_png(self.kind.show(torch.cat(drawn), labels, columns), path)
+        return None
+
+
+class InMemory(Source):
+    """A data set that fits into memory, moved to the device once; batches are gathered there."""
+
+    home = "kept on the device"
+
+    def __init__(self, examples: Tensor, labels: Tensor, classes: tuple[str, ...], kind: Kind) -> None:
+        """Check that examples and labels belong together.
+
+        Args:
+            examples: As the kind stores them, [N, ...].
+            labels: int64 [N]; -1 where an example has none.
+            classes: Names of the labels, empty for unlabelled data.
+            kind: What an example is.
+
+        Raises:
+            DataError: There are none, or the labels are not theirs.
+        """
+        self.stored, self.labels, self.classes, self.kind = examples, labels, classes, kind
+        if not len(examples):
+            raise DataError("there are no examples")
+        named = not classes or -1 <= labels.min() <= labels.max() < len(classes)
+        if len(labels) != len(examples) or not named:
+            raise DataError(f"labels must be one for each of {len(examples)} {kind.unit}, -1 to {len(classes) - 1}")
+        self.shape = DataShape(tuple(kind.encode(examples[:1]).shape[1:]), len(classes))
 
     def __len__(self) -> int:
-        """Number of images."""
+        return len(self.stored)
 
-    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
-        """For each int64 tensor of entries: uint8 pixels [B, C, H, W] and labels int64 [B] on the device."""
-
-
-@dataclass
-class Images:
-    """A data set that fits into memory: one uint8 tensor, moved to the device once, batches gathered there.
-
-    Attributes:
-        pixels: uint8 [N, C, H, W].
-        labels: int64 [N]; -1 where an image has none.
-        classes: Names of the labels, empty for unlabelled data.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        self.home = "kept on the device"
-        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or not len(self.pixels):
-            found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
-            raise DataError(f"pixels must be torch.uint8 [N, C, H, W] with N >= 1, and are {found}")
-        named = not self.classes or -1 <= self.labels.min() <= self.labels.max() < len(self.classes)
-        if len(self.labels) != len(self.pixels) or not named:
-            raise DataError(f"labels must be one for each of {len(self.pixels)} images, -1 to {len(self.classes) - 1}")
-        _, channels, height, width = self.pixels.shape
-        self.shape = DataShape(channels, height, width, len(self.classes))
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
-        """See `ImageSource`."""
-        return gather(self.pixels, self.labels, entries, device)
+    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
+        """See `Source`."""
+        return gather(self.stored, self.labels, entries, device)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of shape, pixels and labels, in hex."""
-        total = hashlib.sha256(str(list(self.pixels.shape)).encode())
-        total.update(self.pixels.contiguous().numpy().data)
+        """SHA-256 of shape, examples and labels, in hex."""
+        total = hashlib.sha256(str(list(self.stored.shape)).encode())
+        total.update(self.stored.contiguous().numpy().data)
         total.update(self.labels.contiguous().numpy().data)
         return total.hexdigest()
 
 
-def gather(values: Tensor, labels: Tensor, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
+class Images(InMemory):
+    """Pictures in memory: uint8 [N, C, H, W]."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
+        """See `InMemory`.
+
+        Raises:
+            DataError: They are no pixels, or the labels are not theirs.
+        """
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or not len(pixels):
+            found = f"{pixels.dtype} {list(pixels.shape)}"
+            raise DataError(f"pixels must be torch.uint8 [N, C, H, W] with N >= 1, and are {found}")
+        super().__init__(pixels, labels, classes, Pixels())
+
+    @property
+    def pixels(self) -> Tensor:
+        """uint8 [N, C, H, W]."""
+        return self.stored
+
+
+def gather(values: Tensor, labels: Tensor, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
     """Batches of tensors that are moved to the device once."""
     values, labels = values.to(device), labels.to(device)
     for chosen in entries:
         chosen = chosen.to(device, non_blocking=True)
-        yield (
-            values.index_select(0, chosen),
-            labels.index_select(0, chosen),
-        )  # on a CPU eight times faster than [chosen]
+        # on a CPU eight times faster than [chosen]
+        yield Stored(values.index_select(0, chosen), labels.index_select(0, chosen))
 
 
-def in_order(source: ImageSource, count: int, device: torch.device) -> Iterator[Batch]:
+def in_order(source: Source, count: int, device: torch.device) -> Iterator[Stored]:
     """The first `count` images and labels of a data set, in batches."""
     return source.batches(iter(torch.arange(count).split(256)), device)

@@ -7,7 +7,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from diffgen.core.errors import DataError
-from diffgen.core.files import explained
+from diffgen.core.files import writing
 
 
 def md5(path: Path) -> str:
@@ -27,7 +27,7 @@ def fetch(urls: list[str], path: Path, checksum: str, download: Callable[[str, P
             raise DataError(f"{path} is damaged (its MD5 is not {checksum}): delete it, or put the official file there")
         return
     made = [folder for folder in path.parents if not folder.exists()]
-    with explained(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     reason = ""

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diffgen.core.errors import DataError, UsageError, require
-from diffgen.data.base import DATASETS, Batch, Images
+from diffgen.data.base import DATASETS, Images, Source, Stored
 from diffgen.data.images import MODES, eight_bit
+from diffgen.data.kinds import Pixels
 from diffgen.nets.base import DataShape
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -52,7 +53,7 @@ def _existing(root: str | None) -> Path:
     return Path(root)
 
 
-class Folder(Dataset[tuple[Tensor, int] | DataError]):
+class Folder(Source, Dataset[tuple[Tensor, int] | DataError]):
     """Pictures that are decoded when asked for, in worker processes."""
 
     def __init__(self, root: Path, size: int | tuple[int, ...] | None, channels: int, workers: int) -> None:
@@ -72,7 +73,8 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
         self.mode, self.workers = MODES[channels], workers
         self.home = f"streamed by {workers} workers" if workers else "streamed by the main process"
         self.height, self.width = self._size(size)
-        self.shape = DataShape(channels, self.height, self.width, len(self.classes))
+        self.kind = Pixels()
+        self.shape = DataShape((channels, self.height, self.width), len(self.classes))
         self.nbytes = len(self) * channels * self.height * self.width
 
     def _size(self, size: int | tuple[int, ...] | None) -> tuple[int, int]:
@@ -106,7 +108,7 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
         pixels = np.asarray(picture).reshape(self.height, self.width, -1)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def _decoded(self, entries: Iterator[list[int]], workers: int, *, pin: bool = False) -> Iterator[Batch]:
+    def _decoded(self, entries: Iterator[list[int]], workers: int, *, pin: bool = False) -> Iterator[Stored]:
         loader = DataLoader(
             self,
             batch_sampler=entries,
@@ -120,11 +122,11 @@ class Folder(Dataset[tuple[Tensor, int] | DataError]):
                 raise batch
             yield batch
 
-    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
-        """See `ImageSource`."""
+    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
+        """See `Source`."""
         lists = (chosen.tolist() for chosen in entries)
         for pixels, labels in self._decoded(lists, self.workers, pin=device.type == "cuda"):
-            yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            yield Stored(pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True))
 
     def in_memory(self) -> Images:
         """Decode everything once."""
@@ -163,9 +165,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{path} cannot be decoded: {error}") from None
 
 
-def _collate(items: list[tuple[Tensor, int] | DataError]) -> Batch | DataError:
+def _collate(items: list[tuple[Tensor, int] | DataError]) -> Stored | DataError:
     for item in items:
         if isinstance(item, DataError):
             return item
     pixels, labels = zip(*items, strict=True)
-    return torch.stack(pixels), torch.tensor(labels)
+    return Stored(torch.stack(pixels), torch.tensor(labels))

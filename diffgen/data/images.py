@@ -20,8 +20,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]: value / 127.5 - 1. Vectors, which are float already, pass."""
-    return pixels if pixels.is_floating_point() else pixels.float().div_(127.5).sub_(1)
+    """uint8 -> float32 in [-1, 1]: value / 127.5 - 1."""
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def to_uint8(x: Tensor) -> Tensor:

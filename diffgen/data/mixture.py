@@ -1,6 +1,6 @@
 """Vectors from a Gaussian mixture: the one data set for which the best possible denoiser is known exactly."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,14 +9,13 @@ from torch import Tensor
 from diffgen.core.errors import require
 from diffgen.core.files import write_atomically
 from diffgen.core.randomness import generator
-from diffgen.data.base import DATASETS
-from diffgen.data.vectors import Sampling, Vectors, denoise, report_times
+from diffgen.data.base import DATASETS, Drawer
+from diffgen.data.vectors import VectorSet, denoise, report_times
 
 FRESH = 4096  # vectors that a reconstruction error is averaged over
 
 
-@dataclass
-class Mixture(Vectors):
+class Mixture(VectorSet):
     """Vectors in memory, and their exact distribution: equal shares of N(means[k], std^2 I).
 
     Attributes:
@@ -24,8 +23,10 @@ class Mixture(Vectors):
         std: Standard deviation of each component.
     """
 
-    means: Tensor
-    std: float
+    def __init__(self, values: Tensor, fresh: Callable[[int, int], Tensor], means: Tensor, std: float) -> None:
+        """See `VectorSet`; there are no labels."""
+        super().__init__(values, torch.full((len(values),), -1), (), fresh)
+        self.means, self.std = means, std
 
     def posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x_t = x] for x_t = alpha x0 + sigma z: what no network can do better than.
@@ -48,11 +49,11 @@ class Mixture(Vectors):
         lines = self.means + alpha * self.std**2 / v * offset
         return (probability[:, :, None] * lines).sum(1)
 
-    def report(self, sampling: Sampling, labels: list[int], path: Path) -> str:
-        """See `Vectors.report`; also compares the network with the exact posterior mean."""
+    def preview(self, drawer: Drawer, labels: list[int], columns: int | None, path: Path) -> str:
+        """See `VectorSet.preview`; also compares the network with the exact posterior mean."""
         from diffgen.core.plots import lines
 
-        rows = self.reconstruction(sampling)
+        rows = self.reconstruction(drawer)
         table = [
             f"{t:8.3f} {network:9.4f} {exact:17.4f} {mean:13.4f} {network / exact:17.3f}"
             for t, network, exact, mean in rows
@@ -65,18 +66,18 @@ class Mixture(Vectors):
             f"reconstruction of x0 from x_t: mean squared error of a value, over {FRESH:,} fresh vectors",
             "       t   network   E[x0|x_t] exact   the mean x0   network / exact",
             *table,
-            *self.example(sampling),
-            super().report(sampling, labels, path),
+            *self.example(drawer),
+            super().preview(drawer, labels, columns, path),
         ]
         write_atomically(path.with_suffix(".txt"), "\n".join(text) + "\n")
         return "\n".join(text)
 
-    def reconstruction(self, sampling: Sampling) -> list[tuple[float, float, float, float]]:
+    def reconstruction(self, drawer: Drawer) -> list[tuple[float, float, float, float]]:
         """t and the mean squared errors of network, posterior mean and plain mean, for each of several t."""
         x0, z = self.pairs(FRESH)
         rows = []
-        for t in report_times(sampling.denoiser.schedule).flip(0):
-            estimates = [*self.estimates(sampling, x0, z, t)[1:], self.means.mean(0)]
+        for t in report_times(drawer.denoiser.schedule).flip(0):
+            estimates = [*self.estimates(drawer, x0, z, t)[1:], self.means.mean(0)]
             rows.append((float(t), *(float((estimate - x0).square().mean()) for estimate in estimates)))
         return rows  # type: ignore[return-value]
 
@@ -85,18 +86,18 @@ class Mixture(Vectors):
         x0 = self.fresh(n, 0).double()
         return x0, torch.randn(x0.shape, generator=generator("cpu", 0, "reconstruction"), dtype=x0.dtype)
 
-    def estimates(self, sampling: Sampling, x0: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def estimates(self, drawer: Drawer, x0: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, the network's x0_hat and the exact posterior mean, float64 [n, D] each."""
-        schedule = sampling.denoiser.schedule
+        schedule = drawer.denoiser.schedule
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         x = alpha * x0 + sigma * z
-        return x, denoise(sampling, x, t), self.posterior_mean(x, alpha, sigma)
+        return x, denoise(drawer, x, t), self.posterior_mean(x, alpha, sigma)
 
-    def example(self, sampling: Sampling) -> list[str]:
+    def example(self, drawer: Drawer) -> list[str]:
         """One vector, halfway to noise and back."""
         x0, z = self.pairs(1)
-        t = report_times(sampling.denoiser.schedule)[2]
-        x, x0_hat, exact = self.estimates(sampling, x0, z, t)
+        t = report_times(drawer.denoiser.schedule)[2]
+        x, x0_hat, exact = self.estimates(drawer, x0, z, t)
         rows = {"x0": x0, "x_t": x, "x0_hat": x0_hat, "E[x0|x_t]": exact}
         text = [f"{name:>10} " + " ".join(f"{value:6.2f}" for value in row[0].tolist()) for name, row in rows.items()]
         return [f"one of them at t = {float(t):g}", *text]
@@ -126,4 +127,4 @@ def mixture(*, n: int, dim: int, components: int, std: float, seed: int) -> Mixt
         return (means[chosen] + std * torch.randn(count, dim, dtype=torch.float64, generator=rng)).float()
 
     vectors = draw(n, "vectors", 0)
-    return Mixture(vectors, torch.full((n,), -1), (), lambda count, number: draw(count, "fresh", number), means, std)
+    return Mixture(vectors, lambda count, number: draw(count, "fresh", number), means, std)

@@ -11,29 +11,29 @@ from torch import Tensor
 from diffgen.core.errors import require
 from diffgen.core.files import write_atomically
 from diffgen.core.randomness import generator, mix
-from diffgen.data.base import DATASETS
-from diffgen.data.vectors import Sampling, Vectors, denoise, report_times
+from diffgen.data.base import DATASETS, Drawer
+from diffgen.data.vectors import VectorSet, denoise, report_times
 
-Kind = Literal["moons", "circles", "swiss_roll", "s_curve", "checkerboard", "gaussian_mixture"]
+Shape = Literal["moons", "circles", "swiss_roll", "s_curve", "checkerboard", "gaussian_mixture"]
 
 Labelled = tuple[np.ndarray, np.ndarray | None]  # [n, 2] in [-1, 1], int [n]
 
 
-class Points(Vectors):
+class Points(VectorSet):
     """Points of the plane."""
 
-    def report(self, sampling: Sampling, labels: list[int], path: Path) -> str:
-        """See `Vectors.report`; also plots the vector field and the trajectories from noise to data."""
+    def preview(self, drawer: Drawer, labels: list[int], columns: int | None, path: Path) -> str:
+        """See `VectorSet.preview`; also plots the vector field and the trajectories from noise to data."""
         from diffgen.core.plots import trajectories, vector_field
 
         field, paths = (path.with_stem(f"{path.stem}-{name}") for name in ("field", "paths"))
-        write_atomically(field, vector_field(*ode_field(sampling, self.values[:2000])))
-        write_atomically(paths, trajectories(sampler_paths(sampling, labels[:200])))
-        return super().report(sampling, labels, path)
+        write_atomically(field, vector_field(*ode_field(drawer, self.values[:2000])))
+        write_atomically(paths, trajectories(sampler_paths(drawer, labels[:200])))
+        return super().preview(drawer, labels, columns, path)
 
 
 @DATASETS.register("points")
-def points(*, kind: Kind, n: int, noise: float, seed: int) -> Points:
+def points(*, kind: Shape, n: int, noise: float, seed: int) -> Points:
     """One of the point sets.
 
     Args:
@@ -54,7 +54,7 @@ def points(*, kind: Kind, n: int, noise: float, seed: int) -> Points:
     return Points(xy, labels, CLASSES.get(kind, ()), fresh)
 
 
-def draw(kind: Kind, n: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
+def draw(kind: Shape, n: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
     """n noisy points: float32 [n, 2], and labels int64 [n], -1 where the set has no classes."""
     clean, labels = SETS[kind](n, seed % 2**32)  # scikit-learn's seeds are 32-bit
     xy = torch.from_numpy(clean)
@@ -114,7 +114,7 @@ def gaussian_mixture(n: int, seed: int) -> Labelled:
 SETS: dict[str, Callable[[int, int], Labelled]] = {
     row.__name__: row for row in (moons, circles, swiss_roll, s_curve, checkerboard, gaussian_mixture)
 }
-assert set(SETS) == set(get_args(Kind))
+assert set(SETS) == set(get_args(Shape))
 
 CLASSES = {"moons": ("upper", "lower"), "circles": ("outer", "inner"), "gaussian_mixture": tuple("01234567")}
 
@@ -122,20 +122,20 @@ CLASSES = {"moons": ("upper", "lower"), "circles": ("outer", "inner"), "gaussian
 # --- what the model does --------------------------------------------------------------------------
 
 
-def ode_field(sampling: Sampling, x0: Tensor, side: int = 21) -> tuple[list[float], Tensor, Tensor, Tensor]:
+def ode_field(drawer: Drawer, x0: Tensor, side: int = 21) -> tuple[list[float], Tensor, Tensor, Tensor]:
     """Where the probability-flow ODE moves unlabelled points at several times, on a grid of places.
 
     The direction is that of a short step towards data, x0_hat d(alpha) + z_hat d(sigma), without derivatives.
 
     Args:
-        sampling: The model.
+        drawer: The model.
         x0: Data [n, 2].
         side: Places along each axis.
 
     Returns:
         T times from noise to data; the data at these, [T, n, 2]; places [T, side^2, 2]; directions there.
     """
-    schedule = sampling.denoiser.schedule
+    schedule = drawer.denoiser.schedule
     ts = report_times(schedule)
     z = torch.randn(x0.shape, generator=generator("cpu", 0, "cloud"))
     line = torch.linspace(-1.5, 1.5, side, dtype=torch.float64)
@@ -145,7 +145,7 @@ def ode_field(sampling: Sampling, x0: Tensor, side: int = 21) -> tuple[list[floa
         s = t * 0.999
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         x = square * (alpha**2 + 2 * sigma**2).sqrt()  # the cloud grows where alpha stays 1
-        x0_hat = denoise(sampling, x, t)
+        x0_hat = denoise(drawer, x, t)
         z_hat = (x - alpha * x0_hat) / sigma
         clouds.append(alpha * x0 + sigma * z)
         places.append(x)
@@ -153,7 +153,7 @@ def ode_field(sampling: Sampling, x0: Tensor, side: int = 21) -> tuple[list[floa
     return ts.tolist(), torch.stack(clouds), torch.stack(places), torch.stack(directions)
 
 
-def sampler_paths(sampling: Sampling, labels: list[int]) -> Tensor:
+def sampler_paths(drawer: Drawer, labels: list[int]) -> Tensor:
     """The states that the sampler passes through, from noise to data: [steps + 1, len(labels), 2].
 
     Of several calls at one t (Heun's trial, and the step that corrects it), the last counts. Where sigma > 1,
@@ -162,8 +162,8 @@ def sampler_paths(sampling: Sampling, labels: list[int]) -> Tensor:
     states: dict[float, Tensor] = {}
 
     def watch(x: Tensor, t: Tensor) -> None:
-        unit = max(float(sampling.denoiser.schedule.sigma(t)), 1.0)
-        states[float(t)] = x.flatten(1).float().cpu() / unit
+        unit = max(float(drawer.denoiser.schedule.sigma(t)), 1.0)
+        states[float(t)] = x.float().cpu() / unit
 
-    end = sampling.draw((2, 1, 1), list(range(len(labels))), labels, watch)
-    return torch.stack([*states.values(), end.flatten(1).cpu()])
+    end = drawer.draw(list(range(len(labels))), labels, watch)
+    return torch.stack([*states.values(), end.cpu()])

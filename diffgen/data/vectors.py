@@ -1,20 +1,18 @@
 """Data that are vectors of real numbers: points of the plane, and a Gaussian mixture whose answers are known.
 
-A vector of D values passes for an image of D channels and one pixel, [D, 1, 1]; so everything else is shared.
 Both data sets know their own distribution, so they can draw fresh data and say how far samples are from it.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffgen.core.files import write_atomically
-from diffgen.data.base import Batch, gather
-from diffgen.nets.base import DataShape
+from diffgen.data.base import Drawer, InMemory
+from diffgen.data.kinds import Vectors
 
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)
 """Where reports look along the path: sigma / (alpha + sigma), which is t itself for rectified flow."""
@@ -22,55 +20,32 @@ SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)
 REPEATS = 8  # fresh sets that a distance is averaged over
 
 
-class Sampling(Protocol):
-    """What a report asks of `diffgen.sampling.drawing.Sampling`."""
-
-    denoiser: Any
-    device: torch.device
-
-    def draw(
-        self,
-        shape: tuple[int, ...],
-        indices: list[int],
-        labels: list[int],
-        watch: Callable[[Tensor, Tensor], None] | None = None,
-    ) -> Tensor:
-        """Samples float [B, *shape]; `watch` sees each (x, t) that the sampler visits."""
-
-
-@dataclass
-class Vectors:
-    """Vectors in memory.
+class VectorSet(InMemory):
+    """Vectors in memory, from a distribution that can be drawn from again.
 
     Attributes:
-        values: float32 [N, D].
-        labels: int64 [N]; -1 where a vector has none.
-        classes: Names of the labels, empty for unlabelled data.
         fresh: (n, number) -> [n, D], n further independent draws from the same distribution, set `number`.
     """
 
-    values: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-    fresh: Callable[[int, int], Tensor]
+    def __init__(
+        self, values: Tensor, labels: Tensor, classes: tuple[str, ...], fresh: Callable[[int, int], Tensor]
+    ) -> None:
+        """See `InMemory`; values are float32 [N, D]."""
+        super().__init__(values, labels, classes, Vectors())
+        self.fresh = fresh
 
-    def __post_init__(self) -> None:
-        self.home = "kept on the device"
-        self.shape = DataShape(self.values.shape[1], 1, 1, len(self.classes), pixels=False)
+    @property
+    def values(self) -> Tensor:
+        """float32 [N, D]."""
+        return self.stored
 
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Batch]:
-        """float32 [B, D, 1, 1] and labels int64 [B]; see `ImageSource`."""
-        return gather(self.values[:, :, None, None], self.labels, entries, device)
-
-    def report(self, sampling: Sampling, labels: list[int], path: Path) -> str:
-        """Draw one sample for each label, compare them with data, and plot both (see `diffgen.training.trainer`).
+    def preview(self, drawer: Drawer, labels: list[int], columns: int | None, path: Path) -> str:
+        """Draw one sample for each label, compare them with data, and plot both.
 
         Args:
-            sampling: The model and its sampler.
+            drawer: The model and its sampler.
             labels: Of the samples, -1 for none; samples 0, 1, ...
+            columns: Not used.
             path: The PNG to write; further ones have its name and a suffix.
 
         Returns:
@@ -78,8 +53,7 @@ class Vectors:
         """
         from diffgen.core.plots import scatter
 
-        indices = list(range(len(labels)))
-        samples = sampling.draw((self.shape.channels, 1, 1), indices, labels).flatten(1).cpu()
+        samples = drawer.draw(list(range(len(labels))), labels).cpu()
         count = min(len(self), len(samples))
         panels = {
             "data": (self.values[:count], self.labels[:count]),
@@ -112,7 +86,7 @@ def distance_to_data(samples: Tensor, fresh: Callable[[int, int], Tensor]) -> tu
 
     Args:
         samples: [n, D].
-        fresh: As in `Vectors`; sets of n are drawn.
+        fresh: As in `VectorSet`; sets of n are drawn.
 
     Returns:
         Root mean squares over fresh sets of the distance to the samples, and to one more set each.
@@ -125,11 +99,10 @@ def distance_to_data(samples: Tensor, fresh: Callable[[int, int], Tensor]) -> tu
 
 
 @torch.inference_mode()
-def denoise(sampling: Sampling, x: Tensor, t: Tensor) -> Tensor:
+def denoise(drawer: Drawer, x: Tensor, t: Tensor) -> Tensor:
     """The network's x0_hat, float64 [n, D], of unlabelled vectors x [n, D] at one time t []."""
-    images = x.float().to(sampling.device)[:, :, None, None]
-    time, label = (torch.full((len(x),), value, device=sampling.device) for value in (float(t), -1))
-    return sampling.denoiser(images, time, label).flatten(1).cpu().double()
+    time, label = (torch.full((len(x),), value, device=drawer.device) for value in (float(t), -1))
+    return drawer.denoiser(x.float().to(drawer.device), time, label).cpu().double()
 
 
 def report_times(schedule: Any) -> Tensor:

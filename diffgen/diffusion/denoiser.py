@@ -13,11 +13,11 @@ from torch import Tensor
 from diffgen.core.errors import require
 from diffgen.diffusion.schedules import Schedule
 
-Model = Callable[..., Tensor]
+Network = Callable[..., Tensor]
 Parameterization = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 NO_LABEL = -1
-"""The label of an image whose class is unknown or withheld."""
+"""The label of an example whose class is unknown or withheld."""
 
 
 class Denoiser:
@@ -25,7 +25,7 @@ class Denoiser:
 
     def __init__(
         self,
-        model: Model,
+        model: Network,
         schedule: Schedule,
         parameterization: Parameterization,
         *,
@@ -35,8 +35,8 @@ class Denoiser:
         """Join the parts and refuse those that do not fit.
 
         Args:
-            model: (x [B, C, H, W], noise_cond [B], label int64 [B], augment [B, 9] where images
-                are augmented) -> F [B, C, H, W].
+            model: (x [B, ...], noise_cond [B], label int64 [B], augment [B, 9] where examples are augmented) -> F
+                like x.
             schedule: alpha and sigma.
             parameterization: (alpha, sigma, sigma_data) -> (a, b).
             sigma_data: Standard deviation of the data, in the units of x0 in [-1, 1].
@@ -53,36 +53,32 @@ class Denoiser:
 
     def _check_end(self) -> None:
         end = torch.tensor(self.schedule.t_max, dtype=torch.float64, device="cpu")
-        alpha, sigma, a, b = self.coefficients(end)
+        at = self.coefficients(end)
         require(
-            bool((b * alpha - a * sigma).abs() > 1e-6),
+            bool((at.b * at.alpha - at.a * at.sigma).abs() > 1e-6),
             f"parameterization={name_of(self.parameterization)} is singular at t_max={self.schedule.t_max:g}, "
             "where alpha reaches 0: choose parameterization=v or flow, or a "
             "schedule that ends before (cosine with schedule.t_max=0.999)",
         )
         require(
-            self.scale_input or bool(sigma < 2),
-            f"this schedule's noise reaches sigma={float(sigma):g}: set denoiser.scale_input=true",
+            self.scale_input or bool(at.sigma < 2),
+            f"this schedule's noise reaches sigma={float(at.sigma):g}: set denoiser.scale_input=true",
         )
 
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """alpha, sigma and the pair (a, b) at t, shaped like t."""
+    def coefficients(self, t: Tensor) -> "Coefficients":
+        """What stands in the path and around the network at times t, each shaped like t."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        return alpha, sigma, *self.parameterization(alpha, sigma, self.sigma_data)
-
-    def c_out(self, t: Tensor) -> Tensor:
-        """d x0_hat / d F, shaped like t."""
-        alpha, sigma, a, b = self.coefficients(t)
-        return -sigma / (b * alpha - a * sigma)
+        a, b = self.parameterization(alpha, sigma, self.sigma_data)
+        return Coefficients(alpha, sigma, a, b, c_out=-sigma / (b * alpha - a * sigma))
 
     def predict(self, x: Tensor, t: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
         """The network's F at x_t = x.
 
         Args:
-            x: [B, C, H, W].
+            x: [B, ...].
             t: [B].
             label: int64 [B], `NO_LABEL` for none.
-            augment: What was done to the training images, [B, 9]; None for untouched ones, and in sampling.
+            augment: What was done to the training examples, [B, 9]; None for untouched ones, and in sampling.
         """
         x_in = like(self._c_in(t), x) * x if self.scale_input else x
         inputs = [x_in.float(), self.schedule.noise_cond(t).float(), label]
@@ -97,8 +93,8 @@ class Denoiser:
         """x0_hat = (b x - sigma F) / (b alpha - a sigma), in the dtype of x.
 
         Args:
-            x: [B, C, H, W].
-            t: [B], or [] where all images are at one time, as in sampling: then its coefficients are looked up.
+            x: [B, ...].
+            t: [B], or [] where all examples are at one time, as in sampling: then its coefficients are looked up.
             label: int64 [B], `NO_LABEL` for none.
         """
         if t.ndim == 0:
@@ -106,7 +102,7 @@ class Denoiser:
             x_in = c.c_in * x.float() if self.scale_input else x.float()
             F = self.model(x_in, x_in.new_full((len(x),), c.c_noise), label)
             return torch.add(c.c_skip * x, F, alpha=c.c_out)
-        alpha, sigma, a, b = (like(c, x) for c in self.coefficients(t))
+        alpha, sigma, a, b, _ = (like(c, x) for c in self.coefficients(t))
         return (b * x - sigma * self.predict(x, t, label)) / (b * alpha - a * sigma)
 
     def preconditioning(self, t: Tensor) -> "Preconditioning":
@@ -117,12 +113,22 @@ class Denoiser:
         key = float(t)
         if key not in self._known:
             t = torch.tensor(key, dtype=torch.float64, device="cpu")
-            alpha, sigma, a, b = map(float, self.coefficients(t))
-            scale = b * alpha - a * sigma
+            alpha, sigma, a, b, c_out = map(float, self.coefficients(t))
+            c_skip = b / (b * alpha - a * sigma)
             nsr = sigma / alpha if alpha else math.inf
             c_in, c_noise = float(self._c_in(t)), float(self.schedule.noise_cond(t))
-            self._known[key] = Preconditioning(c_in, c_noise, b / scale, -sigma / scale, nsr)
+            self._known[key] = Preconditioning(c_in, c_noise, c_skip, c_out, nsr)
         return self._known[key]
+
+
+class Coefficients(NamedTuple):
+    """x_t = alpha x0 + sigma z and F = a x0 + b z at some times; c_out is d x0_hat / d F."""
+
+    alpha: Tensor
+    sigma: Tensor
+    a: Tensor
+    b: Tensor
+    c_out: Tensor
 
 
 class Preconditioning(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from diffgen.core.errors import CheckpointError, DataError, require
 from diffgen.core.files import write_atomically
 from diffgen.core.randomness import data_order, generator
-from diffgen.data import ImageSource
+from diffgen.data import Source
 from diffgen.data.base import in_order
 from diffgen.data.images import to_float
 from diffgen.nets.optimizers import eager
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
 
-def train_classifier(source: ImageSource, *, width: int, epochs: int, seed: int, device: torch.device) -> Classifier:
+def train_classifier(source: Source, *, width: int, epochs: int, seed: int, device: torch.device) -> Classifier:
     """Train a classifier; the same weights each time on one kind of device with one number of threads.
 
     SGD with Nesterov momentum and one cycle of the learning rate (Smith & Topin 2018), and shifts by up to an eighth of
@@ -96,7 +96,7 @@ def train_classifier(source: ImageSource, *, width: int, epochs: int, seed: int,
     return model.eval().requires_grad_(False)
 
 
-def _initial(source: ImageSource, width: int, seed: int) -> Classifier:
+def _initial(source: Source, width: int, seed: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(source.shape.channels, source.shape.num_classes, width)
@@ -123,7 +123,7 @@ def shift(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 @torch.inference_mode()
-def accuracy(model: Classifier, source: ImageSource, device: torch.device) -> float:
+def accuracy(model: Classifier, source: Source, device: torch.device) -> float:
     """Share of the images that the classifier labels right."""
     hits = [model(to_float(pixels)).argmax(1) == labels for pixels, labels in in_order(source, len(source), device)]
     return float(torch.cat(hits).cpu().double().mean())
@@ -145,7 +145,7 @@ def class_agreement(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def classification_accuracy_score(
-    samples: ImageSource, test: ImageSource, *, width: int, epochs: int, seed: int, device: torch.device
+    samples: Source, test: Source, *, width: int, epochs: int, seed: int, device: torch.device
 ) -> float:
     """Accuracy on real images of a classifier trained on generated ones (Ravuri & Vinyals 2019).
 

@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 
 from diffgen import __version__
-from diffgen.build import restore
+from diffgen.build import Trained, restore
 from diffgen.core.console import ProgressLine, Reporter, clock, count
 from diffgen.core.errors import require
 from diffgen.core.files import append_text, cache_folder, make_writable
 from diffgen.core.processes import accelerated, main_first, on_main
 from diffgen.core.settings import FEWEST, EvalSettings
-from diffgen.data import ImageSource
+from diffgen.data import Source
 from diffgen.evaluation import model
 from diffgen.evaluation.extractors import Extractor, Splits, shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
@@ -24,8 +24,10 @@ from diffgen.evaluation.pictures import pictures
 from diffgen.evaluation.reference import Reference, open_splits
 from diffgen.evaluation.report import as_json
 from diffgen.evaluation.samples import Drawn, draw_share, featured, gathered
-from diffgen.sampling.drawing import Sampling, batch_size, cycle_labels
-from diffgen.sampling.generate import make_sampling, resolve_sampler, shape_of, shown, shown_average, shown_guidance
+from diffgen.sampling.drawing import Sampling, batch_size
+from diffgen.sampling.labels import cycle_labels
+from diffgen.sampling.setup import make_sampling, resolve_sampler
+from diffgen.sampling.words import shown, shown_average, shown_guidance
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.checkpoint import Checkpoint
 
@@ -57,7 +59,8 @@ def evaluate(
         reporter = Reporter(speaks=accelerator.is_main_process)
         saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
         splits = main_first(accelerator, lambda: open_splits(dataset))
-        _check_shape(saved, splits, str(dataset["name"]))
+        trained = restore(saved) if saved else None
+        _check_shape(trained, splits, str(dataset["name"]))
         given = pictures(settings.images, splits.train, str(dataset["name"])) if settings.images else None
         out = _out(settings, saved)
         cache = Path(settings.cache) if settings.cache else cache_folder() / "eval"
@@ -65,8 +68,8 @@ def evaluate(
         n = _number(settings, splits, given)
         row: Row = {"images": n, "dataset": dataset["name"], "seed": settings.seed}
         started = time.monotonic()
-        if saved:
-            sampling, facts = _sampling(settings, sampler, saved, accelerator, n)
+        if saved and trained:
+            sampling, facts = _sampling(settings, sampler, saved, trained, accelerator, n)
             row |= facts
         else:
             row["pictures"] = settings.images
@@ -75,7 +78,7 @@ def evaluate(
         _header(reporter, settings, row, network, splits, given)
         if network:
             if saved:
-                drawn = _draw(settings, sampling, saved, network, accelerator, reporter, n)
+                drawn = _draw(settings, sampling, network, accelerator, reporter, n)
                 row["nfe"] = sampling.nfe
             else:
                 assert given is not None
@@ -104,15 +107,16 @@ def evaluate(
 # --- what is judged -----------------------------------------------------------------------------------------------
 
 
-def _check_shape(saved: Checkpoint | None, splits: Splits, name: str) -> None:
+def _check_shape(trained: Trained | None, splits: Splits, name: str) -> None:
     """Require pictures, and of the size that the checkpoint makes."""
-    require(splits.train.shape.pixels, f"dataset={name} holds vectors: diffgen-eval judges pictures")
-    if saved:
-        made, wanted = shape_of(saved), splits.train.shape.size
+    kind = splits.train.kind
+    require(kind.judged, f"dataset={name} holds {kind.unit}: diffgen-eval judges pictures")
+    if trained:
+        made, wanted = trained.shape.size, splits.train.shape.size
         require(made == wanted, f"ckpt makes images of {made} and dataset={name} has {wanted}")
 
 
-def _number(settings: EvalSettings, splits: Splits, given: ImageSource | None) -> int:
+def _number(settings: EvalSettings, splits: Splits, given: Source | None) -> int:
     """How many images to judge."""
     most = len(given) if given is not None else min(MOST, len(splits.train))
     n = most if settings.n == "auto" else settings.n
@@ -144,12 +148,16 @@ def _extractor(
 
 
 def _sampling(
-    settings: EvalSettings, sampler: Mapping[str, Any], saved: Checkpoint, accelerator: Accelerator, n: int
+    settings: EvalSettings,
+    sampler: Mapping[str, Any],
+    saved: Checkpoint,
+    trained: Trained,
+    accelerator: Accelerator,
+    n: int,
 ) -> tuple[Sampling, Row]:
     """How to draw, and the facts by which the figures can be had again."""
-    denoiser = restore(saved)
-    config = resolve_sampler(sampler, saved.config["sampler"])
-    sampling = make_sampling(settings.sampling(n), config, saved, denoiser, accelerator.device)
+    config = resolve_sampler(sampler, saved.config["sampler"], trained.kind)
+    sampling = make_sampling(settings.sampling(n), config, saved, trained, accelerator.device)
     facts: Row = {
         "ckpt": str(saved.path),
         "images_seen": saved.images,
@@ -163,7 +171,7 @@ def _sampling(
     facts["weights"] = f"{saved.images:,} images seen{shown_average(saved)}"
     schedule = saved.config["schedule"]["name"]
     require(
-        "vlb" not in settings.metrics or model.chain_length(denoiser.schedule) is not None,
+        "vlb" not in settings.metrics or model.chain_length(trained.denoiser.schedule) is not None,
         f"metrics=vlb is the bound of a chain of steps, and schedule={schedule} of ckpt is continuous: metrics=bits",
     )
     return sampling, facts
@@ -172,15 +180,15 @@ def _sampling(
 def _draw(
     settings: EvalSettings,
     sampling: Sampling,
-    saved: Checkpoint,
     extractor: Extractor,
     accelerator: Accelerator,
     reporter: Reporter,
     n: int,
 ) -> Drawn:
     """Images 0 .. n - 1, every class in turn, with their features; each process draws its share."""
-    shape, labels = shape_of(saved), cycle_labels(n, saved.config["data"]["num_classes"])
-    batch = settings.batch_size if isinstance(settings.batch_size, int) else batch_size(shape, accelerator.device)
+    shape = sampling.trained.shape
+    labels = cycle_labels(n, shape.num_classes)
+    batch = settings.batch_size if isinstance(settings.batch_size, int) else batch_size(shape.size, accelerator.device)
     started, drawn, expected = time.monotonic(), 0, sampling.expected_nfe()
     foretold = accelerator.device.type != "cpu"  # elsewhere the first calls compile, and tell nothing
     with reporter.progress(n, 0) as line:
@@ -193,13 +201,13 @@ def _draw(
                 _foretell(reporter, line, n)
                 foretold = True
 
-        def told(done: int) -> None:
+        def progress(done: int) -> None:
             nonlocal drawn
             drawn = done
             line.update(done, f"{done} img  {count(done / (time.monotonic() - started))} img/s")
 
         sampling.before_each = moved
-        share = draw_share(sampling, shape, labels, extractor, accelerator, batch, told)
+        share = draw_share(sampling, labels, extractor, accelerator, batch, progress)
     return gathered(share, accelerator, n)
 
 
@@ -241,7 +249,7 @@ def _header(
     row: Row,
     extractor: Extractor | None,
     splits: Splits,
-    given: ImageSource | None,
+    given: Source | None,
 ) -> None:
     held_out = "no held-out images" if splits.test is splits.train else f"{len(splits.test):,} held out"
     facts = getattr(extractor, "facts", {})

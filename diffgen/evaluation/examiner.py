@@ -14,18 +14,19 @@ from accelerate import Accelerator
 from diffgen.build import make_dataset
 from diffgen.core import memory
 from diffgen.core.errors import CheckpointError, EnvironmentFault, NonFiniteError, ProcessFault
-from diffgen.core.files import append_text, cache_folder, explained, read_rows, write_atomically
+from diffgen.core.files import append_text, cache_folder, read_rows, write_atomically, writing
 from diffgen.core.plots import curves
 from diffgen.core.processes import main_first, on_main
 from diffgen.core.settings import TrainSettings
 from diffgen.core.signals import Interrupted
-from diffgen.data import ImageSource
+from diffgen.data import Source
 from diffgen.evaluation.extractors import Splits, shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.report import BETTER, FACTORS, as_json, name
 from diffgen.evaluation.samples import Drawn, draw_share, gathered
-from diffgen.sampling.drawing import Sampling, batch_size, cycle_labels
+from diffgen.sampling.drawing import Sampling, batch_size
+from diffgen.sampling.labels import cycle_labels
 from diffgen.storage import checkpoint
 from diffgen.storage.tensor_file import Tensors
 
@@ -40,7 +41,7 @@ class Examiner:
         self,
         config: Mapping[str, Any],
         settings: TrainSettings,
-        dataset: ImageSource,
+        dataset: Source,
         sampling: Sampling,
         accelerator: Accelerator,
         run_dir: Path,
@@ -74,7 +75,7 @@ class Examiner:
             "extractor": extractor.name,
             "extractor_hash": extractor.hash,
         }
-        self.labels = cycle_labels(settings.eval_n, config["data"]["num_classes"])
+        self.labels = cycle_labels(settings.eval_n, sampling.trained.shape.num_classes)
 
     def begin(self, images: int) -> None:
         """Drop figures from beyond where the run stands, and forget best weights from there: they may not return."""
@@ -89,11 +90,11 @@ class Examiner:
         there: bool = on_main(self.accelerator, lambda: any(row["images_seen"] == images for row in self._like()))
         return there
 
-    def look(self, kept: Mapping[str, Any], weights: Tensors, images: int) -> str:
+    def look(self, model_config: Mapping[str, Any], weights: Tensors, images: int) -> str:
         """Judge the run as it stands; every process calls this.
 
         Args:
-            kept: Config for the best checkpoint.
+            model_config: Config for the best checkpoint.
             weights: The averaged weights that `sampling` draws with.
             images: Training images seen.
 
@@ -107,7 +108,7 @@ class Examiner:
         drawn = self._drawn()
         if drawn is None:
             return f"{images:,} images: the samples are not finite, and not judged"
-        said: str = on_main(self.accelerator, lambda: self._judge(drawn, kept, weights, images))
+        said: str = on_main(self.accelerator, lambda: self._judge(drawn, model_config, weights, images))
         return said
 
     def _drawn(self) -> Drawn | None:
@@ -115,9 +116,9 @@ class Examiner:
         size, device = self.reference.splits.train.shape.size, self.accelerator.device
         share, fate = None, WHOLE
         try:
-            with memory.told():
+            with memory.as_fault():
                 share = draw_share(
-                    self.sampling, size, self.labels, self.reference.extractor, self.accelerator,
+                    self.sampling, self.labels, self.reference.extractor, self.accelerator,
                     batch_size(size, device), lambda done: None,
                 )  # fmt: skip
         except NonFiniteError:
@@ -133,7 +134,7 @@ class Examiner:
             raise EnvironmentFault("out of memory in an evaluation, which is left out")
         return gathered(share, self.accelerator, len(self.labels)) if share and worst == WHOLE else None
 
-    def _judge(self, drawn: Drawn, kept: Mapping[str, Any], weights: Tensors, images: int) -> str:
+    def _judge(self, drawn: Drawn, model_config: Mapping[str, Any], weights: Tensors, images: int) -> str:
         judged = Judged.of(drawn, self.reference, self.out, 0, self.accelerator.device)
         row: Row = {"images_seen": images, **self.kind, "nfe": self.sampling.nfe} | measured(FIGURES, judged)
         key = self.settings.best_by
@@ -142,12 +143,12 @@ class Examiner:
             standing = f"there is no {key} to choose the best by"
         elif best is None or (row[key] < best if BETTER.get(key) == "lower" else row[key] > best):
             facts = {"metric": key, "value": row[key], **self.kind}
-            checkpoint.save_model(self.best_folder, {**kept, "best": facts}, images, weights)
+            checkpoint.save_model(self.best_folder, {**model_config, "best": facts}, images, weights)
             self.forgotten = False
             standing = f"the best by {key} so far"
         else:
             standing = f"the best by {key} had {best * FACTORS.get(key, 1):.4g}"
-        with explained(self.out):
+        with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         append_text(self.path, as_json(row))  # after the best: what has a row is done
         self._plot()
@@ -179,7 +180,7 @@ class Examiner:
         write_atomically(self.out / "training.png", curves({label: points}, "training images seen", label))
 
 
-def _splits(config: Mapping[str, Any], training: ImageSource) -> Splits:
+def _splits(config: Mapping[str, Any], training: Source) -> Splits:
     """The run's own images, and what its data set holds out from them, if anything."""
     if config.get("split") != "train":
         return Splits(training, training)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from diffgen.core.errors import CheckpointError, UsageError, require
 from diffgen.core.processes import main_first
 from diffgen.core.registry import Table, build
-from diffgen.data import Images, ImageSource
+from diffgen.data import Images, Source
 from diffgen.data.images import to_float
 from diffgen.evaluation.classifier import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from diffgen.evaluation.dinov2 import Dinov2, load_dinov2
@@ -50,8 +50,8 @@ class Extractor(Protocol):
 class Splits:
     """The data set on which a model is judged: what it was trained on, and what was held out."""
 
-    train: ImageSource
-    test: ImageSource
+    train: Source
+    test: Source
 
 
 class Small:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffgen.core.devices import float_type
 from diffgen.core.files import write_atomically
-from diffgen.data import ImageSource
+from diffgen.data import Source
 from diffgen.data.images import to_float
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance, guided
@@ -33,23 +33,23 @@ LOWEST, HIGHEST = 0.02, 80.0
 """Noise levels sigma/alpha between which denoising is looked at, where the schedule has them."""
 
 Row = dict[str, Any]
-Told = Callable[[int, str], None]
+Progress = Callable[[int, str], None]
 """Hears the number of images done, and a figure so far."""
 
 
-def first(source: ImageSource, n: int) -> tuple[Tensor, Tensor]:
+def first(source: Source, n: int) -> tuple[Tensor, Tensor]:
     """The first n images and labels, or all if there are fewer."""
     return next(source.batches(iter([torch.arange(min(n, len(source)))]), torch.device("cpu")))
 
 
-def batches(source: ImageSource, n: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+def batches(source: Source, n: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
     """The first n images or all there are, uint8 [B, C, H, W], with labels [B], on the device, and their numbers."""
     pixels, labels = first(source, n)
     for numbers in torch.arange(len(pixels)).split(LIKELIHOOD_BATCH):
         yield pixels[numbers].to(device), labels[numbers].to(device), numbers.tolist()
 
 
-def bits(denoiser: Denoiser, device: torch.device, test: ImageSource, n: int, seed: int, told: Told) -> Row:
+def bits(denoiser: Denoiser, device: torch.device, test: Source, n: int, seed: int, progress: Progress) -> Row:
     """Bits per dimension of held-out images along the ODE: mean, standard error, network calls.
 
     Args:
@@ -58,7 +58,7 @@ def bits(denoiser: Denoiser, device: torch.device, test: ImageSource, n: int, se
         test: Held-out images.
         n: How many of them.
         seed: Of dequantisation and probes.
-        told: Hears the number of images done, and the figure so far.
+        progress: Hears the number of images done, and the figure so far.
     """
     found: list[Tensor] = []
     calls: list[int] = []
@@ -70,7 +70,7 @@ def bits(denoiser: Denoiser, device: torch.device, test: ImageSource, n: int, se
         found.append(result.each.cpu())
         calls.append(result.nfe)
         mean, error = likelihood.mean_and_error(torch.cat(found))
-        told(numbers[-1] + 1, f"{mean:.3f} +- {error:.3f} bits/dim")
+        progress(numbers[-1] + 1, f"{mean:.3f} +- {error:.3f} bits/dim")
     return {"bits": mean, "bits_error": error, "bits_images": numbers[-1] + 1, "bits_nfe": sum(calls) / len(calls)}
 
 
@@ -80,7 +80,9 @@ def chain_length(schedule: Schedule) -> int | None:
     return steps if isinstance(steps, int) and steps >= 2 else None
 
 
-def vlb(denoiser: Denoiser, steps: int, device: torch.device, test: ImageSource, n: int, seed: int, told: Told) -> Row:
+def vlb(
+    denoiser: Denoiser, steps: int, device: torch.device, test: Source, n: int, seed: int, progress: Progress
+) -> Row:
     """Variational bound on the bits per dimension of held-out images: mean, its parts, standard errors, network calls.
 
     x0_hat is clipped to [-1, 1], as in the code of Ho et al. 2020. Of the sum over the chain `TERMS` terms are
@@ -93,7 +95,7 @@ def vlb(denoiser: Denoiser, steps: int, device: torch.device, test: ImageSource,
         test: Held-out images.
         n: How many of them.
         seed: Of the noise, and of which terms.
-        told: Hears the number of images done, and the figure so far.
+        progress: Hears the number of images done, and the figure so far.
     """
     draws = TERMS if steps - 1 > TERMS else None
     found: list[likelihood.Bound] = []
@@ -104,7 +106,7 @@ def vlb(denoiser: Denoiser, steps: int, device: torch.device, test: ImageSource,
         )
         found.append(bound)
         mean, error = likelihood.mean_and_error(torch.cat([each.total for each in found]))
-        told(numbers[-1] + 1, f"{mean:.3f} +- {error:.3f} bits/dim")
+        progress(numbers[-1] + 1, f"{mean:.3f} +- {error:.3f} bits/dim")
     row: Row = {"vlb": mean, "vlb_error": error, "vlb_images": numbers[-1] + 1, "vlb_nfe": (draws or steps - 1) + 1}
     for part, values in zip(likelihood.Bound._fields, zip(*found, strict=True), strict=True):
         row[f"vlb_{part}"], row[f"vlb_{part}_error"] = likelihood.mean_and_error(torch.cat(values))
@@ -117,7 +119,7 @@ def _clipped(denoiser: Denoiser, label: Tensor, x: Tensor, t: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def denoising(
-    denoiser: Denoiser, device: torch.device, splits: Splits, n: int, seed: int, out: Path, told: Told
+    denoiser: Denoiser, device: torch.device, splits: Splits, n: int, seed: int, out: Path, progress: Progress
 ) -> Row:
     """Weighted denoising error by noise level, on training and on held-out images; a curve in `denoising.png`.
 
@@ -133,7 +135,7 @@ def denoising(
     def more(images: int) -> None:
         nonlocal done
         done += images
-        told(done, "images denoised")
+        progress(done, "images denoised")
 
     errors = [_errors(denoiser, device, source, n, nsrs, seed, more) for source in (splits.train, splits.test)]
     bins = compare(errors[0], errors[1], nsrs)
@@ -149,7 +151,7 @@ def denoising(
 def _errors(
     denoiser: Denoiser,
     device: torch.device,
-    source: ImageSource,
+    source: Source,
     n: int,
     nsrs: list[float],
     seed: int,

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from diffgen.core.errors import DataError
-from diffgen.data import Images, ImageSource
+from diffgen.data import Images, Source
 from diffgen.data.folder import RESIDENT_BYTES, Folder
 from diffgen.diffusion.denoiser import NO_LABEL
 
 
-def pictures(images: str, reference: ImageSource, name: str) -> ImageSource:
+def pictures(images: str, reference: Source, name: str) -> Source:
     """The pictures at a path, in the shape and with the classes of the data set that they are judged by.
 
     Args:
@@ -44,7 +44,7 @@ def pictures(images: str, reference: ImageSource, name: str) -> ImageSource:
         raise DataError(text.replace("set dataset.size to resize and crop them all", "they must be alike")) from None
 
 
-def _folder(path: Path, reference: ImageSource) -> Folder:
+def _folder(path: Path, reference: Source) -> Folder:
     """The pictures of a folder; a sub-folder is named as a class of the reference, or by its number."""
     folder = Folder(path, None, reference.shape.channels, workers=2)
     numbers = {str(i): i for i in range(len(reference.classes))} | {c: i for i, c in enumerate(reference.classes)}
@@ -67,7 +67,7 @@ def _in_memory(folder: Folder) -> Images:
     return images
 
 
-def _arrays(path: Path, reference: ImageSource) -> Images:
+def _arrays(path: Path, reference: Source) -> Images:
     """The images of an .npz, with labels where it has any."""
     name = f"images={str(path)!r}"
     try:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffgen.build import make_dataset
 from diffgen.core.files import write_atomically
-from diffgen.data import Images, ImageSource
+from diffgen.data import Images, Source
 from diffgen.data.base import in_order
 from diffgen.evaluation.extractors import Extractor, Splits
 
@@ -51,7 +51,7 @@ class Reference:
         return features_of(self.splits.test, self.extractor, self.cache)
 
 
-def features_of(source: ImageSource, extractor: Extractor, cache: Path) -> Tensor:
+def features_of(source: Source, extractor: Extractor, cache: Path) -> Tensor:
     """Features float32 [n, d] of all images of a data set, on the CPU, from `cache` if they are there.
 
     Args:
@@ -70,7 +70,7 @@ def features_of(source: ImageSource, extractor: Extractor, cache: Path) -> Tenso
     return known
 
 
-def _computed(source: ImageSource, extractor: Extractor) -> Tensor:
+def _computed(source: Source, extractor: Extractor) -> Tensor:
     return torch.cat([extractor(pixels)[0].cpu() for pixels, _ in in_order(source, len(source), torch.device("cpu"))])
 
 

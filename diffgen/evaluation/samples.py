@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffgen.core.processes import share_of
-from diffgen.data import ImageSource
+from diffgen.data import Source
 from diffgen.data.base import in_order
 from diffgen.evaluation.extractors import Extractor
 from diffgen.sampling.drawing import Sampling
@@ -40,34 +40,32 @@ class Drawn:
 
 def draw_share(
     sampling: Sampling,
-    shape: tuple[int, ...],
     labels: list[int],
     extractor: Extractor,
     accelerator: Accelerator,
     batch: int,
-    told: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> Drawn:
     """This process's share of images 0 .. n - 1, see `share_of`.
 
     Args:
         sampling: How to draw.
-        shape: (C, H, W).
         labels: Of all n images.
         extractor: Gives the features, in float32: they are compared with others' figures.
         accelerator: Says which share, and the precision of the network.
         batch: Images at once.
-        told: Hears how many are done, by all processes.
+        progress: Hears how many are done, by all processes.
     """
     n, mine = len(labels), share_of(len(labels), accelerator)
     whose = torch.tensor([labels[i] for i in mine])
     parts: list[Drawn] = []
     done = 0
     with accelerator.autocast():
-        for pixels in sampling.pixels(shape, mine, whose.tolist(), batch):
+        for pixels in sampling.examples(mine, whose.tolist(), batch):
             with torch.autocast(accelerator.device.type, enabled=False):
                 parts.append(_judged(pixels, whose[done : done + len(pixels)], extractor))
             done += len(pixels)
-            told(min(done * accelerator.num_processes, n))
+            progress(min(done * accelerator.num_processes, n))
     return Drawn.joined(parts)
 
 
@@ -80,12 +78,12 @@ def gathered(share: Drawn, accelerator: Accelerator, n: int) -> Drawn:
     return Drawn(*(None if column is None else column[:n] for column in columns))  # type: ignore[arg-type]
 
 
-def featured(pictures: ImageSource, extractor: Extractor, n: int, told: Callable[[int], None]) -> Drawn:
-    """The first n pictures with their features; `told` hears how many are done."""
+def featured(pictures: Source, extractor: Extractor, n: int, progress: Callable[[int], None]) -> Drawn:
+    """The first n pictures with their features; `progress` hears how many are done."""
     parts: list[Drawn] = []
     for pixels, labels in in_order(pictures, n, torch.device("cpu")):
         parts.append(_judged(pixels, labels, extractor))
-        told(sum(len(part.pixels) for part in parts))
+        progress(sum(len(part.pixels) for part in parts))
     return Drawn.joined(parts)
 
 

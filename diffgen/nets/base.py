@@ -5,30 +5,38 @@ from dataclasses import dataclass
 from diffgen.core.registry import Table
 
 MODELS = Table("model")
-"""Rows are called as row(shape, **settings) and give an nn.Module (x [B, C, H, W], noise_cond [B], label [B]) -> F."""
+"""Rows are called as row(shape, **settings) and give an nn.Module: (x [B, ...], noise_cond [B], label [B]) -> F."""
 
 
 @dataclass(frozen=True)
 class DataShape:
-    """The shape of the data, all that a model knows of it.
+    """The shape of x0, all that a model knows of its data.
 
     Attributes:
-        channels: C >= 1.
-        height: H in pixels.
-        width: W in pixels.
+        size: Without the batch: (C, H, W) of pictures, (D,) of vectors, (C, L) of sequences, (C, T, H, W) of clips.
         num_classes: Number of labels; 0 where the data has none.
-        pixels: Whether the values are 8-bit pixels, scaled to [-1, 1]; else they are real numbers without bounds.
-        augment_labels: Numbers that describe each training image's augmentation; 0 where there is none.
+        augment_labels: Numbers that describe each training example's augmentation; 0 where there is none.
     """
 
-    channels: int
-    height: int
-    width: int
-    num_classes: int
-    pixels: bool = True
+    size: tuple[int, ...]
+    num_classes: int = 0
     augment_labels: int = 0
 
+    def __str__(self) -> str:
+        """`3x32x32`."""
+        return "x".join(map(str, self.size))
+
     @property
-    def size(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.channels, self.height, self.width
+    def channels(self) -> int:
+        """C."""
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        """H of pictures."""
+        return self.size[-2]
+
+    @property
+    def width(self) -> int:
+        """W of pictures."""
+        return self.size[-1]

@@ -181,6 +181,7 @@ class UNet(nn.Module):
         dropout: float,
         patch: int,
     ) -> None:
+        require(len(shape.size) == 3, f"name=unet takes pictures [C, H, W], and the data is {shape}: choose model=mlp")
         require(
             4 <= channels <= 4096 and channels % 4 == 0,
             f"channels={channels} must be a multiple of 4 in [4, 4096]",

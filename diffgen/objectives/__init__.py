@@ -1,1 +1,6 @@
 """What is learned from a batch: its loss, the noise it draws, and the samplers that walk back."""
+
+from diffgen.objectives.base import OBJECTIVES, Batch, Objective
+from diffgen.objectives.denoise import Denoise
+
+__all__ = ["OBJECTIVES", "Batch", "Denoise", "Objective"]

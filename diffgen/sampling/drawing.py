@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgen.build import MAX_VALUES, make_sampler
+from diffgen.build import MAX_VALUES, Trained, make_sampler
 from diffgen.core import memory
 from diffgen.core.ahead import Ahead
 from diffgen.core.compilation import Compiled
 from diffgen.core.devices import float_type
 from diffgen.core.errors import NonFiniteError, ProcessFault, first_line, out_of_memory
 from diffgen.core.randomness import image_noise
-from diffgen.data.images import to_uint8
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance, guided
 from diffgen.diffusion.tasks import Plan
@@ -25,9 +24,9 @@ Watch = Callable[[Tensor, Tensor], None]
 
 @dataclass
 class Sampling:
-    """How to sample: a denoiser, a sampler with its grid, a seed and guidance."""
+    """How to sample: what was trained, a sampler with its grid, a seed and guidance."""
 
-    denoiser: Denoiser
+    trained: Trained
     sampler: Callable[..., Tensor]
     ts: Tensor
     clip: bool
@@ -44,7 +43,7 @@ class Sampling:
     @classmethod
     def from_config(
         cls,
-        denoiser: Denoiser,
+        trained: Trained,
         sampler: Mapping[str, Any],
         *,
         guidance: Guidance,
@@ -56,13 +55,23 @@ class Sampling:
         Raises:
             UsageError: The sampler's config is wrong.
         """
-        function, ts, clip = make_sampler(sampler, denoiser.schedule)
-        clip = amplifies_errors(denoiser) if clip == "auto" else clip
-        return cls(denoiser, function, ts, clip, guidance, seed, device)
+        function, ts, clip = make_sampler(sampler, trained.denoiser.schedule, trained.objective.samplers)
+        clip = trained.kind.bounded and (amplifies_errors(trained.denoiser) if clip == "auto" else clip)
+        return cls(trained, function, ts, clip, guidance, seed, device)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """x, t -> x0_hat."""
+        return self.trained.denoiser
+
+    def noise(self, indices: list[int], seed: int, draw: int = 0) -> Tensor:
+        """The objective's noise for images, [B, *size] on the CPU; see `image_noise`."""
+        size, fill = self.trained.shape.size, self.trained.objective.noise
+        return image_noise(size, indices, seed, draw, fill=fill, pinned=self.device.type == "cuda")
 
     @torch.inference_mode()
-    def draw(self, shape: tuple[int, ...], indices: list[int], labels: list[int], watch: Watch | None = None) -> Tensor:
-        """Images `indices` with the given labels as float [B, C, H, W], about [-1, 1].
+    def draw(self, indices: list[int], labels: list[int], watch: Watch | None = None) -> Tensor:
+        """Images `indices` with the given labels as x0, float [B, *size].
 
         Image i depends on (seed, i) and its label alone (with sampler=ode, whose steps suit the batch, to within its
         tolerance). The state is float64 where the device has it: steps are small differences of large numbers (Karras
@@ -71,7 +80,7 @@ class Sampling:
 
         def noise(draw: int) -> Tensor:
             whose = [0] * len(indices) if self.plan and self.plan.path else indices
-            return image_noise(shape, whose, self.seed, draw, pinned=self.device.type == "cuda")
+            return self.noise(whose, self.seed, draw)
 
         schedule = self.denoiser.schedule
         label = torch.tensor(labels, device=self.device)
@@ -112,40 +121,33 @@ class Sampling:
         """A tensor on the device, in the precision of the sampler's state."""
         return x.to(self.device, non_blocking=x.is_pinned()).to(float_type(self.device))
 
-    def batches(
-        self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
-    ) -> Iterator[Tensor]:
-        """The same in batches, on the CPU; smaller ones where memory does not suffice."""
+    def examples(self, indices: list[int], labels: list[int], batch_size: int) -> Iterator[Tensor]:
+        """Images as they are stored, in batches on the CPU; smaller ones where memory does not suffice."""
 
         def draw(numbers: list[int]) -> Tensor:
-            return self.draw(shape, [indices[i] for i in numbers], [labels[i] for i in numbers]).cpu()
+            return self.draw([indices[i] for i in numbers], [labels[i] for i in numbers]).cpu()
 
-        return in_batches(draw, len(indices), batch_size)
+        return map(self.trained.kind.decode, in_batches(draw, len(indices), batch_size))
 
-    def pixels(
-        self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int
-    ) -> Iterator[Tensor]:
-        """The batches as uint8."""
-        return map(to_uint8, self.batches(shape, indices, labels, batch_size))
-
-    def films(self, shape: tuple[int, ...], indices: list[int], labels: list[int], batch_size: int) -> Iterator[Tensor]:
-        """The batches with pictures of their way, uint8 [B, plan.frames, C, H, W]; the last one is the image.
+    def films(self, indices: list[int], labels: list[int], batch_size: int) -> Iterator[Tensor]:
+        """The same with pictures of their way, [B, plan.frames, ...]; the last one is the image.
 
         A state on the way is shown as x / |(alpha, sigma)|: noise of unit size, then more and more the image.
         """
         count = self.plan.frames if self.plan else 1
+        decode = self.trained.kind.decode
 
         def film(numbers: list[int]) -> Tensor:
             seen: list[Tensor] = []
 
             def watch(x: Tensor, t: Tensor) -> None:
                 alpha, sigma = (float(of(t)) for of in (self.denoiser.schedule.alpha, self.denoiser.schedule.sigma))
-                seen.append(to_uint8(x / math.hypot(alpha, sigma)).cpu())
+                seen.append(decode(x / math.hypot(alpha, sigma)).cpu())
 
             whose = [indices[i] for i in numbers], [labels[i] for i in numbers]
-            image = to_uint8(self.draw(shape, *whose, watch)).cpu()
-            kept = [seen[i * len(seen) // (count - 1)] for i in range(count - 1)]
-            return torch.stack([*kept, image], dim=1)
+            image = decode(self.draw(*whose, watch)).cpu()
+            shown = [seen[i * len(seen) // (count - 1)] for i in range(count - 1)]
+            return torch.stack([*shown, image], dim=1)
 
         return in_batches(film, len(indices), batch_size)
 
@@ -194,14 +196,4 @@ def amplifies_errors(denoiser: Denoiser) -> bool:
     There the first steps of a sampler go astray unless x0_hat is clipped to the range of images.
     """
     end = torch.tensor(denoiser.schedule.t_max, dtype=torch.float64)
-    return float(denoiser.c_out(end).abs()) > 10
-
-
-def cycle_labels(n: int, num_classes: int) -> list[int]:
-    """Image i gets class i mod num_classes; no label where the data has none."""
-    return [i % num_classes if num_classes else -1 for i in range(n)]
-
-
-def columns(n: int, num_classes: int) -> int | None:
-    """Columns of a grid of images with cycling labels: one a class where that fits, else None for a square."""
-    return num_classes if 2 <= num_classes <= 20 and n >= num_classes else None
+    return float(denoiser.coefficients(end).c_out.abs()) > 10

@@ -25,6 +25,7 @@ import torch
 
 from diffgen.core.errors import CheckpointError
 from diffgen.core.files import folder_atomically, write_atomically, write_json
+from diffgen.storage.formats import in_todays_words
 from diffgen.storage.tensor_file import (
     MAX_DEPTH,
     Tensors,
@@ -189,7 +190,7 @@ def describe(path: Path) -> Description:
     images = metadata.get("images", "")
     if not images.isdecimal() or len(images) > 18:
         raise CheckpointError(f"{path}: its metadata gives images={images[:20]!r}, not a count")
-    return Description(path, config, int(images), metadata)
+    return Description(path, in_todays_words(config), int(images), metadata)
 
 
 def assign(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
@@ -286,6 +287,7 @@ def load_state(folder: Path) -> tuple[dict[str, Any], Tensors]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{folder / 'state.json'} is damaged") from None
     del counters["files"]
+    counters["config"] = in_todays_words(counters["config"])
     return counters, load_tensors(folder / "state.safetensors")
 
 

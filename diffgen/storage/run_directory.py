@@ -13,12 +13,12 @@ from diffgen.core.errors import CheckpointError, EnvironmentFault, UsageError
 from diffgen.core.files import (
     MARK,
     append_text,
-    explained,
     make_writable,
     read_rows,
     tidy,
     write_atomically,
     write_json,
+    writing,
 )
 from diffgen.core.lock import RunLock
 from diffgen.storage import checkpoint
@@ -128,7 +128,7 @@ def _checkpoint_folder(path: Path) -> Path:
 
 def _unused(path: Path) -> Path:
     """The path itself, or with the first number that makes it new; the folder is made, so nobody else can take it."""
-    with explained(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         number, candidate = 1, path
         while True:
@@ -142,7 +142,7 @@ def _unused(path: Path) -> Path:
 
 def _make(path: Path, lock: RunLock) -> Path:
     make_writable(path)
-    with explained(path):
+    with writing(path):
         lock.take(path)
         for folder in (path / "samples", path / "checkpoints"):
             folder.mkdir(exist_ok=True)

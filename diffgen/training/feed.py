@@ -1,4 +1,4 @@
-"""What step k of a run is fed: which images, turned how, with which noise, times and labels.
+"""What step k of a run is fed: which examples, turned how, with which noise, times and labels.
 
 All of it is a function of the seed, the step and the images seen, drawn for the global batch; each process takes its
 slice. So one process and eight train on the same numbers, and nothing has to be saved to go on.
@@ -12,12 +12,14 @@ from torch import Tensor
 from diffgen.core.randomness import data_order, generator, uniforms
 from diffgen.core.settings import TrainSettings
 from diffgen.data import augment
-from diffgen.data.images import to_float
+from diffgen.data.base import Stored
+from diffgen.data.kinds import Kind
 from diffgen.diffusion.denoiser import NO_LABEL
 from diffgen.diffusion.schedules import Schedule
+from diffgen.objectives import Batch, Objective
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
-"""Arguments of the loss: x0, label, t, z and what augmentation did."""
+TimeDensity = Callable[[Tensor, Schedule], Tensor]
+"""(u in (0, 1) [B], schedule) -> t [B]: a row of `diffgen.diffusion.times.TIMES`."""
 
 
 class Feed:
@@ -26,12 +28,15 @@ class Feed:
     def __init__(
         self,
         settings: TrainSettings,
+        kind: Kind,
         schedule: Schedule,
-        time: Callable[[Tensor, Schedule], Tensor],
+        time_density: TimeDensity,
+        objective: Objective,
         share: slice,
     ) -> None:
-        """Args: share: which images of the global batch are this process's."""
-        self.settings, self.schedule, self.time, self.share = settings, schedule, time, share
+        """Args: share: which examples of the global batch are this process's."""
+        self.settings, self.kind, self.share = settings, kind, share
+        self.schedule, self.time_density, self.objective = schedule, time_density, objective
 
     def entries(self, size: int, images: int) -> Iterator[Tensor]:
         """Entries of a data set of `size`, batch by batch, for a run that has seen so many images."""
@@ -40,31 +45,22 @@ class Feed:
             yield order[self.share]
             images += self.settings.batch_size
 
-    def batch(self, step: int, pixels: Tensor, label: Tensor) -> Batch:
-        """The arguments of the loss for this process's images of a step, uint8 or float32 [B, C, H, W]."""
-        settings, mine = self.settings, self.share
-        n, device, shape = settings.batch_size, pixels.device, pixels.shape[1:]
+    def batch(self, step: int, stored: Stored) -> Batch:
+        """What this process's examples of a step are learned from."""
+        settings, mine, device = self.settings, self.share, stored.examples.device
+        n = settings.batch_size
         rng = generator(device, settings.seed, "step", step)
         u = uniforms(n, rng, stratified=settings.stratified_times)[mine]
         flip, drop = torch.rand(2, n, generator=rng, device=device)[:, mine]
-        z = torch.randn(n, *shape, generator=rng, device=device)[mine]
-        x0, told = self.images(pixels, flip), None
+        x0, done = self._encoded(stored.examples, flip), None
+        z = self.objective.noise(torch.empty(n, *x0.shape[1:], device=device), rng)[mine]
         if settings.augment:
             gates, values = augment.draw(n, rng)
-            x0, told = augment.augment(x0, augment.Draws(gates[mine], values[mine]), settings.augment)
-        label = torch.where(drop < settings.label_dropout, NO_LABEL, label)
-        t = self.time(u, self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
-        return x0, label, self.schedule.snap(t), z, told
+            x0, done = self.kind.augment(x0, augment.Draws(gates[mine], values[mine]), settings.augment)
+        label = torch.where(drop < settings.label_dropout, NO_LABEL, stored.labels)
+        t = self.time_density(u, self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
+        return Batch(x0, label, self.schedule.snap(t), z, done)
 
-    def images(self, pixels: Tensor, flip: Tensor) -> Tensor:
-        """Images in [-1, 1], mirrored where flip [B] is below 1/2 if that is wanted: as bytes, a fourth of the work."""
-        if self.settings.horizontal_flip:
-            pixels = torch.where((flip < 0.5)[:, None, None, None], pixels.flip(-1), pixels)
-        return to_float(pixels)
-
-
-def part(batch: Batch, start: int, stop: int) -> Batch:
-    """Images start .. stop - 1 of the arguments of the loss."""
-    x0, label, t, z, told = batch
-    here = slice(start, stop)
-    return x0[here], label[here], t[here], z[here], None if told is None else told[here]
+    def _encoded(self, examples: Tensor, flip: Tensor) -> Tensor:
+        """x0, mirrored where flip [B] is below 1/2 if that is wanted."""
+        return self.kind.encode(self.kind.mirror(examples, flip < 0.5) if self.settings.horizontal_flip else examples)

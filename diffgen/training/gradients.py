@@ -16,10 +16,10 @@ from diffgen.core import memory
 from diffgen.core.compilation import Compiled
 from diffgen.core.errors import ProcessFault, first_line, out_of_memory
 from diffgen.core.randomness import mix
-from diffgen.training.feed import Batch, part
+from diffgen.objectives import Batch
 
-Loss = Callable[..., Tensor]
-"""(x0, label, t, z, told) -> loss of each image, [B]."""
+Loss = Callable[[Batch], Tensor]
+"""The loss of each example of a batch, [B]."""
 
 
 class Gradients:
@@ -73,9 +73,9 @@ class Gradients:
                         f"out of memory on process {rank} with micro-batches of {self.micro_batch} images: "
                         "start again with a smaller train.micro_batch; the batch stays what it is"
                     ) from None
-            self._halve(len(batch[0]), reason)  # outside the handler, whose traceback keeps the tensors alive
+            self._halve(len(batch.x0), reason)  # outside the handler, whose traceback keeps the tensors alive
 
-    def rehearse(self, step: int, batch: Batch) -> None:
+    def find_micro_batch(self, step: int, batch: Batch) -> None:
         """Find a micro-batch that fits on every process, before the first step: a pass that changes nothing.
 
         If one of them cannot compile, none goes on compiled: they would wait for it in every step. One process alone
@@ -87,7 +87,7 @@ class Gradients:
             self._clear()
             if not reasons:
                 return self._agree_on_compiling()
-            self._halve(len(batch[0]), reasons[0])
+            self._halve(len(batch.x0), reasons[0])
 
     def _agree_on_compiling(self) -> None:
         if self.compiled:
@@ -106,15 +106,15 @@ class Gradients:
         return None
 
     def _pass(self, step: int, batch: Batch, *, exchange: bool) -> Tensor:
-        size = len(batch[0])
+        size = len(batch.x0)
         starts = range(0, size, self.micro_batch)
-        total = torch.zeros((), device=batch[0].device)
+        total = torch.zeros((), device=batch.x0.device)
         for number, start in enumerate(starts):
             torch.manual_seed(mix(self.seed, "dropout", step, self.accelerator.process_index, number))
             with ExitStack() as alone:
                 for module in self.modules if not exchange or number < len(starts) - 1 else ():
                     alone.enter_context(self.accelerator.no_sync(module))
-                loss = self.loss(*part(batch, start, start + self.micro_batch)).sum() / size
+                loss = self.loss(batch.part(start, start + self.micro_batch)).sum() / size
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total

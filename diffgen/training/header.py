@@ -3,21 +3,37 @@
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffgen.build import Config
 from diffgen.core.console import clock, count
 from diffgen.core.settings import TrainSettings
+from diffgen.data import Source
 from diffgen.nets import DataShape
+from diffgen.training.parts import Parts
 
 
-def data(config: Config, images: int, home: str) -> str:
-    """Number, size and classes of the training images, and where they are kept."""
-    shape = config["data"]
-    labels = f"{shape['num_classes']} classes" if shape["num_classes"] else "no labels"
-    kind = "images" if shape["pixels"] else "vectors"
-    return f"{images:,} {kind} {shape['channels']}x{shape['height']}x{shape['width']}, {labels}, {home}"
+def rows(parts: Parts, gflop: float) -> dict[str, str]:
+    """What will run; `gflop` is the cost of an example in training."""
+    config, settings, images = parts.config, parts.settings, len(parts.dataset)
+    world = parts.accelerator.num_processes
+    batch = f"{settings.batch_size} = {world} x {parts.local_batch}" if world > 1 else f"{settings.batch_size}"
+    told = {
+        "data": data(parts.dataset, parts.sampling.trained.shape),
+        "model": model(config, parts.network, gflop),
+        "method": method(config),
+        "device": f"{parts.device.type} x {world}, precision {parts.accelerator.mixed_precision}",
+        "batch": batch,
+        "optimizer": f"{config['optimizer']['name']}, lr {parts.base_lr:g}, {parts.lr_schedule.decay}",
+        "duration": duration(settings, images),
+        "judged": judged(settings, config),
+    }
+    return {name: row for name, row in told.items() if row}
+
+
+def data(dataset: Source, shape: DataShape) -> str:
+    """Number, size and classes of the training examples, and where they are kept."""
+    labels = f"{shape.num_classes} classes" if shape.num_classes else "no labels"
+    return f"{len(dataset):,} {dataset.kind.unit} {shape}, {labels}, {dataset.home}"
 
 
 def model(config: Config, network: torch.nn.Module, gflop: float) -> str:
@@ -50,33 +66,3 @@ def judged(settings: TrainSettings, config: Config) -> str:
         return ""
     how = f"{count(settings.eval_n)} images by {config['extractor']['name']}, the best by {settings.best_by} kept"
     return f"every {settings.eval_every:,} images: {how}"
-
-
-def gflop(network: torch.nn.Module, shape: DataShape, device: torch.device) -> float:
-    """Floating-point operations of one forward pass of one image, in 1e9, two to a multiply-add."""
-    x = torch.zeros(1, *shape.size, device=device)
-    # the fused attention of some devices has no formula, that of plain products has: the same number everywhere
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Flops() as counter:
-        network(x, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
-    return counter.total / 1e9
-
-
-class Flops(TorchDispatchMode):
-    """Counts the operations in `total`, by torch's formulas.
-
-    Its own FlopCounterMode imports the compiler first, to be left alone by it, and that takes a second.
-    """
-
-    total = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from torch.utils.flop_counter import flop_registry
-
-        result = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
-            self.total += formula(*args, **(kwargs or {}), out_val=result)
-        return result

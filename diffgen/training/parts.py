@@ -8,77 +8,107 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffgen.build import MODEL_SIDE, make_dataset, make_denoiser, make_model, make_weighting
+from diffgen.build import (
+    MODEL_SIDE,
+    data_config,
+    make_dataset,
+    make_denoiser,
+    make_model,
+    make_trained,
+    make_weighting,
+)
 from diffgen.core import compilation
 from diffgen.core.compilation import Compiled
 from diffgen.core.console import Reporter
-from diffgen.core.devices import layout
 from diffgen.core.errors import require
 from diffgen.core.processes import main_first
 from diffgen.core.randomness import mix
 from diffgen.core.registry import bind, build
 from diffgen.core.settings import LrSchedule, PreviewSettings, TrainSettings, section
-from diffgen.data import ImageSource, augment
+from diffgen.data import Source
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.times import TIMES
 from diffgen.nets import DataShape, casting
 from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
 from diffgen.nets.optimizers import OPTIMIZERS
-from diffgen.objectives.denoise import denoising_loss
+from diffgen.objectives import OBJECTIVES, Objective
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage.tensor_file import check_plain
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
 
 
-class Assembly:
-    """All that a run is made of: data, network and averages, optimizer, what a step sees, how previews are drawn."""
+class Parts:
+    """All that a run is made of: data, network and averages, optimizer, what a step sees, how previews are drawn.
+
+    Attributes:
+        config: Of the run, with what the data set says of its data.
+        model_config: What its checkpoints say of themselves.
+        network: In training; `averaged` are its averaged weights, the first of `emas`.
+        learned: All that has parameters: what is optimized and saved.
+        model: The network as a step calls it.
+    """
 
     def __init__(self, config: dict[str, Any], settings: TrainSettings, accelerator: Accelerator) -> None:
         """Build every part; nothing is written before all of them fit together."""
         self.settings, self.accelerator = settings, accelerator
         self.lr_schedule: LrSchedule = section(config, "lr_schedule")
-        self.preview_settings: PreviewSettings = section(config, "preview")
+        self.preview: PreviewSettings = section(config, "preview")
         self.device: torch.device = accelerator.device
         self.main: bool = accelerator.is_main_process
         self.local_batch = self._split_batch()
         self.reporter = Reporter(speaks=self.main)
-        self.time = bind(TIMES, config["time"])
-
-        self.dataset: ImageSource = main_first(accelerator, lambda: make_dataset(config))
-        shape = self.dataset.shape
+        self.time_density = bind(TIMES, config["time"])
+        self.objective: Objective = build(OBJECTIVES, config["objective"])
+        self.dataset: Source = main_first(accelerator, lambda: make_dataset(config))
+        self._check_kind(config)
         classes = list(self.dataset.classes) if config["conditional"] else []
-        require(shape.pixels or not settings.augment, "train.augment is for pictures: vectors cannot be turned")
-        self._check_judging(config, shape)
-        told = augment.LABELS if settings.augment else 0
-        data = {**vars(shape), "num_classes": len(classes), "augment_labels": told, "classes": classes}
-        self.config = {**config, "data": data}
-        self.kept = {part: self.config[part] for part in (*MODEL_SIDE, "sampler")}
-        self.kept["trained"] = {"dataset": config["dataset"]["name"], "method": config["method"]}
-        self.kept["guidance"] = self.preview_settings.guidance
-        check_plain(self.kept, "this run")  # else its own checkpoints could not be read
+        augment_labels = self.dataset.kind.augment_labels if settings.augment else 0
+        self.config = {**config, "data": data_config(self.dataset, classes, augment_labels)}
         self._build_network()
         self._build_optimizer()
         self._build_steps()
-        self._rehearse()
+        self._check_numbers()
         self.sampling = Sampling.from_config(
-            make_denoiser(self.config, self.averaged),
+            make_trained(self.config, self.averaged),
             config["sampler"],
-            guidance=Guidance(scale=self.preview_settings.guidance),
-            seed=self.preview_settings.seed,
+            guidance=Guidance(scale=self.preview.guidance),
+            seed=self.preview.seed,
             device=self.device,
         )
+        self.model_config = self._model_config()
+
+    def _model_config(self) -> dict[str, Any]:
+        told = {part: self.config[part] for part in (*MODEL_SIDE, "sampler")}
+        told["trained"] = {"dataset": self.config["dataset"]["name"], "method": self.config["method"]}
+        told["guidance"] = self.preview.guidance
+        told["ema"] = self.emas[0].profile.facts()
+        check_plain(told, "this run")  # else its own checkpoints could not be read
+        return told
 
     def _split_batch(self) -> int:
         world, batch = self.accelerator.num_processes, self.settings.batch_size
         require(batch % world == 0, f"train.batch_size={batch} must be a multiple of the {world} processes")
         return batch // world
 
+    def _check_kind(self, config: dict[str, Any]) -> None:
+        """Require that the data's kind can do what the settings ask for."""
+        kind, settings = self.dataset.kind, self.settings
+        require(
+            bool(kind.augment_labels) or not settings.augment,
+            f"train.augment={settings.augment:g} is for pictures: {kind.unit} cannot be turned",
+        )
+        require(
+            kind.mirrors or not settings.horizontal_flip,
+            f"train.horizontal_flip=true is for pictures: {kind.unit} cannot be mirrored",
+        )
+        if settings.eval_every is not None:
+            self._check_judging(config, self.dataset.shape)
+
     def _check_judging(self, config: dict[str, Any], shape: DataShape) -> None:
-        if self.settings.eval_every is None:
-            return
-        require(shape.pixels, "train.eval_every is for pictures: vectors have no features to compare")
+        unit = self.dataset.kind.unit
+        require(self.dataset.kind.judged, f"train.eval_every is for pictures: {unit} have no features to compare")
         require(
             shape.num_classes > 1 or config["extractor"]["name"] != "classifier",
             "train.eval_every with extractor=classifier needs labels, and the data has none: choose "
@@ -97,18 +127,18 @@ class Assembly:
 
     def _build_network(self) -> None:
         torch.manual_seed(mix(self.settings.seed, "init"))
-        self.network: nn.Module = make_model(self.config).to(device=self.device, memory_format=layout(self.device))  # type: ignore[call-overload]
+        layout = self.dataset.kind.layout(self.device)
+        self.network: nn.Module = make_model(self.config).to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         self.emas = [self._average(profile) for profile in profiles(section(self.config, "ema"))]
         self.averaged = self.emas[0].averaged
-        self.kept["ema"] = self.emas[0].profile.facts()
         self.model = self._stepped()
         self.denoiser = make_denoiser(self.config, self._autocast)
-        told = "augment" in inspect.signature(self.network.forward).parameters
-        require(told or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
+        takes_labels = "augment" in inspect.signature(self.network.forward).parameters
+        require(takes_labels or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
         self.weighting = make_weighting(self.config)
-        self.trained = nn.ModuleDict({"model": self.network})  # all that has parameters: what is optimized and saved
+        self.learned = nn.ModuleDict({"model": self.network})
         if isinstance(self.weighting, nn.Module):
-            self.trained["weighting"] = self.weighting.to(self.device)
+            self.learned["weighting"] = self.weighting.to(self.device)
             self.weighting = self._shared(self.weighting)
 
     def _average(self, profile: Profile) -> EMA:
@@ -139,27 +169,28 @@ class Assembly:
             return self.model(*inputs)
 
     def _build_optimizer(self) -> None:
-        optimizer = build(OPTIMIZERS, self.config["optimizer"], self.trained.parameters())
+        optimizer = build(OPTIMIZERS, self.config["optimizer"], self.learned.parameters())
         self.base_lr: float = optimizer.param_groups[0]["lr"]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
     def _build_steps(self) -> None:
         first = self.accelerator.process_index * self.local_batch
         share = slice(first, first + self.local_batch)
-        self.feed = Feed(self.settings, self.denoiser.schedule, self.time, share)
+        schedule, kind = self.denoiser.schedule, self.dataset.kind
+        self.feed = Feed(self.settings, kind, schedule, self.time_density, self.objective, share)
         given = self.settings.micro_batch
         self.gradients = Gradients(
             self.accelerator,
             [module for module in (self.model, self.weighting) if isinstance(module, nn.Module)],
-            lambda *batch: denoising_loss(self.denoiser, self.weighting, *batch),
+            lambda batch: self.objective.loss(self.denoiser, self.weighting, batch),
             self.settings.seed,
             given if isinstance(given, int) else self.local_batch,
             self.reporter.warn,
             self.compiled,
         )
 
-    def _rehearse(self) -> None:
+    def _check_numbers(self) -> None:
         """Call what checks its numbers when it runs, so that a bad one is told before anything is written."""
-        t = self.time(torch.full((1,), 0.5, device=self.device), self.denoiser.schedule)
-        alpha, sigma, _, _ = self.denoiser.coefficients(t)
-        self.weighting(alpha, sigma, self.denoiser.c_out(t))
+        t = self.time_density(torch.full((1,), 0.5, device=self.device), self.denoiser.schedule)
+        at = self.denoiser.coefficients(t)
+        self.weighting(at.alpha, at.sigma, at.c_out)

@@ -7,29 +7,25 @@ in images seen, so one GPU and eight run the same recipe.
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from diffgen.core import memory, speed
 from diffgen.core.console import count
-from diffgen.core.errors import CheckpointError, DiffgenError, EnvironmentFault, NonFiniteError, UsageError
+from diffgen.core.errors import DiffgenError, EnvironmentFault, NonFiniteError, UsageError
 from diffgen.core.lock import RunLock
 from diffgen.core.processes import accelerated, faults_told, on_main
 from diffgen.core.settings import TrainSettings, section
 from diffgen.core.signals import Interrupted, Stopped, StopRequest, stop_requests
-from diffgen.storage import checkpoint
+from diffgen.data.base import Stored
 from diffgen.storage.run_directory import RunLog, choose_run
-from diffgen.training import header, preview
-from diffgen.training import state as training_state
+from diffgen.training import header, preview, saving
 from diffgen.training.clipping import clipped_step, finite
-from diffgen.training.parts import Assembly
-from diffgen.training.stopwatch import Stopwatch
-from diffgen.training.tally import Tally
-from diffgen.training.writer import Snapshot, Writer
+from diffgen.training.parts import Parts
+from diffgen.training.progress import Progress
+from diffgen.training.writer import Writer
 
 if TYPE_CHECKING:
     from diffgen.evaluation.examiner import Examiner
@@ -55,90 +51,50 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
         accelerated(settings.precision) as accelerator,
         RunLock() as lock,
     ):
-        trainer = Trainer(config, settings, accelerator)
+        trainer = Trainer(Parts(config, settings, accelerator))
         trainer.open_run(config_yaml, default_run_dir, lock)
         trainer.run(request)
 
 
-class Trainer(Assembly):
-    """One run: its counters, its directory, and the loop."""
+class Trainer:
+    """One run: where it stands, its directory, and the loop around its parts."""
 
-    def __init__(self, config: dict[str, Any], settings: TrainSettings, accelerator: Accelerator) -> None:
-        """Build every part; nothing is written before all of them fit together."""
-        super().__init__(config, settings, accelerator)
-        self.step = self.images = 0
-        self.watch = Stopwatch()
-        self.tally = Tally.zeros(self.device)
+    def __init__(self, parts: Parts) -> None:
+        """Nothing is written yet."""
+        self.parts, self.settings, self.accelerator = parts, parts.settings, parts.accelerator
+        self.device, self.main, self.reporter = parts.device, parts.main, parts.reporter
+        self.at = Progress(parts.settings, parts.device)
         self.examiner: Examiner | None = None
         # the backward pass costs two forward ones
-        self.gflop = 3 * header.gflop(self.averaged, self.dataset.shape, self.device)
-        self.peak = speed.peak_tflops(self.device, accelerator.mixed_precision)
+        self.gflop = 3 * speed.gflop(parts.averaged, parts.dataset.shape.size, parts.device)
+        self.peak = speed.peak_tflops(parts.device, self.accelerator.mixed_precision)
 
     # --- the run directory ----------------------------------------------------------------------------------------
 
     def open_run(self, config_yaml: str, default_run_dir: str, lock: RunLock) -> None:
         """Decide where to write and where to go on from, on the main process; then load."""
-        wanted = (self.config["run_dir"], self.settings.resume, default_run_dir, lock)
+        wanted = (self.parts.config["run_dir"], self.settings.resume, default_run_dir, lock)
         place = on_main(self.accelerator, lambda: choose_run(*wanted))
         self.run_dir, self.resumed_from = place.run_dir, place.resumed_from
         for note in place.notes:
             self.reporter.warn(note)
-        self.changes: list[str] = []
-        if self.resumed_from:
-            self._load(self.resumed_from)
-        self.first_images = self.images
+        self.changes = saving.load(self.resumed_from, self.parts, self.at) if self.resumed_from else []
+        self.at.first_images = self.at.images
         self.log = RunLog(self.run_dir)
         self.writer = Writer(self.run_dir / "checkpoints", self.settings.keep_checkpoints, self.reporter.warn)
-        on_main(self.accelerator, lambda: self.log.start(config_yaml, self.images))
-
-    def _load(self, folder: Path) -> None:
-        saved = checkpoint.load(folder)
-        counters, tensors = checkpoint.load_state(folder)
-        self.changes = training_state.compare(self.config, counters["config"], folder)
-        others = [checkpoint.load(folder / f"model-{ema.profile}.safetensors") for ema in self.emas[1:]]
-        for ema, average in zip(self.emas, [saved, *others], strict=True):
-            checkpoint.check_fit(ema.averaged, average.weights, folder)
-            ema.averaged.load_state_dict(average.weights)
-        try:
-            training_state.apply(tensors, self.trained, self.optimizer.optimizer, self.device, folder)
-            if counters["scaler"] and self.accelerator.scaler:
-                self.accelerator.scaler.load_state_dict(counters["scaler"])
-            rank, world = self.accelerator.process_index, self.accelerator.num_processes
-            self.tally = Tally.from_tensors(tensors, rank, world, self.device)
-            self.step, self.images = counters["step"], counters["images"]
-            self.watch.go_on(counters["seconds"])
-            if counters["data_images"] != len(self.dataset):
-                self.changes.append(f"images in the data set: {counters['data_images']} -> {len(self.dataset)}")
-            if self.settings.micro_batch == "auto":
-                self.gradients.micro_batch = min(self.local_batch, counters["micro_batch"])
-        except KeyError as error:
-            raise CheckpointError(f"{folder} is not a whole training state: it lacks {error}") from None
+        on_main(self.accelerator, lambda: self.log.start(config_yaml, self.at.images))
 
     def _save(self, *, wait: bool) -> None:
         """Write a checkpoint, on the main process; in the background unless `wait`."""
-        if not finite([w for ema in self.emas for w in ema.averaged.state_dict().values()]):
+        if not finite([w for ema in self.parts.emas for w in ema.averaged.state_dict().values()]):
             self._diverged("the averaged weights are not finite")
         self._tell_status("running")
-        losses = self.accelerator.gather(self.tally.loss[None])
-        on_main(self.accelerator, lambda: self.writer.submit(self._snapshot(losses), wait=wait))
+        losses = self.accelerator.gather(self.at.tally.loss[None])
 
-    def _snapshot(self, losses: Tensor) -> Snapshot:
-        counters = {
-            "step": self.step,
-            "images": self.images,
-            "seconds": self.watch.seconds,
-            "micro_batch": self.gradients.micro_batch,
-            "data_images": len(self.dataset),
-            "stays": bool(self.settings.keep_every and self._crossed(self.settings.keep_every)),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            "config": self.config,
-        }
-        tensors = training_state.gather(self.trained, self.optimizer.optimizer) | self.tally.tensors(losses)
-        others = {
-            str(ema.profile): ({**self.kept, "ema": ema.profile.facts()}, ema.averaged.state_dict())
-            for ema in self.emas[1:]
-        }
-        return Snapshot(self.images, self.kept, self.averaged.state_dict(), tensors, counters, others)
+        def submit() -> None:
+            self.writer.submit(saving.snapshot(self.parts, self.at, losses), wait=wait)
+
+        on_main(self.accelerator, submit)
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -166,35 +122,37 @@ class Trainer(Assembly):
 
     def _fit(self, request: StopRequest) -> None:
         self._header()
-        self.model.train()
-        over = self._progress() >= 1
+        self.parts.model.train()
+        over = self.at.share() >= 1
         if over and self.resumed_from and self.resumed_from.resolve().parents[1] != self.run_dir.resolve():
-            raise UsageError(f"{self.resumed_from} has seen {self.images:,} images: give more of them to go on")
+            raise UsageError(f"{self.resumed_from} has seen {self.at.images:,} images: give more of them to go on")
         self.examiner = self._examiner()
-        self.sampling.before_each = request.check
-        self.watch.start(self.images)
+        self.parts.sampling.before_each = request.check
+        self.at.watch.start(self.at.images)
         if self.resumed_from and not self._examined(again=True):  # the evaluation in which the run was stopped
-            raise Stopped(self._agree(request, always=True), self.images, self.run_dir)
+            raise Stopped(self._agree(request, always=True), self.at.images, self.run_dir)
         if over:
-            self.reporter.say(f"nothing to do: {self.images:,} images are done")
+            self.reporter.say(f"nothing to do: {self.at.images:,} images are done")
             return self._farewell()
         if stop := self._agree(request, always=True):
-            raise Stopped(stop, self.images, self.run_dir)
-        if self.compiled:
+            raise Stopped(stop, self.at.images, self.run_dir)
+        if self.parts.compiled:
             self.reporter.say("compiling the network: the first step takes minutes, the first time on this machine")
-        entries = self.feed.entries(len(self.dataset), self.images)
+        entries = self.parts.feed.entries(len(self.parts.dataset), self.at.images)
         folder = self.run_dir / "profile" if self.settings.profile and self.main else None
         with (
-            self.reporter.progress(1.0, self._progress()) as self.line,
+            self.reporter.progress(1.0, self.at.share()) as self.line,
             self.writer,
             speed.profiled(folder, self.reporter.say) as profiled,
         ):
-            for pixels, labels in self.dataset.batches(entries, self.device):
-                first = self.images == self.first_images
-                norm, lr = self._step(pixels, labels)
-                if first:  # it compiles, rehearses and loads kernels; counted, minutes of that would end the warm-up
-                    self.watch.start(self.images)
-                    self.line.start(self._progress())
+            for stored in self.parts.dataset.batches(entries, self.device):
+                first = self.at.images == self.at.first_images
+                norm, lr = self._step(stored)
+                if (
+                    first
+                ):  # it compiles, tries out sizes and loads kernels; counted, minutes of that would end the warm-up
+                    self.at.watch.start(self.at.images)
+                    self.line.start(self.at.share())
                 alone = profiled()
                 stop = self._agree(request)
                 done = self._after_step(norm, lr, stop, alone=alone)
@@ -204,115 +162,106 @@ class Trainer(Assembly):
                 if done or stop:
                     break
         if stop:
-            raise Stopped(stop, self.images, self.run_dir)
+            raise Stopped(stop, self.at.images, self.run_dir)
         self._farewell()
 
     def _after_step(self, norm: Tensor, lr: float, stop: int, *, alone: bool) -> bool:
         """Log, save and preview when it is time; whether the run is over. A step that is profiled is left `alone`."""
-        settings, done = self.settings, bool(stop) or self._progress() >= 1
-        self.line.advance(min(self._progress(), 1))
-        if (done and not stop) or self._crossed(settings.log_every):  # a run that goes on logs as if never stopped
+        settings, done = self.settings, bool(stop) or self.at.share() >= 1
+        self.line.advance(min(self.at.share(), 1))
+        if (done and not stop) or self.at.crossed(settings.log_every):  # a run that goes on logs as if never stopped
             self._log(norm, lr)
         if alone and not done:
             return False
-        with self.watch.apart(counts=True):
-            if done or self._crossed(settings.checkpoint_every) or self._crossed(settings.keep_every):
+        with self.at.watch.apart(counts=True):
+            if done or self.at.crossed(settings.checkpoint_every) or self.at.crossed(settings.keep_every):
                 self._save(wait=done)
-            if not stop and (done or self._crossed(settings.preview_every)):
+            if not stop and (done or self.at.crossed(settings.preview_every)):
                 with self.accelerator.autocast():
                     on_main(self.accelerator, lambda: self._try(self._preview))
         return done
 
-    def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    def _step(self, stored: Stored) -> tuple[Tensor, float]:
         """One optimizer step on this process's share of the batch; returns the gradient norm and learning rate.
 
         A gradient that is not finite, on any process, would make every weight so: its step is skipped, and counted.
         """
-        batch = self.feed.batch(self.step, pixels, labels)
-        if self.images == self.first_images:
-            self.gradients.rehearse(self.step, batch)
-        loss = self.gradients.accumulate(self.step, batch)
-        lr = self.base_lr * self.lr_schedule.factor(self.images, self._progress())
-        for group in self.optimizer.param_groups:
+        batch = self.parts.feed.batch(self.at.step, stored)
+        if self.at.images == self.at.first_images:
+            self.parts.gradients.find_micro_batch(self.at.step, batch)
+        loss = self.parts.gradients.accumulate(self.at.step, batch)
+        lr = self.parts.base_lr * self.parts.lr_schedule.factor(self.at.images, self.at.share())
+        for group in self.parts.optimizer.param_groups:
             group["lr"] = lr
         largest = self.settings.grad_clip or math.inf
         if self.accelerator.scaler:
-            norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), largest)
-            self.optimizer.step()  # the gradient's scaler skips by itself
+            norm = self.accelerator.clip_grad_norm_(self.parts.learned.parameters(), largest)
+            self.parts.optimizer.step()  # the gradient's scaler skips by itself
         else:
-            norm = clipped_step(self.optimizer.optimizer, largest)
-        self.optimizer.zero_grad()
-        self.tally.add(loss, ~norm.isfinite())
-        self.step += 1
-        self.images += self.settings.batch_size
-        for ema in self.emas:
-            ema.update(self.images, self.settings.batch_size)
+            norm = clipped_step(self.parts.optimizer.optimizer, largest)
+        self.parts.optimizer.zero_grad()
+        self.at.tally.add(loss, ~norm.isfinite())
+        self.at.move_on()
+        for ema in self.parts.emas:
+            ema.update(self.at.images, self.settings.batch_size)
         return norm, lr
-
-    def _progress(self) -> float:
-        """Share of the run that is done, by images or by minutes, whichever is further."""
-        by_images = self.images / (self.settings.images or math.inf)
-        return max(by_images, self.watch.seconds / (60 * (self.settings.minutes or math.inf)))
 
     def _agree(self, request: StopRequest, *, always: bool = False) -> int:
         """Take the main process's clock, and a signal that any process received; returns the signal or 0.
 
         Where agreeing costs a synchronisation with a GPU, it is done every log interval only, unless `always`.
         """
-        seconds = self.watch.read()
+        seconds = self.at.watch.read()
         if self.accelerator.num_processes == 1:
-            self.watch.seconds = seconds
+            self.at.watch.seconds = seconds
             return request.signum
-        if self.device.type != "cpu" and not always and not self._crossed(self.settings.log_every):
+        if self.device.type != "cpu" and not always and not self.at.crossed(self.settings.log_every):
             return 0
         mine = torch.tensor([seconds if self.main else 0.0, request.signum], dtype=torch.float64, device=self.device)
         gathered = self.accelerator.gather(mine[None])
-        self.watch.seconds = float(gathered[:, 0].max())
+        self.at.watch.seconds = float(gathered[:, 0].max())
         return int(gathered[:, 1].max())
-
-    def _crossed(self, every: int | None) -> bool:
-        return every is not None and self.images // every > (self.images - self.settings.batch_size) // every
 
     # --- what is told ---------------------------------------------------------------------------------------------
 
     def _log(self, norm: Tensor, lr: float) -> None:
-        steps, skipped = int(self.tally.steps), int(self.tally.skipped)
-        if self.tally.longest > self.settings.max_skipped:
-            steps_in_row = int(self.tally.longest)
+        steps, skipped = int(self.at.tally.steps), int(self.at.tally.skipped)
+        if self.at.tally.longest > self.settings.max_skipped:
+            steps_in_row = int(self.at.tally.longest)
             self._diverged(f"{steps_in_row} steps in a row had a gradient that is not finite and were skipped")
-        loss = float(self.accelerator.reduce(self.tally.loss.clone(), "mean")) / steps if steps else None
-        self.tally.begin_line()
-        pace = self.watch.pace(self.images)
+        loss = float(self.accelerator.reduce(self.at.tally.loss.clone(), "mean")) / steps if steps else None
+        self.at.tally.begin_line()
+        pace = self.at.watch.pace(self.at.images)
         row = {
-            "images": self.images,
-            "step": self.step,
+            "images": self.at.images,
+            "step": self.at.step,
             "loss": loss,
             "lr": lr,
             "grad_norm": float(norm) if norm.isfinite() else None,
             "skipped": skipped,
             "images_per_second": None if pace is None else round(pace, 2),
-            "seconds": round(self.watch.seconds, 3),
+            "seconds": round(self.at.watch.seconds, 3),
         }
         if self.main:
             self._try(lambda: self.log.append(row))
-        epochs = f"epoch {self.images / len(self.dataset):g}  " if self.settings.print_log else ""
-        figures = [f"{epochs}{count(self.images)} img", f"loss {math.nan if loss is None else loss:.4f}"]
+        epochs = f"epoch {self.at.images / len(self.parts.dataset):g}  " if self.settings.print_log else ""
+        figures = [f"{epochs}{count(self.at.images)} img", f"loss {math.nan if loss is None else loss:.4f}"]
         if pace is not None:  # the first step has none
             tflops = pace * self.gflop / 1000 / self.accelerator.num_processes
             figures += [f"{count(pace)} img/s", speed.shown(tflops, self.peak)]
         figures += [memory.peak(self.device)] + ([f"{skipped} steps skipped"] if skipped else [])
-        self.line.update(min(self._progress(), 1), "  ".join(figures), keep=self.settings.print_log)
+        self.line.update(min(self.at.share(), 1), "  ".join(figures), keep=self.settings.print_log)
 
     def _diverged(self, what: str) -> None:
         raise NonFiniteError(
-            f"{what}, at {self.images:,} images: lower optimizer.lr, set train.grad_clip=1 or train.precision=no; "
+            f"{what}, at {self.at.images:,} images: lower optimizer.lr, set train.grad_clip=1 or train.precision=no; "
             f"a checkpoint in {self.run_dir}, if there is one, is from before"
         )
 
     def _try(self, write: Callable[[], None]) -> None:
         """Write something that training can do without."""
         try:
-            with memory.told("it is left out"):
+            with memory.as_fault("it is left out"):
                 write()
         except EnvironmentFault as error:
             self.reporter.warn(f"{error}; training goes on")
@@ -324,14 +273,12 @@ class Trainer(Assembly):
 
     def _tell_status(self, state: str, code: int | None = None, reason: str = "") -> None:
         if self.main:
-            self._try(lambda: self.log.status(state, self.images, code, reason))
+            self._try(lambda: self.log.status(state, self.at.images, code, reason))
 
     def _preview(self) -> None:
         """Draw the images of the fixed seeds, and the loss curve."""
-        path = self.run_dir / "samples" / f"{self.images:08d}.png"
-        said = preview.draw(
-            self.sampling, self.dataset, self.preview_settings.n, self.config["data"]["num_classes"], path
-        )
+        path = self.run_dir / "samples" / f"{self.at.images:08d}.png"
+        said = preview.draw(self.parts.sampling, self.parts.dataset, self.parts.preview.n, path)
         if said:
             self.reporter.say(said)
         self.log.plot()
@@ -342,10 +289,17 @@ class Trainer(Assembly):
             return None
         from diffgen.evaluation.examiner import Examiner  # and all that draws, which most runs do not need
 
-        self.reporter.say(f"preparing extractor={self.config['extractor']['name']}, once for each data set")
-        parts = (self.config, self.settings, self.dataset, self.sampling, self.accelerator, self.run_dir)
+        self.reporter.say(f"preparing extractor={self.parts.config['extractor']['name']}, once for each data set")
+        parts = (
+            self.parts.config,
+            self.settings,
+            self.parts.dataset,
+            self.parts.sampling,
+            self.accelerator,
+            self.run_dir,
+        )
         examiner = Examiner(*parts)
-        on_main(self.accelerator, lambda: self._try(lambda: examiner.begin(self.images)))
+        on_main(self.accelerator, lambda: self._try(lambda: examiner.begin(self.at.images)))
         return examiner
 
     def _examined(self, *, again: bool = False) -> bool:
@@ -354,12 +308,14 @@ class Trainer(Assembly):
         Args:
             again: Only where it was to be done before, and was not.
         """
-        due = self._progress() >= 1 or self._crossed(self.settings.eval_every)
-        if not self.examiner or not due or (again and self.examiner.looked(self.images)):
+        due = self.at.share() >= 1 or self.at.crossed(self.settings.eval_every)
+        if not self.examiner or not due or (again and self.examiner.looked(self.at.images)):
             return True
         try:
-            with self.watch.apart(counts=False):
-                self.reporter.say(self.examiner.look(self.kept, self.averaged.state_dict(), self.images))
+            with self.at.watch.apart(counts=False):
+                self.reporter.say(
+                    self.examiner.look(self.parts.model_config, self.parts.averaged.state_dict(), self.at.images)
+                )
         except EnvironmentFault as error:
             self.reporter.warn(f"{error}; training goes on")
         except Interrupted:
@@ -370,24 +326,12 @@ class Trainer(Assembly):
         return True
 
     def _header(self) -> None:
-        batch, world, images = self.settings.batch_size, self.accelerator.num_processes, len(self.dataset)
-        resumed = f"resumed at {self.images:,} images from {self.resumed_from}"
-        rows = {
-            "data": header.data(self.config, images, self.dataset.home),
-            "model": header.model(self.config, self.network, self.gflop),
-            "method": header.method(self.config),
-            "device": f"{self.device.type} x {world}, precision {self.accelerator.mixed_precision}",
-            "batch": f"{batch} = {world} x {self.local_batch}" if world > 1 else f"{batch}",
-            "optimizer": f"{self.config['optimizer']['name']}, lr {self.base_lr:g}, {self.lr_schedule.decay}",
-            "duration": header.duration(self.settings, images),
-            "judged": header.judged(self.settings, self.config),
-            "run": f"{self.run_dir}",
-            "state": resumed if self.resumed_from else "new run",
-        }
+        parts = self.parts
+        state = f"resumed at {self.at.images:,} images from {self.resumed_from}" if self.resumed_from else "new run"
+        rows = header.rows(parts, self.gflop) | {"run": f"{self.run_dir}", "state": state}
         if self.changes:
             rows["changed"] = ", ".join(self.changes)
-        rows = {name: row for name, row in rows.items() if row}
-        self.reporter.header(f"diffgen-train: {self.config['dataset']['name']}, {self.config['method']}", rows)
+        self.reporter.header(f"diffgen-train: {parts.config['dataset']['name']}, {parts.config['method']}", rows)
 
     def _farewell(self) -> None:
         if self.writer.newest:

@@ -20,13 +20,14 @@ def main() -> None:
     whole = "--whole" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--whole"]
     from diffgen.cli import train
+    from diffgen.data.base import Stored
     from diffgen.training.trainer import Trainer
 
     step = Trainer._step
 
-    def first(self: Trainer, pixels: torch.Tensor, labels: torch.Tensor) -> object:
+    def first(self: Trainer, stored: Stored) -> object:
         entered = time.perf_counter()
-        done = step(self, pixels, labels)
+        done = step(self, stored)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         told = {

@@ -104,9 +104,7 @@ def compose(*overrides: str) -> Config:
 
 def with_data(config: Config, shape: tuple[int, int, int]) -> Config:
     """A config with the unlabelled data that the trainer would fill in."""
-    channels, height, width = shape
-    data = {"channels": channels, "height": height, "width": width, "num_classes": 0, "classes": []}
-    return {**config, "data": {**data, "pixels": True, "augment_labels": 0}}
+    return {**config, "data": {"kind": {"name": "pixels"}, "size": list(shape), "num_classes": 0}}
 
 
 def our_network(layout: Layout) -> nn.Module:

@@ -15,6 +15,7 @@ from diffgen.core.settings import section
 from diffgen.data.base import Images
 from diffgen.diffusion.schedules import SCHEDULES
 from diffgen.diffusion.times import TIMES
+from diffgen.objectives import Denoise
 from diffgen.training.feed import Feed
 
 BATCH = 128
@@ -44,13 +45,14 @@ class OneByOne(Dataset[Tensor]):
 def ours(pixels: Tensor, *, alone: bool) -> Call:
     """The next batch of diffgen's data set and feed; `alone`: gathered, flipped and normalised, no more."""
     config = compose(*PLAIN, "train.horizontal_flip=true", f"train.batch_size={BATCH}")
-    schedule = build(SCHEDULES, config["schedule"])
-    feed = Feed(section(config, "train"), schedule, bind(TIMES, config["time"]), slice(0, BATCH))
+    schedule, time_density = build(SCHEDULES, config["schedule"]), bind(TIMES, config["time"])
     source = Images(pixels, torch.full((len(pixels),), -1), ())
+    feed = Feed(section(config, "train"), source.kind, schedule, time_density, Denoise(), slice(0, BATCH))
     batches = source.batches(feed.entries(len(pixels), 0), torch.device("cpu"))
     if alone:
-        return lambda: feed.images(next(batches)[0], torch.rand(BATCH))
-    return lambda: feed.batch(0, *next(batches))
+        kind = source.kind
+        return lambda: kind.encode(kind.mirror(next(batches).examples, torch.rand(BATCH) < 0.5))
+    return lambda: feed.batch(0, next(batches))
 
 
 def torchvision(pixels: Tensor, *, alone: bool) -> Call:

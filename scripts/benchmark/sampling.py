@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from benchmark import clock
 from benchmark.clock import Call, Row
 from benchmark.layouts import MNIST, PLAIN, Layout, compose, diffusers_network, our_network
-from diffgen.build import make_denoiser
+from diffgen.build import Trained, make_denoiser
+from diffgen.data.kinds import Pixels
 from diffgen.diffusion.guidance import Guidance
+from diffgen.nets import DataShape
+from diffgen.objectives import Denoise
 from diffgen.sampling.drawing import Sampling
 
 Shape = tuple[int, int, int]
@@ -33,10 +36,10 @@ def our_draws(network: nn.Module, shape: Shape, images: int, device: torch.devic
     def draw(name: str) -> Draw:
         def with_steps(steps: int) -> Call:
             config = compose(*PLAIN, f"sampler={name}", f"sampler.steps={steps}")
-            denoiser = make_denoiser(config, network)
+            trained = Trained(Pixels(), DataShape(shape), Denoise(), make_denoiser(config, network))
             plain = Guidance(scale=1.0)
-            sampling = Sampling.from_config(denoiser, config["sampler"], guidance=plain, seed=0, device=device)
-            return lambda: sampling.draw(shape, list(range(images)), [-1] * images)
+            sampling = Sampling.from_config(trained, config["sampler"], guidance=plain, seed=0, device=device)
+            return lambda: sampling.draw(list(range(images)), [-1] * images)
 
         return with_steps
 

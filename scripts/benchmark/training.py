@@ -22,6 +22,7 @@ from benchmark.layouts import LAYOUTS, MNIST, PLAIN, Config, Costs, Layout, comp
 from diffgen.core.lock import RunLock
 from diffgen.core.processes import accelerated
 from diffgen.core.settings import section
+from diffgen.training.parts import Parts
 from diffgen.training.trainer import Trainer
 
 PICTURES = 512
@@ -50,14 +51,15 @@ def stepping(stack: ExitStack, config: Config) -> tuple[Trainer, Call]:
     fresh_accelerate()
     lock = stack.enter_context(RunLock())
     settings = section(config, "train")
-    trainer = Trainer(config, settings, stack.enter_context(accelerated(settings.precision)))
+    parts = Parts(config, settings, stack.enter_context(accelerated(settings.precision)))
+    trainer = Trainer(parts)
     trainer.open_run("", "", lock)
-    trainer.model.train()
-    trainer.watch.start(0)
-    trainer.line = stack.enter_context(trainer.reporter.progress(1.0, 0.0))
-    entries = trainer.feed.entries(len(trainer.dataset), 0)
-    batches = trainer.dataset.batches(entries, trainer.device)
-    return trainer, lambda: trainer._step(*next(batches))
+    parts.model.train()
+    trainer.at.watch.start(0)
+    trainer.line = stack.enter_context(parts.reporter.progress(1.0, 0.0))
+    entries = parts.feed.entries(len(parts.dataset), 0)
+    batches = parts.dataset.batches(entries, parts.device)
+    return trainer, lambda: trainer._step(next(batches))
 
 
 def lucidrains(layout: Layout, folder: Path, batch: int, precision: str, burst: int) -> Call:
@@ -212,7 +214,7 @@ def around_the_network(rounds: int, folder: Path, *, quick: bool) -> Row:
     with ExitStack() as stack:
         trainer, step = our_trainer(stack, MNIST, root, batch, "no")
         whole = watched(trainer, "_step")
-        passes, feed = watched(trainer.gradients, "accumulate"), watched(trainer.feed, "batch")
+        passes, feed = watched(trainer.parts.gradients, "accumulate"), watched(trainer.parts.feed, "batch")
         calls: dict[str, Call] = {"diffgen": step, "log": lambda: trainer._log(torch.ones((), device=device), 1e-4)}
         theirs: dict[str, list[float]] = {}
 

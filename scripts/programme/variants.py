@@ -19,6 +19,7 @@ from benchmark.competitor import Competitor
 from benchmark.layouts import DDPM, LAYOUTS, TINY, Costs
 from torch import Tensor, nn
 
+from diffgen.data.base import Stored
 from diffgen.nets import casting
 from diffgen.training.trainer import Trainer
 from programme import steps
@@ -48,9 +49,9 @@ def cuda_graphs() -> Iterator[None]:
     """
     step = Trainer._step
 
-    def marked(self: Trainer, *batch: Tensor) -> Any:
+    def marked(self: Trainer, stored: Stored) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
-        return step(self, *batch)
+        return step(self, stored)
 
     recorded = partial(torch.compile, mode="reduce-overhead")
     with patch.object(torch, "compile", recorded), patch.object(Trainer, "_step", marked), weights_cast_where_used():

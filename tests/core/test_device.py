@@ -68,15 +68,15 @@ def test_a_planted_defect_is_caught(bench: Bench, tmp_path: Path, mutation: Muta
 
 
 def test_a_defect_that_cannot_be_planted_is_an_error(tmp_path: Path) -> None:
-    before = device_mutations.found("tally:Tally.add").__code__
+    before = device_mutations.found("training.tally:Tally.add").__code__
     with (
         pytest.raises(SystemExit, match="does not hold 'nowhere' once"),
-        planted(Mutation("", "tally:Tally.add", "nowhere", "", "")),
+        planted(Mutation("", "training.tally:Tally.add", "nowhere", "", "")),
     ):
         pass
-    with planted(Mutation("", "tally:Tally.add", "self.steps +", "self.steps -", "")):
-        assert device_mutations.found("tally:Tally.add").__code__ != before
-    assert device_mutations.found("tally:Tally.add").__code__ is before
+    with planted(Mutation("", "training.tally:Tally.add", "self.steps +", "self.steps -", "")):
+        assert device_mutations.found("training.tally:Tally.add").__code__ != before
+    assert device_mutations.found("training.tally:Tally.add").__code__ is before
 
 
 def test_the_page_says_what_the_result_file_says() -> None:

@@ -28,9 +28,9 @@ COUNTED = """
 import sys
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from diffgen.training import trainer
+from diffgen.training.parts import Parts
 from diffgen.cli import train
-shared, exchanged = trainer.Trainer._shared, []
+shared, exchanged = Parts._shared, []
 def counting(self, module):
     module = shared(self, module)
     def hook(group, bucket):
@@ -38,7 +38,7 @@ def counting(self, module):
         return allreduce_hook(group, bucket)
     module.register_comm_hook(None, hook)
     return module
-trainer.Trainer._shared = counting
+Parts._shared = counting
 code = train.main()
 print("exchanges", sum(exchanged), "buckets", len(exchanged))
 sys.exit(code)

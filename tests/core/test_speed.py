@@ -22,18 +22,16 @@ from diffgen.core import memory, speed
 from diffgen.nets import DataShape
 from diffgen.nets.optimizers import eager
 from diffgen.storage.checkpoint import load
-from diffgen.training import header, trainer
+from diffgen.training import trainer
 
 Fit = Callable[..., Path]
 Patch = pytest.MonkeyPatch
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
 CIFAR = {
-    "channels": 3,
-    "height": 32,
-    "width": 32,
+    "kind": {"name": "pixels"},
+    "size": [3, 32, 32],
     "num_classes": 10,
-    "pixels": True,
     "augment_labels": 0,
     "classes": [],
 }
@@ -66,7 +64,7 @@ def counted_steps(fit: Fit, run: Path, monkeypatch: Patch, *settings: str) -> li
             nonlocal calls
             calls += 1
 
-        hook = self.network.register_forward_hook(called)
+        hook = self.parts.network.register_forward_hook(called)
         with Counting() as mode:
             result = step(self, *batch)
         hook.remove()
@@ -149,25 +147,25 @@ def test_eager_optimizers_are_those_of_torch(kind: Any) -> None:
 def test_arithmetic_is_counted_as_torch_does() -> None:
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which complains if it is held to the end
 
-    shape = DataShape(**{key: CIFAR[key] for key in ("channels", "height", "width", "num_classes")})
+    shape = DataShape(tuple(CIFAR["size"]), CIFAR["num_classes"])
     model = {**compose_group("model", "unet_small"), "attention_resolutions": [16]}
     network = make_model({"data": dict(CIFAR), "model": model}).eval()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 32, 32), torch.zeros(1), torch.zeros(1, dtype=torch.long))
-    assert header.gflop(network, shape, torch.device("cpu")) == counter.get_total_flops() / 1e9 > 0.1
+    assert speed.gflop(network, shape.size, torch.device("cpu")) == counter.get_total_flops() / 1e9 > 0.1
 
 
 def test_attention_is_counted_on_every_device(monkeypatch: Patch) -> None:
     """The fused attention of some devices and versions of torch has no formula, and would count as nothing."""
     from torch.utils.flop_counter import flop_registry
 
-    shape = DataShape(**{key: CIFAR[key] for key in ("channels", "height", "width", "num_classes")})
+    shape = DataShape(tuple(CIFAR["size"]), CIFAR["num_classes"])
     model = {**compose_group("model", "unet_small"), "attention_resolutions": [16]}
     network = make_model({"data": dict(CIFAR), "model": model}).eval()
-    whole = header.gflop(network, shape, torch.device("cpu"))
+    whole = speed.gflop(network, shape.size, torch.device("cpu"))
     for row in [row for row in flop_registry if "attention" in str(row)]:
         monkeypatch.delitem(flop_registry, row)
-    assert header.gflop(network, shape, torch.device("cpu")) == whole
+    assert speed.gflop(network, shape.size, torch.device("cpu")) == whole
 
 
 def test_a_checkpoint_waits_once(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -193,9 +191,9 @@ def test_the_network_compiles_to_one_graph(experiment: str) -> None:
     model = {**defaults("train", [f"experiment={experiment}"])["model"], "channels": 16, "attention_resolutions": [16]}
     network = make_model({"data": dict(CIFAR), "model": model})
     torch._dynamo.reset()
-    explained = torch._dynamo.explain(network)(torch.randn(2, 3, 32, 32), torch.rand(2), torch.tensor([1, -1]))
-    assert explained.graph_break_count == 0, explained.break_reasons
-    assert explained.graph_count == 1
+    writing = torch._dynamo.explain(network)(torch.randn(2, 3, 32, 32), torch.rand(2), torch.tensor([1, -1]))
+    assert writing.graph_break_count == 0, writing.break_reasons
+    assert writing.graph_count == 1
 
 
 def test_the_speed_runs_network_is_the_one_of_its_recipe() -> None:

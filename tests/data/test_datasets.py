@@ -62,7 +62,7 @@ def test_digits_are_stretched_to_eight_bits() -> None:
     from sklearn.datasets import load_digits
 
     data = digits(split="all")
-    assert data.shape == DataShape(1, 8, 8, 10)
+    assert data.shape == DataShape((1, 8, 8), 10)
     assert data.pixels.dtype == torch.uint8
     grey = torch.from_numpy(load_digits().images)[:, None]
     assert (data.pixels.double() - grey * 255 / 16).abs().max() <= 0.5
@@ -122,7 +122,7 @@ def test_idx_files_packed_or_unpacked(
     raw = put(tmp_path / name / "raw", idx_files, ending)
     before = sorted(raw.iterdir())
     data = row(root=str(tmp_path), split="train")
-    assert data.shape == DataShape(1, 28, 28, 10)
+    assert data.shape == DataShape((1, 28, 28), 10)
     assert np.array_equal(data.pixels.numpy()[:, 0], PIXELS)
     assert data.labels.dtype == torch.int64
     assert data.labels.tolist() == LABELS.tolist()
@@ -348,7 +348,7 @@ def unpacked(root: Path, files: dict[str, bytes]) -> Path:
 
 def check_cifar(root: Path, files: dict[str, bytes]) -> None:
     train, test = cifar10(root=str(root), split="train"), cifar10(root=str(root), split="test")
-    assert (train.shape, len(train), len(test)) == (DataShape(3, 32, 32, 10), 10, 2)
+    assert (train.shape, len(train), len(test)) == (DataShape((3, 32, 32), 10), 10, 2)
     first = pickle.loads(files["data_batch_1"])["data"][0].reshape(3, 32, 32)
     assert np.array_equal(train.pixels[0].numpy(), first)
     assert train.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
@@ -488,7 +488,7 @@ def make_classes(root: Path) -> list[np.ndarray]:
 def test_sub_folders_are_classes(tmp_path: Path) -> None:
     arrays = make_classes(tmp_path)
     data = load(tmp_path)
-    assert (data.classes, data.shape) == (("cats", "dogs"), DataShape(3, 4, 6, 2))
+    assert (data.classes, data.shape) == (("cats", "dogs"), DataShape((3, 4, 6), 2))
     assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert np.array_equal(data.pixels.permute(0, 2, 3, 1).numpy(), np.stack(arrays))
 
@@ -515,7 +515,7 @@ def test_pictures_deeper_down_belong_to_the_first_folder(tmp_path: Path) -> None
 def test_pictures_are_converted_to_the_channels_asked_for(tmp_path: Path, mode: str, channels: int) -> None:
     array = save(tmp_path / "a.png", mode=mode)
     data = load(tmp_path, channels=channels)
-    assert data.shape == DataShape(channels, 4, 6, 0)
+    assert data.shape == DataShape((channels, 4, 6), 0)
     found = data.pixels[0].permute(1, 2, 0).numpy()
     if mode == "L":
         assert np.array_equal(found, np.broadcast_to(array, (4, 6, channels)))

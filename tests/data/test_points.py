@@ -7,6 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from cases import trained
 from rows import row, schedule
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import energy_distance as energy_distance_1d
@@ -14,15 +15,15 @@ from scipy.stats import energy_distance as energy_distance_1d
 from diffgen.cli import sample as sample_command
 from diffgen.cli import train as train_command
 from diffgen.core.errors import UsageError
-from diffgen.data.images import to_float
-from diffgen.data.points import Kind, ode_field, points, sampler_paths
+from diffgen.data.kinds import Vectors
+from diffgen.data.points import Shape, ode_field, points, sampler_paths
 from diffgen.data.vectors import distance_to_data, energy_distance, report_times
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.sampling.drawing import Sampling
 
-KINDS = get_args(Kind)
+KINDS = get_args(Shape)
 FLOW = schedule("rectified_flow")
 
 
@@ -109,9 +110,9 @@ def test_batches_are_floats_that_pass_through():
     data = points(kind="circles", n=100, noise=0.05, seed=0)
     entries = torch.tensor([7, 0, 99])
     ((values, labels),) = data.batches(iter([entries]), torch.device("cpu"))
-    assert values.shape == (3, 2, 1, 1) and values.dtype == torch.float32
-    assert torch.equal(to_float(values).flatten(1), data.values[entries]) and torch.equal(labels, data.labels[entries])
-    assert not data.shape.pixels and data.shape.num_classes == 2
+    assert values.shape == (3, 2) and values.dtype == torch.float32
+    assert torch.equal(data.kind.encode(values), data.values[entries]) and torch.equal(labels, data.labels[entries])
+    assert not data.kind.bounded and data.shape.num_classes == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,7 +155,7 @@ def test_distance_to_data_tells_data_from_others():
 
 def to_a_point(schedule, centre=(0.3, -0.2)):
     """Sampling with the exact denoiser of data that are one point: x0_hat = centre everywhere."""
-    x0 = torch.tensor(centre)[:, None, None]
+    x0 = torch.tensor(centre)
     denoiser = Denoiser(
         lambda x, c, label: x0.expand_as(x).to(x),
         schedule,
@@ -163,7 +164,8 @@ def to_a_point(schedule, centre=(0.3, -0.2)):
         scale_input=True,
     )
     heun = row("sampler", "heun", steps=10)
-    return Sampling.from_config(denoiser, heun, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
+    whole = trained(denoiser, (2,), Vectors())
+    return Sampling.from_config(whole, heun, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
 
 
 def test_field_points_straight_at_a_point():
@@ -274,10 +276,10 @@ def test_samples_are_as_near_to_data_as_data(monkeypatch, tmp_path, kind):
 def test_paths_use_the_last_state_at_each_time():
     """A sampler that tries twice at one time is drawn through its second, corrected state."""
 
-    def draw(shape, indices, labels, watch):
+    def draw(indices, labels, watch):
         for t, value in ((1.0, 5.0), (0.5, 3.0), (0.5, 2.0)):
-            watch(torch.full((1, 2, 1, 1), value), torch.tensor(t))
-        return torch.zeros(1, 2, 1, 1)
+            watch(torch.full((1, 2), value), torch.tensor(t))
+        return torch.zeros(1, 2)
 
     sampling = SimpleNamespace(draw=draw, denoiser=SimpleNamespace(schedule=FLOW))
     assert sampler_paths(sampling, [-1])[:, 0, 0].tolist() == [5, 2, 0]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import SCHEDULE_NAMES, config, finite, schedule
+from cases import SCHEDULE_NAMES, config, finite, schedule, trained
 
 from diffgen.core.errors import NonFiniteError, UsageError
 from diffgen.diffusion.denoiser import Denoiser
@@ -22,7 +22,7 @@ def sampling(name, guidance=1.0, **changes):
     denoiser = Denoiser(model, s, PARAMETERIZATIONS["edm"], sigma_data=0.5, scale_input=True)
     settings = {**config("sampler", name), **changes}
     run = Sampling.from_config(
-        denoiser, settings, guidance=Guidance(scale=guidance), seed=0, device=torch.device("cpu")
+        trained(denoiser, (1, 4, 4)), settings, guidance=Guidance(scale=guidance), seed=0, device=torch.device("cpu")
     )
     return run, calls
 
@@ -34,13 +34,13 @@ def test_calls_are_counted_for_each_batch(name, steps, nfe):
     run, calls = sampling(name, steps=steps)
     for _ in range(2):
         calls.clear()
-        run.draw((1, 4, 4), [0, 1], [-1, -1])
+        run.draw([0, 1], [-1, -1])
         assert run.nfe == len(calls) == nfe
 
 
 def test_guidance_calls_once_with_both_branches():
     run, calls = sampling("euler", guidance=2.0, steps=6)
-    run.draw((1, 4, 4), [0, 1, 2], [0, 1, 2])
+    run.draw([0, 1, 2], [0, 1, 2])
     assert run.nfe == 6 and calls == [6] * 6
 
 
@@ -48,13 +48,13 @@ def test_adaptive_steps_are_counted():
     loose, _ = sampling("ode", rtol=1e-2, atol=1e-2)
     tight, calls = sampling("ode", rtol=1e-6, atol=1e-6)
     for run in (loose, tight):
-        run.draw((1, 4, 4), [0], [-1])
+        run.draw([0], [-1])
     assert 8 < loose.nfe < tight.nfe == len(calls)
 
 
 def test_an_explicit_list_decides_the_number_of_steps():
     run, _ = sampling("ipndm", sigmas=[80.0, 10.9836, 3.8811, 1.584, 0.5666, 0.1698, 0.002])
-    run.draw((1, 4, 4), [0], [-1])
+    run.draw([0], [-1])
     assert run.nfe == 7  # the six of the published list, and the step to data
     with pytest.raises(UsageError, match=r"sampler\.sigmas=\[1\.0, 2\.0\] must fall"):
         sampling("ipndm", sigmas=[1.0, 2.0])
@@ -68,7 +68,9 @@ def test_clipping_is_automatic_where_the_network_predicts_eps(name, schedule_nam
     settings = {**config("sampler", "unipc"), "clip": "auto"}
     for clip, wanted in (("auto", name == "eps"), (True, True), (False, False)):
         settings["clip"] = clip
-        run = Sampling.from_config(denoiser, settings, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
+        run = Sampling.from_config(
+            trained(denoiser), settings, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu")
+        )
         assert run.clip is wanted
 
 
@@ -81,7 +83,11 @@ def test_samples_that_are_not_finite_are_told():
     s = schedule("rectified_flow")
     denoiser = Denoiser(lambda x, *_: x * float("nan"), s, PARAMETERIZATIONS["flow"], sigma_data=0.5, scale_input=False)
     run = Sampling.from_config(
-        denoiser, config("sampler", "euler"), guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu")
+        trained(denoiser, (1, 2, 2)),
+        config("sampler", "euler"),
+        guidance=Guidance(scale=1.0),
+        seed=0,
+        device=torch.device("cpu"),
     )
     with pytest.raises(NonFiniteError, match="not finite"):
-        run.draw((1, 2, 2), [0], [-1])
+        run.draw([0], [-1])

@@ -39,7 +39,7 @@ def test_the_true_target_gives_back_the_image(schedule_name, name, shares, side,
     rng = torch.Generator().manual_seed(seed)
     x0, z = torch.randn(2, len(t), 2, side, side + 1, dtype=F64, generator=rng)
     probe = denoiser(lambda *inputs: 1 / 0, s, name)
-    alpha, sigma, a, b = (c[:, None, None, None] for c in probe.coefficients(t))
+    alpha, sigma, a, b, _ = (c[:, None, None, None] for c in probe.coefficients(t))
     told = denoiser(lambda *inputs: a * x0 + b * z, s, name)
     x0_hat = told(alpha * x0 + sigma * z, t, label(len(t)))
     assert x0_hat.dtype == F64
@@ -51,7 +51,7 @@ def test_c_out_is_the_slope_of_the_image_in_the_output(name):
     s = schedule("vp_linear")
     t, x = torch.tensor([0.01, 0.3, 0.9], dtype=F64), torch.ones(3, 1, 1, 1, dtype=F64)
     images = [denoiser(lambda *_, F=F: torch.full_like(x, F), s, name)(x, t, label(3)) for F in (0.0, 1.0)]
-    c_out = denoiser(None, s, name).c_out(t)
+    c_out = denoiser(None, s, name).coefficients(t).c_out
     assert torch.allclose((images[1] - images[0]).flatten(), c_out, rtol=1e-10)
 
 
@@ -82,7 +82,7 @@ def test_edm_target_and_input_have_unit_variance(schedule_name):
     s = finite(schedule_name)
     t = torch.linspace(s.t_min, s.t_max, 50, dtype=F64)
     probe = denoiser(None, s, "edm")
-    alpha, sigma, a, b = probe.coefficients(t)
+    alpha, sigma, a, b, _ = probe.coefficients(t)
     assert torch.allclose((a * 0.5) ** 2 + b**2, torch.ones(50, dtype=F64), rtol=1e-10)
     # and it does not correlate with the input, so that the network's error is amplified least (their app. B.6)
     assert torch.allclose(a * alpha * 0.25 + b * sigma, torch.zeros(50, dtype=F64), atol=1e-12)

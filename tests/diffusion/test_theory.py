@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import denoising_loss
 from rows import row, schedule
 
 from diffgen.core.registry import bind
@@ -17,7 +18,6 @@ from diffgen.diffusion.samplers import SAMPLERS
 from diffgen.diffusion.transitions import posterior, snr, transition
 from diffgen.diffusion.weightings import WEIGHTINGS
 from diffgen.nets import MLP
-from diffgen.objectives.denoise import denoising_loss
 
 F64 = torch.float64
 CLOCKS = ["ddpm_linear", "vp_linear", "cosine", "ve", "rectified_flow"]

@@ -3,7 +3,7 @@
 import hydra
 import pytest
 import torch
-from cases import schedule
+from cases import denoising_loss, schedule
 from omegaconf import OmegaConf
 
 from diffgen.build import make_weighting
@@ -12,7 +12,6 @@ from diffgen.core.registry import bind
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.diffusion.weightings import WEIGHTINGS
-from diffgen.objectives.denoise import denoising_loss
 from diffgen.storage.checkpoint import find_newest, load_state
 from diffgen.training import trainer
 
@@ -26,7 +25,7 @@ def weight(name, target, schedule_name="vp_linear", **options):
     d = Denoiser(None, s, bind(PARAMETERIZATIONS, {"name": target}), sigma_data=0.5, scale_input=True)
     alpha, sigma = s.alpha(t), s.sigma(t)
     row = bind(WEIGHTINGS, {"name": name, **options})
-    return row(alpha, sigma, d.c_out(t)), (alpha / sigma) ** 2
+    return row(alpha, sigma, d.coefficients(t).c_out), (alpha / sigma) ** 2
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
@@ -52,7 +51,7 @@ def test_soft_min_snr_is_the_published_weight_on_the_target_of_karras(sigma_data
     s = schedule("ve")
     sigma = torch.linspace(s.t_min, s.t_max, 200, dtype=F64)
     pair = bind(PARAMETERIZATIONS, {"name": "edm"})
-    c_out = Denoiser(None, s, pair, sigma_data=sigma_data, scale_input=True).c_out(sigma)
+    c_out = Denoiser(None, s, pair, sigma_data=sigma_data, scale_input=True).coefficients(sigma).c_out
     row = bind(WEIGHTINGS, {"name": "soft_min_snr", "gamma": 1 / sigma_data**2})
     wanted = (sigma * sigma_data) ** 2 / (sigma**2 + sigma_data**2) ** 2
     assert torch.allclose(row(torch.ones_like(sigma), sigma, c_out), wanted, rtol=1e-10)
@@ -167,7 +166,7 @@ def loss_of(s, target, weighting, x0, z, x0_hat, t, **options):
     """The training loss of a network whose denoised image is x0_hat."""
     pair = bind(PARAMETERIZATIONS, {"name": target})
     probe = Denoiser(None, s, pair, sigma_data=0.5, scale_input=True)
-    alpha, sigma, a, b = (c[:, None, None, None] for c in probe.coefficients(t))
+    alpha, sigma, a, b, _ = (c[:, None, None, None] for c in probe.coefficients(t))
     z_hat = (alpha * x0 + sigma * z - alpha * x0_hat) / sigma
     d = Denoiser(lambda *_: a * x0_hat + b * z_hat, s, pair, sigma_data=0.5, scale_input=True)
     row = bind(WEIGHTINGS, {"name": weighting, **options})

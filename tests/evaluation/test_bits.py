@@ -59,7 +59,7 @@ class WienerNetwork:
         self.t = torch.tensor(1.0)
 
     def __call__(self, x_in, noise_cond, label):
-        alpha, sigma, a, b = self.denoiser.coefficients(self.t)
+        alpha, sigma, a, b, _ = self.denoiser.coefficients(self.t)
         x = x_in.double() * torch.hypot(alpha * 0.5, sigma)
         x0_hat = wiener(self.denoiser.schedule)(x, self.t)
         return a * x0_hat + b * (x - alpha * x0_hat) / sigma
@@ -271,7 +271,7 @@ def test_one_step_is_no_chain():
 def test_a_trained_network_has_bits_and_a_bound(tiny_model):
     """Float32 weights that ask for no gradient, labels, eight steps of training: finite, and no better than the digits
     allow, of which half of the pixels are black."""
-    denoiser = restore(load(tiny_model))
+    denoiser = restore(load(tiny_model)).denoiser
     data = digits(split="test")
     label = data.labels[:6]
     denoise = guided(denoiser, label, Guidance(scale=1), clip=False)

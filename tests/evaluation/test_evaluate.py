@@ -338,7 +338,7 @@ def test_the_bound_of_a_chain(
 
 
 def test_all_leaves_out_the_bound_where_there_is_no_chain(tiny_model: Path) -> None:
-    assert chain_length(restore(load(tiny_model)).schedule) is None
+    assert chain_length(restore(load(tiny_model)).denoiser.schedule) is None
     assert chain_length(schedule("ddpm_linear")) == 1000
 
 

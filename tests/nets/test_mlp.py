@@ -21,7 +21,7 @@ def inputs(n, *shape):
 
 
 def test_output_is_the_formula():
-    model = randomized(DataShape(3, 1, 1, 0))
+    model = randomized(DataShape((3, 1, 1), 0))
     x, condition = inputs(5, 3, 1, 1)
     embedding = model.embedding(condition, torch.full((5,), -1))
     h = x.flatten(1) @ model.stem.weight.T + model.stem.bias
@@ -37,7 +37,7 @@ def test_output_is_the_formula():
 
 @pytest.mark.parametrize("sides", [(2, 1, 1), (10, 1, 1), (3, 4, 5)])
 def test_any_shape_of_data_and_examples_do_not_mix(sides):
-    model = randomized(DataShape(*sides, 3))
+    model = randomized(DataShape(sides, 3))
     x, condition = inputs(6, *sides)
     label = torch.tensor([0, 1, 2, -1, 0, 1])
     out = model(x, condition, label)
@@ -47,7 +47,7 @@ def test_any_shape_of_data_and_examples_do_not_mix(sides):
 
 
 def test_every_value_sees_every_value():
-    model = randomized(DataShape(4, 1, 2, 0))
+    model = randomized(DataShape((4, 1, 2), 0))
     x, condition = inputs(1, 4, 1, 2)
     none = torch.tensor([-1])
     jacobian = torch.autograd.functional.jacobian(lambda x: model(x, condition, none), x).reshape(8, 8)
@@ -55,7 +55,7 @@ def test_every_value_sees_every_value():
 
 
 def test_noise_level_and_label_matter():
-    model = randomized(DataShape(2, 1, 1, 3))
+    model = randomized(DataShape((2, 1, 1), 3))
     x = torch.ones(4, 2, 1, 1, dtype=torch.float64)
     out = model(x, torch.full((4,), 500.0, dtype=x.dtype), torch.tensor([-1, 0, 1, 2])).flatten(1)
     assert torch.pdist(out).min() > 1e-3
@@ -65,7 +65,7 @@ def test_noise_level_and_label_matter():
 
 def test_starts_near_zero_with_all_weights_learning():
     torch.manual_seed(0)
-    model = MLP(DataShape(2, 1, 1, 2), width=32, blocks=3)
+    model = MLP(DataShape((2, 1, 1), 2), width=32, blocks=3)
     out = model(torch.randn(8, 2, 1, 1), torch.rand(8), torch.randint(2, (8,)))
     assert out.abs().max() < 1e-3
     (out - 1).square().mean().backward()
@@ -77,11 +77,11 @@ def test_number_of_parameters():
     dense = width * width + width
     expected = (size * width + width) + blocks * (3 * dense + 2 * width) + (width * size + size)
     expected += (classes * width + width) + 2 * dense  # the embedding
-    model = MLP(DataShape(size, 1, 1, classes), width=width, blocks=blocks)
+    model = MLP(DataShape((size, 1, 1), classes), width=width, blocks=blocks)
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
 @pytest.mark.parametrize("bad", [{"width": 15}, {"width": 2}, {"blocks": 0}])
 def test_sizes_are_checked(bad):
     with pytest.raises(UsageError, match=next(iter(bad))):
-        MLP(DataShape(2, 1, 1, 0), **{"width": 16, "blocks": 2, **bad})
+        MLP(DataShape((2, 1, 1), 0), **{"width": 16, "blocks": 2, **bad})

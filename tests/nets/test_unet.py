@@ -34,7 +34,7 @@ def make(shape: DataShape, **changes: object) -> UNet:
 
 def on_meta(name: str, num_classes: int) -> UNet:
     with torch.device("meta"):
-        return build(MODELS, config(name), DataShape(3, 32, 32, num_classes))
+        return build(MODELS, config(name), DataShape((3, 32, 32), num_classes))
 
 
 def size(model: nn.Module) -> int:
@@ -73,7 +73,7 @@ def test_unet_large_is_the_network_of_edm() -> None:
 @pytest.mark.parametrize(("name", "millions"), [("unet_tiny", 0.2), ("unet_small", 1.0)])
 def test_cpu_sizes_are_small(name: str, millions: float) -> None:
     with torch.device("meta"):
-        model = build(MODELS, config(name), DataShape(1, 28, 28, 10))
+        model = build(MODELS, config(name), DataShape((1, 28, 28), 10))
     assert size(model) / 1e6 <= millions + 0.05
 
 
@@ -90,7 +90,7 @@ def test_labels_cost_one_linear_layer() -> None:
     [(1, 8, 8, 1), (3, 7, 7, 1), (2, 5, 9, 1), (5, 12, 6, 2), (1, 1, 1, 1), (3, 3, 16, 1), (1, 9, 6, 3)],
 )
 def test_any_channels_and_sizes(channels: int, height: int, width: int, patch: int, resample: str) -> None:
-    shape = DataShape(channels, height, width, 0)
+    shape = DataShape((channels, height, width), 0)
     model = excite(make(shape, resample=resample, patch=patch, channel_mult=[1, 2, 2], attention_resolutions=[2]))
     x, t, label = inputs(2, shape)
     assert model(x, t, label).shape == x.shape
@@ -98,7 +98,7 @@ def test_any_channels_and_sizes(channels: int, height: int, width: int, patch: i
 
 @pytest.mark.parametrize("resample", ["conv", "block"])
 def test_every_parameter_and_every_input_pixel_matters(resample: str) -> None:
-    shape = DataShape(2, 7, 5, 3)
+    shape = DataShape((2, 7, 5), 3)
     model = excite(make(shape, resample=resample, attention_resolutions=[4], heads=2))
     x, t, _ = inputs(3, shape)
     x.requires_grad_()
@@ -109,7 +109,7 @@ def test_every_parameter_and_every_input_pixel_matters(resample: str) -> None:
 
 
 def test_images_of_a_batch_do_not_see_each_other() -> None:
-    shape = DataShape(1, 6, 6, 3)
+    shape = DataShape((1, 6, 6), 3)
     model = excite(make(shape, attention_resolutions=[6, 3])).eval().double()
     x, t, _ = inputs(3, shape)
     x, t, label = x.double(), t.double(), torch.tensor([2, -1, 0])
@@ -124,7 +124,7 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
 @pytest.mark.parametrize("name", ["unet_tiny", "unet_small"])
 def test_output_is_near_zero_at_initialisation(name: str) -> None:
     torch.manual_seed(0)
-    shape = DataShape(1, 28, 28, 10)
+    shape = DataShape((1, 28, 28), 10)
     model = build(MODELS, config(name), shape)
     x, t, _ = inputs(4, shape)
     output = model(x, t, torch.tensor([0, 1, 2, -1]))
@@ -132,7 +132,7 @@ def test_output_is_near_zero_at_initialisation(name: str) -> None:
 
 
 def test_label_none_is_no_label_at_all() -> None:
-    shape = DataShape(1, 6, 6, 4)
+    shape = DataShape((1, 6, 6), 4)
     model = excite(make(shape)).eval()
     x, t, none = inputs(2, shape)
     with_none, with_label = model(x, t, none), model(x, t, torch.tensor([3, 0]))
@@ -145,7 +145,7 @@ def test_label_none_is_no_label_at_all() -> None:
 
 
 def test_an_unconditional_model_ignores_labels() -> None:
-    shape = DataShape(1, 6, 6, 0)
+    shape = DataShape((1, 6, 6), 0)
     model = excite(make(shape)).eval()
     x, t, none = inputs(2, shape)
     assert torch.equal(model(x, t, none), model(x, t, torch.tensor([5, 7])))
@@ -192,7 +192,7 @@ def attention_heights(model: UNet, shape: DataShape) -> list[int]:
 def test_attention_at_chosen_resolutions_and_in_the_middle(
     resolutions: list[int], decoder: str, heights: list[int]
 ) -> None:
-    shape = DataShape(1, 16, 16, 0)
+    shape = DataShape((1, 16, 16), 0)
     model = make(shape, channel_mult=[1, 1, 1], blocks=2, attention_resolutions=resolutions, decoder_attention=decoder)
     assert attention_heights(model, shape) == heights
 
@@ -236,12 +236,12 @@ def test_attention_is_softmax_attention_over_pixels() -> None:
 )
 def test_impossible_settings_are_told_in_one_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError) as caught:
-        make(DataShape(1, 8, 8, 0), **changes)
+        make(DataShape((1, 8, 8), 0), **changes)
     assert str(caught.value).startswith(sentence)
 
 
 def test_dropout_is_drawn_in_training_only() -> None:
-    shape = DataShape(1, 6, 6, 0)
+    shape = DataShape((1, 6, 6), 0)
     model = excite(make(shape, dropout=0.5))
     x, t, label = inputs(1, shape)
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import trained
 from torch import Tensor
 
 import diffgen.sampling.drawing
@@ -15,11 +16,13 @@ from diffgen.core.errors import UsageError
 from diffgen.core.randomness import image_noise
 from diffgen.core.settings import sample_settings
 from diffgen.core.signals import Interrupted
+from diffgen.data.kinds import Pixels, Vectors
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance, guided
 from diffgen.diffusion.tasks import Plan
-from diffgen.sampling.drawing import Sampling, columns, cycle_labels
-from diffgen.sampling.generate import choose_labels, resolve_sampler
+from diffgen.sampling.drawing import Sampling
+from diffgen.sampling.labels import choose_labels, columns, cycle_labels
+from diffgen.sampling.setup import resolve_sampler
 from diffgen.storage import checkpoint
 
 Compose = Callable[..., dict[str, Any]]
@@ -30,7 +33,7 @@ SAMPLERS = ["ddim", "ddim sampler.eta=1", "ancestral", "heun", "heun sampler.s_c
 @pytest.fixture(scope="module")
 def denoiser(tiny_model: Path) -> Denoiser:
     """The tiny run's denoiser, with weights large enough for its branches to matter."""
-    denoiser = restore(checkpoint.load(tiny_model))
+    denoiser = restore(checkpoint.load(tiny_model)).denoiser
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in denoiser.model.parameters():  # type: ignore[attr-defined]
@@ -41,14 +44,14 @@ def denoiser(tiny_model: Path) -> Denoiser:
 def make(denoiser: Denoiser, compose: Compose, sampler: str, *, seed: int = 3, guidance: float = 1.0) -> Sampling:
     config = compose("sample", "sampler.steps=6", *f"sampler={sampler}".split())["sampler"]
     return Sampling.from_config(
-        denoiser, config, guidance=Guidance(scale=guidance), seed=seed, device=torch.device("cpu")
+        trained(denoiser), config, guidance=Guidance(scale=guidance), seed=seed, device=torch.device("cpu")
     )
 
 
 def draw(sampling: Sampling, n: int, batch_size: int) -> Tensor:
     labels = [i % 11 - 1 for i in range(n)]
     parts = [range(n)[i : i + batch_size] for i in range(0, n, batch_size)]
-    return torch.cat([sampling.draw(SHAPE, list(part), [labels[i] for i in part]) for part in parts])
+    return torch.cat([sampling.draw(list(part), [labels[i] for i in part]) for part in parts])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -65,9 +68,9 @@ def test_batch_size_does_not_matter(denoiser: Denoiser, compose: Compose, sample
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_seeds_give_other_images_and_indices_too(denoiser: Denoiser, compose: Compose, sampler: str) -> None:
     sampling = make(denoiser, compose, sampler)
-    images = sampling.draw(SHAPE, [0, 1, 0], [4, 4, 4])
-    again = make(denoiser, compose, sampler).draw(SHAPE, [0, 1, 0], [4, 4, 4])
-    other = make(denoiser, compose, sampler, seed=4).draw(SHAPE, [0, 1, 0], [4, 4, 4])
+    images = sampling.draw([0, 1, 0], [4, 4, 4])
+    again = make(denoiser, compose, sampler).draw([0, 1, 0], [4, 4, 4])
+    other = make(denoiser, compose, sampler, seed=4).draw([0, 1, 0], [4, 4, 4])
     assert torch.equal(images, again)
     torch.testing.assert_close(images[0], images[2], rtol=1e-4, atol=1e-4)
     assert (images[0] - images[1]).abs().max() > 0.05
@@ -75,7 +78,7 @@ def test_seeds_give_other_images_and_indices_too(denoiser: Denoiser, compose: Co
 
 
 def test_stochastic_samplers_differ_from_deterministic_ones(denoiser: Denoiser, compose: Compose) -> None:
-    images = [make(denoiser, compose, f"ddim sampler.eta={eta}").draw(SHAPE, [0], [1]) for eta in (0.0, 0.5, 1.0)]
+    images = [make(denoiser, compose, f"ddim sampler.eta={eta}").draw([0], [1]) for eta in (0.0, 0.5, 1.0)]
     assert (images[0] - images[1]).abs().max() > 1e-3
     assert (images[1] - images[2]).abs().max() > 1e-3
 
@@ -93,10 +96,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int], bool]]:
     """Number and images of each draw of noise, and whether the calling thread drew it."""
     calls: list[tuple[int, list[int], bool]] = []
 
-    def noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int, *, pinned: bool) -> Tensor:
+    def noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int, *, fill: Any, pinned: bool) -> Tensor:
         assert not pinned, "there is no GPU to copy it"
         calls.append((draw, indices, threading.current_thread() is threading.main_thread()))
-        return image_noise(shape, indices, seed, draw)
+        return image_noise(shape, indices, seed, draw, fill=fill)
 
     monkeypatch.setattr(diffgen.sampling.drawing, "image_noise", noise)
     return calls
@@ -106,7 +109,7 @@ def test_the_noise_of_a_step_is_drawn_while_the_network_runs(
     denoiser: Denoiser, compose: Compose, drawn: list[tuple[int, list[int], bool]]
 ) -> None:
     """20 steps add noise 19 times: the calling thread draws the start and the first, and nothing is drawn in vain."""
-    make(denoiser, compose, "ancestral sampler.steps=20").draw(SHAPE, [3, 4], [1, 2])
+    make(denoiser, compose, "ancestral sampler.steps=20").draw([3, 4], [1, 2])
     here = [draw for draw, _, calling in drawn if calling]
     ahead = [draw for draw, _, calling in drawn if not calling]
     assert here == [0, 1]
@@ -126,7 +129,7 @@ def test_it_is_the_noise_that_is_drawn_when_asked_for(denoiser: Denoiser, compos
     predict = guided(denoiser, label, sampling.guidance, clip=sampling.clip)
     with torch.inference_mode():
         expected = sampling.sampler(predict, schedule, x, sampling.ts, lambda step: noise(step + 1))
-    assert torch.equal(sampling.draw(SHAPE, indices, label.tolist()), expected.float())
+    assert torch.equal(sampling.draw(indices, label.tolist()), expected.float())
 
 
 def test_a_deterministic_sampler_starts_no_thread(
@@ -134,7 +137,7 @@ def test_a_deterministic_sampler_starts_no_thread(
 ) -> None:
     sampling, seen = make(denoiser, compose, "ddim"), set[int]()
     sampling.before_each = lambda: seen.add(threads())
-    sampling.draw(SHAPE, [0, 1], [1, 2])
+    sampling.draw([0, 1], [1, 2])
     assert drawn == [(0, [0, 1], True)]
     assert seen == {0}
 
@@ -149,7 +152,7 @@ def test_a_sampling_that_is_interrupted_leaves_no_thread(denoiser: Denoiser, com
 
     sampling.before_each = interrupt
     with pytest.raises(Interrupted):
-        sampling.draw(SHAPE, [0, 1], [1, 2])
+        sampling.draw([0, 1], [1, 2])
     assert seen == [0, 1, 1, 1]
     assert threads() == 0
 
@@ -160,7 +163,7 @@ def test_images_on_a_path_share_their_noise(
 ) -> None:
     sampling = make(denoiser, compose, "ancestral")
     sampling.plan = Plan(lambda indices: torch.zeros(len(indices), *SHAPE).double(), sampling.ts[2:], path=path)
-    images = sampling.draw(SHAPE, [5, 6, 7], [1, 1, 1])
+    images = sampling.draw([5, 6, 7], [1, 1, 1])
     assert [draw for draw, _, _ in sorted(drawn)] == [1, 2, 3], "4 steps are left, the last of them without noise"
     assert all(indices == ([0, 0, 0] if path else [5, 6, 7]) for _, indices, _ in drawn)
     assert path == bool((images[0] - images[1]).abs().max() < 1e-4)
@@ -195,7 +198,7 @@ def test_guidance_is_a_line_through_both_predictions(denoiser: Denoiser, guidanc
 
 
 def test_guidance_changes_labelled_images_only(denoiser: Denoiser, compose: Compose) -> None:
-    off, on = (make(denoiser, compose, "heun", guidance=w).draw(SHAPE, [0, 1], [2, -1]) for w in (1.0, 4.0))
+    off, on = (make(denoiser, compose, "heun", guidance=w).draw([0, 1], [2, -1]) for w in (1.0, 4.0))
     assert (off[0] - on[0]).abs().max() > 1e-2
     torch.testing.assert_close(off[1], on[1], rtol=1e-4, atol=1e-4)
 
@@ -217,8 +220,7 @@ CLASSES = ["cat", "dog", "7"]
 def labels(compose: Compose, *overrides: str, num_classes: int = 3) -> list[int]:
     config = compose("sample", "n=5", *overrides)
     settings = sample_settings({k: v for k, v in config.items() if k not in ("sampler", "task", "plugins")})
-    data = {"num_classes": num_classes, "classes": CLASSES[:num_classes]}
-    return choose_labels(settings, data, config["task"]["name"])
+    return choose_labels(settings, CLASSES[:num_classes], num_classes, config["task"]["name"])
 
 
 @pytest.mark.parametrize(
@@ -278,10 +280,11 @@ def test_grids_have_a_column_for_each_class() -> None:
 
 def test_the_sampler_is_the_checkpoint_s_own_with_changes(compose: Compose) -> None:
     own = {"name": "heun", "steps": 18, "rho": 7.0, "s_churn": 0.0}
-    assert resolve_sampler(compose("sample")["sampler"], own) == own
-    assert resolve_sampler(compose("sample", "sampler.steps=5")["sampler"], own) == {**own, "steps": 5}
+    assert resolve_sampler(compose("sample")["sampler"], own, Pixels()) == own
+    assert resolve_sampler(compose("sample", "sampler.steps=5")["sampler"], own, Pixels()) == {**own, "steps": 5}
     chosen = compose("sample", "sampler=ddim", "sampler.eta=0.5")["sampler"]
-    assert resolve_sampler(chosen, own) == chosen
+    assert resolve_sampler(chosen, own, Pixels()) == chosen
+    assert resolve_sampler(chosen, own, Vectors()) == {**chosen, "clip": False}
 
 
 @pytest.mark.parametrize(
@@ -300,5 +303,7 @@ def test_bad_sampler_settings_are_told_before_sampling(
 ) -> None:
     with pytest.raises(UsageError) as caught:
         make_from = compose("sample", "sampler=ddim", *overrides)["sampler"]
-        Sampling.from_config(denoiser, make_from, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
+        Sampling.from_config(
+            trained(denoiser), make_from, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu")
+        )
     assert str(caught.value).startswith(sentence)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffgen.build import restore
+from diffgen.build import check_sampler, restore
 from diffgen.core.errors import CheckpointError, EnvironmentFault
 from diffgen.storage import checkpoint, tensor_file
 
@@ -75,9 +75,10 @@ def with_entry(path: Path, source: Path, **changes: object) -> Path:
 
 
 def refused(path: Path) -> str:
-    """The one sentence with which a file is refused, by `load` or `restore`."""
+    """The one sentence with which a file is refused, by `load` or `restore`, or when its own sampler is used."""
     with pytest.raises(CheckpointError) as caught:
-        restore(checkpoint.load(path))
+        saved = checkpoint.load(path)
+        check_sampler(saved, restore(saved))
     sentence = str(caught.value)
     assert path.name in sentence
     assert "\n" not in sentence
@@ -377,7 +378,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "as large as allowed": (
         lambda c: c["model"].update(channels=4096, channel_mult=[64] * 8, blocks=16), "weight 'embedding.label.weight' is",
     ),
-    "giant image": (put("data", "height", value=10**9), "is out of range"),
+    "giant image": (put("data", "size", value=[1, 10**9, 8]), "is out of range"),
     "many classes": (put("data", "num_classes", value=10**12), "is out of range"),
     "negative classes": (put("data", "num_classes", value=-1), "is out of range"),
     "names of other classes": (put("data", "classes", value=["a"]), "data has 10 classes but 1 names"),
@@ -404,9 +405,19 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "a number of 5000 digits": (lambda c: json.dumps(c).replace("0.001", "1" * 5000), "not JSON"),
     "long key": (put("sampler", "x" * 65, value=1), "has the key"),
     "long list": (put("sampler", "steps", value=["x" * 200] * 200), "sampler.steps=["),
-    "true for a side": (put("data", "height", value=True), "data.height=True must be a whole number"),
-    "1 for true": (put("data", "pixels", value=1), "data.pixels=1 must be true or false"),
-    "image of too many values": (lambda c: c["data"].update(height=4096, width=4096), "is out of range"),
+    "true for a side": (put("data", "size", value=[1, True, 8]), "data.size[1]=True must be a whole number"),
+    "1 for true": (put("denoiser", "scale_input", value=1), "denoiser.scale_input=1 must be true or false"),
+    "an unknown kind": (put("data", "kind", value={"name": "os"}), "kind.name='os' is unknown"),
+    "a kind that is a text": (put("data", "kind", value="pixels"), "kind must be a mapping with a name"),
+    "a kind with settings": (put("data", "kind", "path", value="x"), "kind.path is not a setting here"),
+    "an unknown objective": (put("objective", value={"name": "os"}), "objective.name='os' is unknown"),
+    "an objective that is a text": (put("objective", value="denoise"), "objective is missing"),
+    "no sides": (put("data", "size", value=[]), "is out of range"),
+    "nine sides": (put("data", "size", value=[1] * 9), "is out of range"),
+    "sides of an older version that make no sense": (
+        put("data", value={"channels": None, "height": [], "width": {}, "num_classes": 0, "classes": []}), "data.size[0]=None must be",
+    ),
+    "image of too many values": (put("data", "size", value=[1, 4096, 4096]), "is out of range"),
     "many names": (put("data", "classes", value=["a"] * 1025), "a part with 1025 items"),
     "many blocks in all": (
         lambda c: c["model"].update(channel_mult=[1] * 8, blocks=64), "model.blocks=64 on 8 levels are more than 128",
@@ -484,7 +495,12 @@ STATE = {
 
 def write(folder: Path, images: int = 64) -> Path:
     checkpoint.save(
-        folder, {"data": {"channels": 1}, "x": [1, None]}, images, MODEL, STATE, {"step": 3, "config": {"lr": 0.1}}
+        folder,
+        {"objective": {"name": "x"}, "x": [1, None]},
+        images,
+        MODEL,
+        STATE,
+        {"step": 3, "config": {"objective": {}, "lr": 0.1}},
     )
     return folder
 
@@ -492,11 +508,11 @@ def write(folder: Path, images: int = 64) -> Path:
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     folder = write(tmp_path / "checkpoints" / "00000064")
     loaded = checkpoint.load(folder)
-    assert (loaded.config, loaded.images) == ({"data": {"channels": 1}, "x": [1, None]}, 64)
+    assert (loaded.config, loaded.images) == ({"objective": {"name": "x"}, "x": [1, None]}, 64)
     assert loaded.path == folder / "model.safetensors"
     assert all(torch.equal(loaded.weights[name], MODEL[name]) for name in MODEL)
     counters, state = checkpoint.load_state(folder)
-    assert counters == {"format": 1, "step": 3, "config": {"lr": 0.1}}
+    assert counters == {"format": 1, "step": 3, "config": {"objective": {}, "lr": 0.1}}
     assert state.keys() == STATE.keys()
     assert all(torch.equal(state[name], STATE[name]) and state[name].dtype == STATE[name].dtype for name in STATE)
     assert (folder.parent / "latest").read_text() == "00000064\n"

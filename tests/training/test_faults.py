@@ -34,6 +34,7 @@ from diffgen.core.lock import RunLock
 from diffgen.core.signals import Stopped
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.evaluation import examiner
+from diffgen.objectives import Denoise
 from diffgen.storage import checkpoint, run_directory, tensor_file
 from diffgen.training import parts as assembly
 from diffgen.training import trainer
@@ -63,7 +64,7 @@ def same_run(first: Path, second: Path, metrics: Metrics, images: int = 128) -> 
 
 def at_step(monkeypatch: Patch, number: int, act: Callable[[Tensor], Tensor | None], *, until: int = 0) -> None:
     """Before the losses of step `number` (to `until` - 1) are handed on, `act` sees and may change them."""
-    loss = assembly.denoising_loss
+    loss = Denoise.loss
     calls = iter(range(1000))
 
     def changed(*arguments: Any) -> Tensor:
@@ -73,7 +74,7 @@ def at_step(monkeypatch: Patch, number: int, act: Callable[[Tensor], Tensor | No
             return values if other is None else other
         return values
 
-    monkeypatch.setattr(assembly, "denoising_loss", changed)
+    monkeypatch.setattr(Denoise, "loss", changed)
 
 
 # --- signals ------------------------------------------------------------------------------------------------
@@ -240,9 +241,9 @@ def test_a_signal_in_a_checkpoint(
 
 TWICE = """
 import os, signal, sys, time
-from diffgen.training import parts as assembly
+from diffgen.objectives import Denoise
 from diffgen.cli import train
-loss, calls = assembly.denoising_loss, iter(range(99))
+loss, calls = Denoise.loss, iter(range(99))
 def impatient(*arguments):
     if next(calls) == 5:
         while not os.path.exists("run/checkpoints/00000064"):  # it is written in the background
@@ -251,7 +252,7 @@ def impatient(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
     return loss(*arguments)
-assembly.denoising_loss = impatient
+Denoise.loss = impatient
 sys.exit(train.main())
 """
 
@@ -555,7 +556,7 @@ def test_a_step_that_is_not_finite_is_skipped(
 
     def watched(self: trainer.Trainer, *batch: Tensor) -> Any:
         result = step(self, *batch)
-        seen.append(torch.cat([p.detach().flatten() for p in self.network.parameters()]))
+        seen.append(torch.cat([p.detach().flatten() for p in self.parts.network.parameters()]))
         return result
 
     monkeypatch.setattr(trainer.Trainer, "_step", watched)
@@ -603,7 +604,7 @@ def test_weights_that_are_not_finite_are_not_saved(fit: Fit, tmp_path: Path, mon
 
 def needs_memory(monkeypatch: Patch, most: int) -> None:
     """Beyond `most` images the CPU's allocator really fails."""
-    loss = assembly.denoising_loss
+    loss = Denoise.loss
 
     def hungry(*arguments: Any) -> Tensor:
         values = loss(*arguments)
@@ -611,7 +612,7 @@ def needs_memory(monkeypatch: Patch, most: int) -> None:
             torch.empty(2**50)
         return values
 
-    monkeypatch.setattr(assembly, "denoising_loss", hungry)
+    monkeypatch.setattr(Denoise, "loss", hungry)
 
 
 @fault("out of memory", "the micro-batch is halved until it fits, and this is told; the batch is the same")
@@ -786,16 +787,16 @@ def test_a_clock_that_goes_backwards(
 
 DYING = """
 import os, signal, sys, time
-from diffgen.training import parts as assembly
+from diffgen.objectives import Denoise
 from diffgen.cli import train
-loss, calls = assembly.denoising_loss, iter(range(99))
+loss, calls = Denoise.loss, iter(range(99))
 def dying(*arguments):
     if next(calls) == 6 and os.environ["RANK"] == "{rank}":
         while not os.path.exists("run/checkpoints/00000064"):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return loss(*arguments)
-assembly.denoising_loss = dying
+Denoise.loss = dying
 sys.exit(train.main())
 """
 
@@ -816,30 +817,30 @@ def test_a_process_that_dies(tmp_path: Path, tiny: list[str], python: Callable[.
 
 CROWDED = """
 import os, sys
-from diffgen.training import parts as assembly
+from diffgen.objectives import Denoise
 import torch
 from diffgen.cli import train
-loss = assembly.denoising_loss
+loss = Denoise.loss
 def hungry(*arguments):
     values = loss(*arguments)
     if os.environ["RANK"] == "1" and len(values) > 2:
         torch.empty(2**50)
     return values
-assembly.denoising_loss = hungry
+Denoise.loss = hungry
 sys.exit(train.main())
 """
 
 
 ASKED = """
 import os, signal, sys
-from diffgen.training import parts as assembly
+from diffgen.objectives import Denoise
 from diffgen.cli import train
-loss, calls = assembly.denoising_loss, iter(range(99))
+loss, calls = Denoise.loss, iter(range(99))
 def asked(*arguments):
     if next(calls) == 4 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGUSR1)
     return loss(*arguments)
-assembly.denoising_loss = asked
+Denoise.loss = asked
 sys.exit(train.main())
 """
 

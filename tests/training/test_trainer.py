@@ -18,10 +18,11 @@ from torch import Tensor
 from diffgen.build import restore
 from diffgen.core.errors import CheckpointError, EnvironmentFault, UsageError
 from diffgen.data import folder as image_folder
+from diffgen.data import kinds
 from diffgen.diffusion.guidance import Guidance
+from diffgen.objectives import Batch, Denoise
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
-from diffgen.training import parts as assembly
 from diffgen.training import stopwatch, trainer
 from diffgen.training.state import flatten
 
@@ -94,12 +95,13 @@ def test_a_checkpoint_says_what_it_is(tiny_model: Path) -> None:
     loaded = checkpoint.load(tiny_model)
     assert loaded.images == 128
     assert loaded.config["data"] == {
-        "channels": 1, "height": 8, "width": 8, "num_classes": 10, "pixels": True, "augment_labels": 0, "classes": list("0123456789"),
+        "kind": {"name": "pixels"}, "size": [1, 8, 8], "num_classes": 10, "augment_labels": 0, "classes": list("0123456789"),
     }  # fmt: skip
+    assert loaded.config["objective"] == {"name": "denoise"}
     assert loaded.config["trained"] == {"dataset": "digits", "method": "flow"}
     assert loaded.config["sampler"]["steps"] == 4
     assert not set(loaded.config) & {"run_dir", "train", "dataset"}, "nothing of this machine"
-    assert restore(loaded).sigma_data == 0.75
+    assert restore(loaded).denoiser.sigma_data == 0.75
 
 
 def test_the_average_is_that_of_the_weights(fit: Fit, tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def with_clock(monkeypatch: pytest.MonkeyPatch, first: float) -> None:
     step = trainer.Trainer._step
 
     def timed(self: trainer.Trainer, *batch: torch.Tensor) -> Any:
-        now[0] += 0.5 + first * (self.images == self.first_images)
+        now[0] += 0.5 + first * (self.at.images == self.at.first_images)
         return step(self, *batch)
 
     monkeypatch.setattr(trainer.Trainer, "_step", timed)
@@ -233,13 +235,13 @@ def test_previews_show_the_same_seeds(fit: Fit, tmp_path: Path) -> None:
 def seen(monkeypatch: Patch) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Collects (x0, label, t, z) of every call of the loss."""
     calls = []
-    loss = assembly.denoising_loss
+    loss = Denoise.loss
 
-    def record(denoiser: Any, weighting: Any, x0: Tensor, label: Tensor, t: Tensor, z: Tensor, told: Any) -> Tensor:
-        calls.append((x0.clone(), label.clone(), t.clone(), z.clone()))
-        return loss(denoiser, weighting, x0, label, t, z, told)
+    def record(self: Denoise, denoiser: Any, weighting: Any, batch: Batch) -> Tensor:
+        calls.append((batch.x0.clone(), batch.label.clone(), batch.t.clone(), batch.z.clone()))
+        return loss(self, denoiser, weighting, batch)
 
-    monkeypatch.setattr(assembly, "denoising_loss", record)
+    monkeypatch.setattr(Denoise, "loss", record)
     return calls
 
 
@@ -326,13 +328,13 @@ def test_every_method_trains_and_every_sampler_draws_from_it(
     fit: Fit, compose: Compose, tmp_path: Path, method: str
 ) -> None:
     run = fit(tmp_path / "run", f"method={method}", "train.images=64", "train.preview_every=64")
-    denoiser = restore(checkpoint.load(run))
+    trained = restore(checkpoint.load(run))
     for sampler in ("ancestral", "ddim", "heun", "dpmpp_2m"):
         config = compose("sample", f"sampler={sampler}", "sampler.steps=5")["sampler"]
         sampling = Sampling.from_config(
-            denoiser, config, guidance=Guidance(scale=2.0), seed=0, device=torch.device("cpu")
+            trained, config, guidance=Guidance(scale=2.0), seed=0, device=torch.device("cpu")
         )
-        images = sampling.draw((1, 8, 8), [0, 1, 2], [0, 9, -1])
+        images = sampling.draw([0, 1, 2], [0, 9, -1])
         assert images.isfinite().all()
         assert images.std() > 0.01
 
@@ -371,7 +373,7 @@ def test_a_resumed_run_is_the_same_run(
     if "vectors" in case:  # the tiny settings are those of a U-Net
         monkeypatch.setattr(conftest, "TINY", [o for o in conftest.TINY if not o.startswith(("model.", "dataset="))])
     if "channels last" in case:
-        monkeypatch.setattr(assembly, "layout", lambda device: torch.channels_last)
+        monkeypatch.setattr(kinds, "layout", lambda device: torch.channels_last)
     if "streamed" in case:
         monkeypatch.setattr(image_folder, "RESIDENT_BYTES", 0)
         for number in range(20):

@@ -3,11 +3,13 @@ import sys
 
 import pytest
 import torch
+from cases import trained
 from rows import row, schedule
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from diffgen.cli import train as train_command
 from diffgen.core.errors import UsageError
+from diffgen.data.kinds import Vectors
 from diffgen.data.mixture import mixture
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
@@ -26,12 +28,12 @@ def exact_sampling(vectors):
 
     def network(x, noise_cond, label):
         t = noise_cond.double()[0] / 1000
-        estimate = vectors.posterior_mean(x.flatten(1), FLOW.alpha(t), FLOW.sigma(t))
-        return estimate.reshape(x.shape).float()
+        return vectors.posterior_mean(x, FLOW.alpha(t), FLOW.sigma(t)).float()
 
     denoiser = Denoiser(network, FLOW, PARAMETERIZATIONS["x0"], sigma_data=1.0, scale_input=False)
     ancestral = row("sampler", "ancestral", steps=100, clip=False)
-    return Sampling.from_config(denoiser, ancestral, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
+    whole = trained(denoiser, vectors.shape.size, Vectors())
+    return Sampling.from_config(whole, ancestral, guidance=Guidance(scale=1.0), seed=0, device=torch.device("cpu"))
 
 
 # --- the data and the exact answer ----------------------------------------------------------------
@@ -117,7 +119,7 @@ def test_no_other_estimate_beats_the_posterior_mean():
 
 def test_report_with_the_exact_network(tmp_path):
     vectors = data()
-    text = vectors.report(exact_sampling(vectors), [-1] * 500, tmp_path / "7.png")
+    text = vectors.preview(exact_sampling(vectors), [-1] * 500, None, tmp_path / "7.png")
     assert (tmp_path / "7.txt").read_text() == text + "\n"
     assert len(re.findall(r" 1\.000$", text, re.MULTILINE)) == 5
     assert (tmp_path / "7-reconstruction.png").exists() and (tmp_path / "7.png").exists()
@@ -145,7 +147,7 @@ def test_tutorial_in_short(monkeypatch, capsys, tmp_path):
     losses, rows, out = run(monkeypatch, capsys, *short)
     assert list(losses) == list(range(1, 9))
     assert losses[8] < 0.75 * losses[1]
-    assert "rectified_flow + x0 + unit + uniform, sampled by ancestral" in out and "8,192 vectors 10x1x1" in out
+    assert "rectified_flow + x0 + unit + uniform, sampled by ancestral" in out and "8,192 vectors 10," in out
     assert [row[0] for row in rows] == [0.1, 0.3, 0.5, 0.7, 0.9]
     for _, network, exact, mean, ratio in rows:
         assert 1 <= ratio < 1.7 and network < 1.05 * mean and network / exact == pytest.approx(ratio, rel=0.01)

@@ -1,0 +1,170 @@
+"""Kinds: what an example is, however it is stored, shown and written.
+
+A kind owns everything that differs between pictures, vectors, sequences and clips. The trainer, the sampler and the
+checkpoint know examples by this interface alone: nobody else asks for a number of dimensions or a type of numbers.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffgen.core.devices import layout
+from diffgen.core.errors import UsageError
+from diffgen.core.registry import Table
+from diffgen.data import augment, images
+
+KINDS = Table("kind")
+"""Rows are classes, called as row(**settings); a data set holds one and a checkpoint names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What every kind offers, and what holds unless it says otherwise: tensors of real numbers, as they are.
+
+    Attributes:
+        unit: What several examples are called.
+        bounded: Whether x0 lies in [-1, 1], so that a sampler may clip x0_hat to it.
+        mirrors: Whether `mirror` makes examples as good as the stored ones.
+        augment_labels: Numbers that describe an augmentation; 0 where there is none.
+        tiled: Whether `show` puts examples side by side in columns, so that films and paths can be shown.
+        judged: Whether stored examples are pictures, uint8 [C, H, W], as extractors and their metrics take.
+        one_each: What `save=` may name for a file an example, `images/000000.<name>`.
+        together: What `save=` may name for a file of all examples, `samples.<name>`.
+    """
+
+    unit: ClassVar[str] = "examples"
+    bounded: ClassVar[bool] = False
+    mirrors: ClassVar[bool] = False
+    augment_labels: ClassVar[int] = 0
+    tiled: ClassVar[bool] = True
+    judged: ClassVar[bool] = False
+    one_each: ClassVar[tuple[str, ...]] = ()
+    together: ClassVar[tuple[str, ...]] = ("npz",)
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Stored examples [B, ...] -> x0, float32 [B, *size]."""
+        return stored
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 of any float type [B, *size] -> examples as they are stored."""
+        return x0
+
+    def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:
+        """What a person looks at: stored examples [n, ...] on one sheet.
+
+        Args:
+            examples: As they are stored.
+            labels: One each, -1 for none.
+            columns: Examples in a row where that makes sense; None for a square.
+        """
+        raise NotImplementedError
+
+    def array(self, examples: Tensor) -> np.ndarray:
+        """Stored examples as `arr_0` of samples.npz."""
+        return examples.numpy()
+
+    def write(self, name: str, examples: Tensor, labels: Sequence[int]) -> bytes:
+        """The file `samples.<name>` of all examples; `npz` holds `arr_0` and `arr_1`, int64 labels, -1 for none."""
+        buffer = io.BytesIO()
+        np.savez(buffer, self.array(examples), np.asarray(labels, np.int64))
+        return buffer.getvalue()
+
+    def write_one(self, example: Tensor, path: Path) -> None:
+        """The file of one stored example, whose format is the path's suffix.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        raise NotImplementedError
+
+    def read(self, path: str, size: tuple[int, ...]) -> Tensor:
+        """x0 [*size] of a file that a task names.
+
+        Raises:
+            UsageError: Examples of this kind are not read from files.
+            DataError: The file cannot be read.
+        """
+        raise UsageError(f"image={path!r} is for pictures, and this model makes {self.unit}: task=generate")
+
+    def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:
+        """Stored examples [B, ...], mirrored where chosen, bool [B]."""
+        raise NotImplementedError
+
+    def augment(self, x0: Tensor, draws: augment.Draws, p: float) -> tuple[Tensor, Tensor]:
+        """x0 distorted with probability p, and what was done, float [B, augment_labels]."""
+        raise NotImplementedError
+
+    def layout(self, device: torch.device) -> torch.memory_format:
+        """How a network for such examples lies in memory."""
+        return torch.contiguous_format
+
+
+@KINDS.register("pixels")
+@dataclass(frozen=True, kw_only=True)
+class Pixels(Kind):
+    """Pictures: uint8 [C, H, W], x0 in [-1, 1]."""
+
+    unit = "images"
+    bounded = True
+    mirrors = True
+    augment_labels = augment.LABELS
+    judged = True
+    one_each = ("png",)
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """value / 127.5 - 1."""
+        return images.to_float(stored)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The inverse, clipped to [0, 255]."""
+        return images.to_uint8(x0)
+
+    def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:
+        """A grid of pictures."""
+        return images.grid(examples, columns)
+
+    def array(self, examples: Tensor) -> np.ndarray:
+        """uint8 [n, H, W, C], the convention of the public ADM evaluator."""
+        return examples.permute(0, 2, 3, 1).numpy()
+
+    def write_one(self, example: Tensor, path: Path) -> None:
+        """A picture file."""
+        images.picture(example).save(path)
+
+    def read(self, path: str, size: tuple[int, ...]) -> Tensor:
+        """A picture, resized and centre-cropped."""
+        return images.read(path, size)
+
+    def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:
+        """Left and right swapped: as bytes, a fourth of the work."""
+        return torch.where(chosen[:, None, None, None], stored.flip(-1), stored)
+
+    def augment(self, x0: Tensor, draws: augment.Draws, p: float) -> tuple[Tensor, Tensor]:
+        """Non-leaky augmentation; see `diffgen.data.augment`."""
+        return augment.augment(x0, draws, p)
+
+    def layout(self, device: torch.device) -> torch.memory_format:
+        """Channels last is faster on a GPU, and not on a CPU."""
+        return layout(device)
+
+
+@KINDS.register("vectors")
+@dataclass(frozen=True, kw_only=True)
+class Vectors(Kind):
+    """Vectors of real numbers: float32 [D], x0 itself."""
+
+    unit = "vectors"
+    tiled = False
+
+    def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:
+        """A scatter plot of the first two values, coloured by label."""
+        from diffgen.core.plots import scatter
+
+        return Image.open(io.BytesIO(scatter({"samples": (examples, torch.tensor(labels))})))

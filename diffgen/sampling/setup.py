@@ -1,0 +1,132 @@
+"""From a checkpoint and settings to what draws: its network on the device, a sampler, guidance, and a task's plan."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffgen.build import Trained, check_sampler, restore
+from diffgen.core import compilation
+from diffgen.core.compilation import Compiled
+from diffgen.core.errors import CheckpointError, UsageError, require
+from diffgen.core.registry import build, convert
+from diffgen.core.settings import DrawSettings, SampleSettings
+from diffgen.data.kinds import Kind
+from diffgen.diffusion.denoiser import NO_LABEL
+from diffgen.diffusion.guidance import Guidance
+from diffgen.diffusion.tasks import TASKS, Plan, Run
+from diffgen.sampling.drawing import Sampling
+from diffgen.storage import checkpoint
+from diffgen.storage.checkpoint import Checkpoint
+
+WORTH_COMPILING = 2000  # images, below which the compiler takes longer than it saves
+
+Config = Mapping[str, Any]
+
+
+def make_sampling(
+    settings: SampleSettings, sampler: Config, saved: Checkpoint, trained: Trained, device: torch.device
+) -> Sampling:
+    """What was trained, with the sampler and guidance that were asked for, on the device.
+
+    Args:
+        settings: How to draw.
+        sampler: As `resolve_sampler` gives it.
+        saved: The checkpoint.
+        trained: What it holds.
+        device: Where to draw.
+
+    Raises:
+        UsageError: A setting of the sampler is wrong.
+        CheckpointError: It is the checkpoint's own.
+    """
+    denoiser = trained.denoiser
+    denoiser.model.to(device)  # type: ignore[attr-defined]
+    if compilation.wanted(settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING):
+        required = settings.compile is True
+        denoiser.model = Compiled(denoiser.model, key="compile", required=required)  # type: ignore[arg-type]
+    guidance = make_guidance(settings, saved, device)
+    try:
+        return Sampling.from_config(trained, sampler, guidance=guidance, seed=settings.seed, device=device)
+    except UsageError:
+        check_sampler(saved, trained)  # is it the checkpoint's own that is at fault?
+        raise
+
+
+def resolve_sampler(config: Config, own: Config, kind: Kind) -> dict[str, Any]:
+    """The sampler's config; `auto` is the checkpoint's own with the keys that are given replaced.
+
+    What has no range is not clipped to it.
+    """
+    given = {key: value for key, value in config.items() if value is not None and key != "name"}
+    chosen = {**own, **given} if config["name"] == "auto" else dict(config)
+    return chosen if kind.bounded else {**chosen, "clip": False}
+
+
+def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Plan:
+    """The task's plan for this run.
+
+    Raises:
+        UsageError: The task is not for examples of this kind, or a setting is wrong.
+    """
+    kind, size = sampling.trained.kind, sampling.trained.shape.size
+
+    def noise(indices: list[int], seed: int | None) -> Tensor:
+        return sampling.state(sampling.noise(indices, settings.seed if seed is None else seed))
+
+    def pictured(path: str) -> Tensor:
+        return sampling.state(kind.read(path, size))
+
+    @torch.inference_mode()
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        unknown_label = torch.full((len(x),), NO_LABEL, device=x.device)
+        return sampling.denoiser(x, t.to(x).expand(len(x)), unknown_label)
+
+    run = Run(sampling.denoiser.schedule, sampling.ts, noise, pictured, denoise, settings.n)
+    plan: Plan = build(TASKS, task, run)
+    require(
+        kind.tiled or not (plan.frames or plan.path),
+        f"task={task.get('name')} is for pictures, and this model makes {kind.unit}: task=generate",
+    )
+    return plan
+
+
+def make_guidance(settings: DrawSettings, saved: Checkpoint, device: torch.device) -> Guidance:
+    """The guidance that the settings ask for; `auto` is the scale of the checkpoint's previews."""
+    scale, data = settings.guidance, saved.config["data"]
+    if scale == "auto":
+        try:
+            scale = convert("guidance", saved.config.get("guidance", 1.0), float)
+        except UsageError as error:
+            raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
+    guide = None
+    if settings.guide:
+        weaker = load_guide(settings.guide)
+        guide = restore(weaker).denoiser
+        require(
+            all(weaker.config["data"][key] == data[key] for key in data if key != "augment_labels"),
+            f"guide={settings.guide!r} was trained on images of another shape or with other classes than ckpt",
+        )
+        require(
+            weaker.config["schedule"] == saved.config["schedule"],
+            f"guide={settings.guide!r} has another noise schedule than ckpt: they cannot be combined",
+        )
+        guide.model.to(device)  # type: ignore[attr-defined]
+    low_high = settings.guidance_interval
+    interval = (low_high[0], low_high[1]) if low_high else None
+    return Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide)
+
+
+def guides(guidance: Guidance, labels: list[int]) -> bool:
+    """Whether a network call stands for two evaluations."""
+    return guidance.scale != 1 and (guidance.guide is not None or any(label >= 0 for label in labels))
+
+
+def load_guide(path: str) -> Checkpoint:
+    """The checkpoint to guide away from; its errors name the key `guide`."""
+    try:
+        return checkpoint.load(Path(path))
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace("ckpt=", "guide=", 1)) from None

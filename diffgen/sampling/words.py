@@ -1,0 +1,30 @@
+"""What a run draws with, in a line each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffgen.diffusion.guidance import Guidance
+from diffgen.storage import posthoc
+from diffgen.storage.checkpoint import Checkpoint
+
+
+def shown(config: Mapping[str, Any]) -> str:
+    """A part's name and settings in one line."""
+    settings = [f"{key} {value}" for key, value in config.items() if key != "name" and value is not None]
+    return ", ".join([str(config["name"]), *settings])
+
+
+def shown_average(saved: Checkpoint) -> str:
+    """How the weights were averaged, where that was chosen afterwards."""
+    ema = posthoc.facts(saved.config)
+    if not {"sigma_rel", "made_from", "missed"} <= ema.keys():
+        return ""
+    return f", ema.sigma_rel {ema['sigma_rel']:g} from {ema['made_from']} averages (misses {ema['missed']:.1%})"
+
+
+def shown_guidance(guidance: Guidance, guide: str | None) -> str:
+    """Scale, interval, rescaling and guide in one line."""
+    parts = [f"{guidance.scale:g}" if guidance.scale != 1 else "off"]
+    parts += [f"inside {list(guidance.interval)}"] if guidance.interval else []
+    parts += [f"rescaled {guidance.rescale:g}"] if guidance.rescale else []
+    return ", ".join(parts + ([f"away from {guide}"] if guide else []))

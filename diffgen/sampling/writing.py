@@ -1,0 +1,116 @@
+"""What was drawn, in a folder: a picture of all of it, and the files that `save=` asks for."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from diffgen.core.errors import UsageError, require, unknown
+from diffgen.core.files import make_writable, write_atomically, writing
+from diffgen.data.images import save_gif, save_png
+from diffgen.data.kinds import Kind
+
+GRID_LIMIT = 400  # examples of a grid; the others are in the other files
+FILM_LIMIT = 16  # rows of a grid of strips
+
+
+class Folder(NamedTuple):
+    """Where samples of a kind go: grid.png always, samples.<name> and images/000000.<name> where `saves` has a name."""
+
+    path: Path
+    kind: Kind
+    saves: tuple[str, ...]
+
+    @property
+    def one_each(self) -> list[str]:
+        """The names of files for an example each."""
+        return [name for name in self.kind.one_each if name in self.saves]
+
+    def check(self) -> None:
+        """Require names that the kind has."""
+        known = ("grid", *self.kind.one_each, *self.kind.together)
+        for name in self.saves:
+            require(name in known, f"{unknown(f'save={name!r}', known)}; this model makes {self.kind.unit}")
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Make the folder, and refuse to overwrite unless that is wanted.
+
+        Raises:
+            UsageError: A file is there.
+            EnvironmentFault: The folder cannot be written.
+        """
+        names = {"grid": "grid.png", **dict.fromkeys(self.kind.one_each, "images")}
+        wanted = [names.get(name, f"samples.{name}") for name in ("grid", *self.saves)]
+        there = [name for name in wanted if (self.path / name).exists()]
+        if there and not overwrite:
+            raise UsageError(
+                f"out={str(self.path)!r} already holds {there[0]}: choose another folder, or overwrite=true"
+            )
+        make_writable(self.path)
+        with writing(self.path):
+            if self.one_each:
+                (self.path / "images").mkdir(exist_ok=True)
+            for name in self.kind.one_each:  # of a larger set that was here: a mixture would spoil an evaluation
+                for old in (self.path / "images").glob("[0-9]" * 6 + f".{name}"):
+                    old.unlink()
+
+    def write(self, drawn: Tensor, labels: list[int], columns: int | None, notes: Mapping[str, str]) -> None:
+        """Write grid.png, and what `saves` asks for of all examples.
+
+        Args:
+            drawn: Stored examples, [n, ...].
+            labels: One each.
+            columns: Of the grid.
+            notes: Text entries of grid.png.
+        """
+        most = GRID_LIMIT if self.kind.tiled else len(drawn)
+        save_png(self.kind.show(drawn[:most], labels[:most], columns), self.path / "grid.png", notes)
+        self._write_together(drawn, labels)
+
+    def write_films(self, films: Tensor, labels: list[int], notes: Mapping[str, str]) -> None:
+        """The same of films [n, F, ...]: strips in grid.png, one a row, and trajectory.gif; else their last frames."""
+        rows, whose = films[:FILM_LIMIT], labels[:FILM_LIMIT]
+        count = films.shape[1]
+        save_gif([self.kind.show(frame, whose) for frame in rows.unbind(1)], self.path / "trajectory.gif")
+        strips = self.kind.show(rows.flatten(0, 1), [label for label in whose for _ in range(count)], count)
+        save_png(strips, self.path / "grid.png", notes)
+        self._write_together(films[:, -1], labels)
+
+    def _write_together(self, drawn: Tensor, labels: list[int]) -> None:
+        for name in self.kind.together:
+            if name in self.saves:
+                write_atomically(self.path / f"samples.{name}", self.kind.write(name, drawn, labels))
+
+
+class Files:
+    """The files of an example each, encoded and written by threads while the next examples are drawn."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Args: folder: must be prepared."""
+        self.folder = folder
+        self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="files")
+        self.written: list[Future[None]] = []
+
+    def add(self, examples: Mapping[int, Tensor]) -> None:
+        """Write stored examples by their number."""
+        if self.folder.one_each:
+            self.written.append(self.threads.submit(self._save, examples))
+
+    def _save(self, examples: Mapping[int, Tensor]) -> None:
+        for name in self.folder.one_each:
+            for number, example in examples.items():
+                path = self.folder.path / "images" / f"{number:06d}.{name}"
+                with writing(path):
+                    self.folder.kind.write_one(example, path)
+
+    def finish(self) -> None:
+        """Wait for all files.
+
+        Raises:
+            EnvironmentFault: One cannot be written.
+        """
+        self.threads.shutdown()
+        for done in self.written:
+            done.result()

@@ -1,0 +1,65 @@
+"""A run as it stands, to a checkpoint and back."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from diffgen.core.errors import CheckpointError
+from diffgen.storage import checkpoint
+from diffgen.training import state
+from diffgen.training.parts import Parts
+from diffgen.training.progress import Progress
+from diffgen.training.tally import Tally
+from diffgen.training.writer import Snapshot
+
+
+def load(folder: Path, parts: Parts, at: Progress) -> list[str]:
+    """Put a run where a checkpoint left it; returns what of its config has changed since, in words.
+
+    Raises:
+        CheckpointError: It is not whole, or of another model.
+    """
+    saved = checkpoint.load(folder)
+    counters, tensors = checkpoint.load_state(folder)
+    changes = state.compare(parts.config, counters["config"], folder)
+    others = [checkpoint.load(folder / f"model-{ema.profile}.safetensors") for ema in parts.emas[1:]]
+    for ema, average in zip(parts.emas, [saved, *others], strict=True):
+        checkpoint.check_fit(ema.averaged, average.weights, folder)
+        ema.averaged.load_state_dict(average.weights)
+    accelerator = parts.accelerator
+    try:
+        state.apply(tensors, parts.learned, parts.optimizer.optimizer, parts.device, folder)
+        if counters["scaler"] and accelerator.scaler:
+            accelerator.scaler.load_state_dict(counters["scaler"])
+        at.tally = Tally.from_tensors(tensors, accelerator.process_index, accelerator.num_processes, parts.device)
+        at.step, at.images = counters["step"], counters["images"]
+        at.watch.go_on(counters["seconds"])
+        if counters["data_images"] != len(parts.dataset):
+            changes.append(f"images in the data set: {counters['data_images']} -> {len(parts.dataset)}")
+        if parts.settings.micro_batch == "auto":
+            parts.gradients.micro_batch = min(parts.local_batch, counters["micro_batch"])
+    except KeyError as error:
+        raise CheckpointError(f"{folder} is not a whole training state: it lacks {error}") from None
+    return changes
+
+
+def snapshot(parts: Parts, at: Progress, losses: Tensor) -> Snapshot:
+    """What a checkpoint of the run holds; `losses` are those of all processes since the last line of the log."""
+    scaler = parts.accelerator.scaler
+    counters = {
+        "step": at.step,
+        "images": at.images,
+        "seconds": at.watch.seconds,
+        "micro_batch": parts.gradients.micro_batch,
+        "data_images": len(parts.dataset),
+        "stays": bool(parts.settings.keep_every and at.crossed(parts.settings.keep_every)),
+        "scaler": scaler.state_dict() if scaler else None,
+        "config": parts.config,
+    }
+    tensors = state.gather(parts.learned, parts.optimizer.optimizer) | at.tally.tensors(losses)
+    model_config = parts.model_config
+    others = {
+        str(ema.profile): ({**model_config, "ema": ema.profile.facts()}, ema.averaged.state_dict())
+        for ema in parts.emas[1:]
+    }
+    return Snapshot(at.images, model_config, parts.averaged.state_dict(), tensors, counters, others)
