@@ -113,7 +113,7 @@ def test_the_watcher_sees_what_it_should(tmp_path: Path, python: Python, tiny_mo
         "    import antigravity_of_diffgen\n"
         "w.checkpoint.load = lambda path: bad(path) if len(w.events) or w.watching else good(path)\n"
         "good = lambda path: w.sys.exit\n"
-        "w.restore = lambda saved: None\n"
+        "w.restore = w.check_sampler = lambda *saved: None\n"
         "w.main()\n"
     )
     result = json.loads(python("bad.py", str(tiny_model)).stdout)[0]
