@@ -30,6 +30,7 @@ from diffgen.sampling.drawing import Sampling
 from diffgen.storage.tensor_file import check_plain
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
+from diffgen.training.loggers import Loggers
 
 
 class Assembly:
@@ -44,6 +45,7 @@ class Assembly:
         self.main: bool = accelerator.is_main_process
         self.local_batch = self._split_batch()
         self.reporter = Reporter(speaks=self.main)
+        self.loggers = Loggers(config, self.reporter.warn, main=self.main)
         self.time = bind(TIMES, config["time"])
 
         self.dataset: ImageSource = main_first(accelerator, lambda: make_dataset(config))

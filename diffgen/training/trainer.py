@@ -57,7 +57,8 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
     ):
         trainer = Trainer(config, settings, accelerator)
         trainer.open_run(config_yaml, default_run_dir, lock)
-        trainer.run(request)
+        with trainer.loggers.opened(trainer.run_dir, trainer.config, trainer.images):
+            trainer.run(request)
 
 
 class Trainer(Assembly):
@@ -70,8 +71,7 @@ class Trainer(Assembly):
         self.watch = Stopwatch()
         self.tally = Tally.zeros(self.device)
         self.examiner: Examiner | None = None
-        # the backward pass costs two forward ones
-        self.gflop = 3 * header.gflop(self.averaged, self.dataset.shape, self.device)
+        self.gflop = 3 * header.gflop(self.averaged, self.dataset.shape, self.device)  # two for the backward pass
         self.peak = speed.peak_tflops(self.device, accelerator.mixed_precision)
 
     # --- the run directory ----------------------------------------------------------------------------------------
@@ -276,10 +276,9 @@ class Trainer(Assembly):
     # --- what is told ---------------------------------------------------------------------------------------------
 
     def _log(self, norm: Tensor, lr: float) -> None:
-        steps, skipped = int(self.tally.steps), int(self.tally.skipped)
-        if self.tally.longest > self.settings.max_skipped:
-            steps_in_row = int(self.tally.longest)
-            self._diverged(f"{steps_in_row} steps in a row had a gradient that is not finite and were skipped")
+        steps, skipped, longest = int(self.tally.steps), int(self.tally.skipped), int(self.tally.longest)
+        if longest > self.settings.max_skipped:
+            self._diverged(f"{longest} steps in a row had a gradient that is not finite and were skipped")
         loss = float(self.accelerator.reduce(self.tally.loss.clone(), "mean")) / steps if steps else None
         self.tally.begin_line()
         pace = self.watch.pace(self.images)
@@ -293,8 +292,7 @@ class Trainer(Assembly):
             "images_per_second": None if pace is None else round(pace, 2),
             "seconds": round(self.watch.seconds, 3),
         }
-        if self.main:
-            self._try(lambda: self.log.append(row))
+        self.loggers.log(row, self.images)
         epochs = f"epoch {self.images / len(self.dataset):g}  " if self.settings.print_log else ""
         figures = [f"{epochs}{count(self.images)} img", f"loss {math.nan if loss is None else loss:.4f}"]
         if pace is not None:  # the first step has none
@@ -329,11 +327,11 @@ class Trainer(Assembly):
     def _preview(self) -> None:
         """Draw the images of the fixed seeds, and the loss curve."""
         path = self.run_dir / "samples" / f"{self.images:08d}.png"
-        said = preview.draw(
-            self.sampling, self.dataset, self.preview_settings.n, self.config["data"]["num_classes"], path
-        )
+        n, classes = self.preview_settings.n, self.config["data"]["num_classes"]
+        said = preview.draw(self.sampling, self.dataset, n, classes, path)
         if said:
             self.reporter.say(said)
+        self.loggers.picture(path, self.images)
         self.log.plot()
 
     def _examiner(self) -> "Examiner | None":
@@ -359,7 +357,9 @@ class Trainer(Assembly):
             return True
         try:
             with self.watch.apart(counts=False):
-                self.reporter.say(self.examiner.look(self.kept, self.averaged.state_dict(), self.images))
+                said, figures = self.examiner.look(self.kept, self.averaged.state_dict(), self.images)
+                self.reporter.say(said)
+                self.loggers.log(figures, self.images)
         except EnvironmentFault as error:
             self.reporter.warn(f"{error}; training goes on")
         except Interrupted:
