@@ -1,6 +1,6 @@
 """A logger of your own: the figures as a table that a spreadsheet opens, <run>/metrics-<images>.csv.
 
-    diffgen-train plugins=[docs/examples/logger.py] 'logger=[jsonl,csv]'
+diffgen-train plugins=[docs/examples/logger.py] 'logger=[jsonl,csv]'
 """
 
 import csv

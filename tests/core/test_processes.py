@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import events
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ RUN = [
     "dataset=digits", "model.channels=8", "model.channel_mult=[1]", "model.attention_resolutions=[]", "train.images=320", "train.batch_size=16",
     "train.log_every=16", "train.checkpoint_every=160", "train.preview_every=320", "preview.n=2", "sampler.steps=3",
     "train.micro_batch=5", "lr_schedule.warmup=32", "train.eval_every=160", "train.eval_n=15", "extractor.epochs=1",
+    "logger=[jsonl,tensorboard]",
 ]  # fmt: skip
 
 COUNTED = """
@@ -72,6 +74,17 @@ def test_two_processes_really_ran(runs: dict[str, Path]) -> None:
     said = runs["said"].read_text()
     assert "cpu x 2" in said
     assert "16 = 2 x 8" in said
+
+
+def test_the_main_process_alone_tells_loggers(runs: dict[str, Path], metrics: Metrics) -> None:
+    """Of each logged step and each evaluation, once."""
+    for run in (runs["one"], runs["two"]):
+        assert len(list((run / "tensorboard").iterdir())) == 1
+        scalars = events.scalars(run)
+        assert [step for step, _ in scalars["loss"]] == [row["images"] for row in metrics(run)]
+        judged = [json.loads(line) for line in (run / "eval" / "training.jsonl").read_text().splitlines()]
+        for key in ("fd", "kd", "agreement"):
+            assert scalars[f"eval/{key}"] == [(row["images_seen"], pytest.approx(row[key])) for row in judged]
 
 
 def test_gradients_are_exchanged_once_a_step(runs: dict[str, Path]) -> None:
