@@ -145,7 +145,7 @@ def test_a_logger_that_fails_is_told_once_and_stops_nothing(
         def call(*_: object) -> None:
             calls.append(name)
             if name == where:
-                raise ConnectionError("the network is down")
+                raise ConnectionError(f"no network, call {len(calls)}")
 
         return call
 
@@ -153,7 +153,8 @@ def test_a_logger_that_fails_is_told_once_and_stops_nothing(
     monkeypatch.setitem(LOGGERS, "failing", type("Failing", (), {name: method(name) for name in names}))
     run = fit(tmp_path / "run", "+logger.failing.name=failing")
     said = capsys.readouterr().out
-    assert said.count("logger=failing failed: ConnectionError: the network is down; training goes on") == 1
+    first = {"__init__": 1, "start": 2, "log": 3, "picture": 11, "finish": 12}[where]
+    assert f"logger=failing failed: ConnectionError: no network, call {first}; training goes on" in said
     assert said.count("failing") == 1
     same_weights(run, tiny_run)
     assert [row["loss"] for row in metrics(run)] == [row["loss"] for row in metrics(tiny_run)]
