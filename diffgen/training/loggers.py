@@ -5,8 +5,10 @@ gives is started once the run has a directory. A logger that fails is told once 
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +18,7 @@ from PIL import Image
 
 from diffgen.build import Config
 from diffgen.core.errors import DiffgenError, UsageError, first_line, require
+from diffgen.core.files import append_bytes, explained
 from diffgen.core.registry import Table, build
 from diffgen.storage.run_directory import RunLog
 from diffgen.training.state import flatten
@@ -150,35 +153,54 @@ class Jsonl:
 
 @LOGGERS.register("tensorboard")
 class TensorBoard:
-    """Event files in `<run>/tensorboard`; their steps are images seen."""
+    """Event files in `<run>/tensorboard`; their steps are images seen.
+
+    They are written here and not by torch's SummaryWriter: its thread dies with the first fault of a disk, with a
+    traceback on the screen, and forgets what it held. Here events wait for the next time, as rows of `jsonl` do.
+    """
 
     def __init__(self) -> None:
         """Raises `UsageError` where TensorBoard is not installed."""
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto import event_pb2
+            from tensorboard.summary.writer import record_writer
+            from torch.utils.tensorboard import summary
         except ImportError:
             raise UsageError(MISSING.format("tensorboard")) from None
-        self.open = SummaryWriter
+        self.proto, self.record_writer, self.summary = event_pb2, record_writer, summary
+        self.pending = BytesIO()
+        self.records = self.record_writer.RecordWriter(self.pending)
 
     def start(self, run_dir: Path, config: Config, images: int) -> None:
         """See `Logger`; a reader is told to forget steps from beyond `images`, which an earlier part had reached."""
-        self.writer = self.open(str(run_dir / "tensorboard"), purge_step=images + 1)
+        self.path = run_dir / "tensorboard" / f"events.out.tfevents.{time.time_ns()}"  # readers go by the names
+        with explained(self.path):
+            self.path.parent.mkdir(exist_ok=True)
+        session = self.proto.SessionLog(status=self.proto.SessionLog.START)
+        self._write({"file_version": "brain.Event:2"}, {"step": images + 1, "session_log": session})
 
     def log(self, figures: Figures, images: int) -> None:
-        """See `Logger`; each row reaches the disk at once, as a run may be killed."""
-        for key, value in finite(figures).items():
-            self.writer.add_scalar(key, value, images)
-        self.writer.flush()
+        """See `Logger`."""
+        summaries = [self.summary.scalar(key, value) for key, value in finite(figures).items()]
+        self._write(*({"step": images, "summary": summary} for summary in summaries))
 
     def picture(self, path: Path, images: int) -> None:
         """See `Logger`."""
         with Image.open(path) as image:
-            self.writer.add_image("samples", np.asarray(image.convert("RGB")), images, dataformats="HWC")
-        self.writer.flush()
+            pixels = np.asarray(image.convert("RGB"))
+        self._write({"step": images, "summary": self.summary.image("samples", pixels, dataformats="HWC")})
 
     def finish(self) -> None:
-        """See `Logger`."""
-        self.writer.close()
+        """See `Logger`; what a full disk did not take may fit now."""
+        self._write()
+
+    def _write(self, *events: dict[str, Any]) -> None:
+        """Append events, and those that could not be written before; at once, as a run may be killed."""
+        for event in events:
+            self.records.write(self.proto.Event(wall_time=time.time(), **event).SerializeToString())
+        append_bytes(self.path, self.pending.getvalue())
+        self.pending.seek(0)
+        self.pending.truncate()
 
 
 class Tracked:

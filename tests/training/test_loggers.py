@@ -20,6 +20,7 @@ from PIL import Image
 from diffgen.cli import configs
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import parameters
+from diffgen.training import loggers
 from diffgen.training.loggers import LOGGERS, finite
 from diffgen.training.state import compare
 
@@ -160,6 +161,24 @@ def test_a_logger_that_fails_is_told_once_and_stops_nothing(
     assert [row["loss"] for row in metrics(run)] == [row["loss"] for row in metrics(tiny_run)]
     all_calls = ["__init__", "start", *["log"] * 8, "picture", "finish"]
     assert calls == (all_calls if where not in names[:2] else list(names[: names.index(where) + 1]))
+
+
+def test_events_that_a_full_disk_did_not_take_are_written_later(
+    fit: Fit, metrics: Metrics, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    """The disk is full for four of the writings; a file that ended in half an event would be read no further."""
+    append, calls = loggers.append_bytes, iter(range(99))
+
+    def full(path: Path, data: bytes) -> None:
+        if next(calls) in range(2, 6):
+            path = Path("/dev/full")
+        append(path, data)
+
+    monkeypatch.setattr(loggers, "append_bytes", full)
+    run = fit(tmp_path / "run", "logger=tensorboard")
+    assert capsys.readouterr().out.count("logger=tensorboard failed: cannot write /dev/full: No space left") == 1
+    assert events.scalars(run) == told(metrics(run))
+    same_pictures(run)
 
 
 def test_figures_that_are_no_numbers_are_left_out() -> None:
