@@ -209,7 +209,7 @@ def explain(name: str, error: Exception) -> str:
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(name, match[1])
-    if match := re.search(r"Could not find '([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):  # load: one of a list
         group, _, choice = match[1].rpartition("/")
         return unknown(f"{group}={choice!r}", groups().get(group, []))
     if isinstance(error, OverrideParseException):
@@ -246,6 +246,9 @@ def _unknown_key(name: str, key: str) -> str:
         if place.get("name") == "auto":
             hint = f"; to change more of a {parent}, name it too: {parent}=heun {key}=..."
         return f"{key} is unknown; {parent} has [{', '.join(sorted(place))}]{hint}"
+    group, _, choice = parent.partition(".")
+    if choice in groups().get(group, []):
+        return f"{key} is unknown: to change more of {choice}, name it too: {group}=[{choice}] {key}=..."
     top = sorted({*config, *(g for g in groups() if g in config or (g == "experiment" and name == "train"))})
     near = difflib.get_close_matches(parent or key, top, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0] + ('.' + leaf if parent else '')}?)" if near else ""

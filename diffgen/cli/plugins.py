@@ -42,16 +42,19 @@ def load(names: list[str]) -> dict[str, list[str]]:
     """
     if not names:
         return {}
-    from diffgen.build import TABLES
+    from diffgen import build
+    from diffgen.training.loggers import LOGGERS
 
-    shipped = {group: set(table) for group, table in TABLES.items()}
+    tables = {**build.TABLES, LOGGERS.group: LOGGERS}
+    shipped = {group: set(table) for group, table in tables.items()}
     for name in names:
         import_module(name)
-    added = {group: sorted(set(table) - shipped[group]) for group, table in TABLES.items()}
+    added = {group: sorted(set(table) - shipped[group]) for group, table in tables.items()}
     for group, rows in added.items():
         for row in rows:
-            node = {"name": row, **shared_keys(group), **signature_defaults(TABLES[group][row])}
-            ConfigStore.instance().store(group=group, name=row, node=OmegaConf.create(node))
+            node = {"name": row, **shared_keys(group), **signature_defaults(tables[group][row])}
+            package = f"logger.{row}" if group == "logger" else None  # several may be chosen
+            ConfigStore.instance().store(group=group, name=row, node=OmegaConf.create(node), package=package)
     return added
 
 

@@ -144,6 +144,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def append_text(path: Path, text: str) -> None:
+    """Append to a log, as `append_bytes` does."""
+    append_bytes(path, text.encode())
+
+
+def append_bytes(path: Path, data: bytes) -> None:
     """Append to a log, all or nothing.
 
     Raises:
@@ -152,7 +157,6 @@ def append_text(path: Path, text: str) -> None:
     with writing(path), path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
-            data = text.encode()
             while data:
                 data = data[file.write(data) :]
         except OSError:

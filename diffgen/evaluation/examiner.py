@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +32,13 @@ from diffgen.storage.tensor_file import Tensors
 
 FIGURES = ("fd", "kd", "agreement")
 WHOLE, NOT_FINITE, NO_MEMORY, STOPPED = range(4)  # what became of a process's share of the images
+
+
+class Judgement(NamedTuple):
+    """What became of an evaluation: a sentence, and its figures as loggers are told them, `eval/fd`, ..."""
+
+    said: str
+    figures: Mapping[str, float]
 
 
 class Examiner:
@@ -90,7 +97,7 @@ class Examiner:
         there: bool = on_main(self.accelerator, lambda: any(row["images_seen"] == images for row in self._like()))
         return there
 
-    def look(self, model_config: Mapping[str, Any], weights: Tensors, images: int) -> str:
+    def look(self, model_config: Mapping[str, Any], weights: Tensors, images: int) -> Judgement:
         """Judge the run as it stands; every process calls this.
 
         Args:
@@ -99,7 +106,7 @@ class Examiner:
             images: Training images seen.
 
         Returns:
-            What there is to say.
+            What there is to say, and the figures: none where the samples are not finite.
 
         Raises:
             EnvironmentFault: The figures or the best weights cannot be written, or memory is gone.
@@ -107,9 +114,9 @@ class Examiner:
         """
         drawn = self._drawn()
         if drawn is None:
-            return f"{images:,} images: the samples are not finite, and not judged"
-        said: str = on_main(self.accelerator, lambda: self._judge(drawn, model_config, weights, images))
-        return said
+            return Judgement(f"{images:,} images: the samples are not finite, and not judged", {})
+        judgement: Judgement = on_main(self.accelerator, lambda: self._judge(drawn, model_config, weights, images))
+        return judgement
 
     def _drawn(self) -> Drawn | None:
         """The images, or None if some are not finite; processes learn of each other's fate before they exchange."""
@@ -134,7 +141,7 @@ class Examiner:
             raise EnvironmentFault("out of memory in an evaluation, which is left out")
         return gathered(share, self.accelerator, len(self.labels)) if share and worst == WHOLE else None
 
-    def _judge(self, drawn: Drawn, model_config: Mapping[str, Any], weights: Tensors, images: int) -> str:
+    def _judge(self, drawn: Drawn, model_config: Mapping[str, Any], weights: Tensors, images: int) -> Judgement:
         judged = Judged.of(drawn, self.reference, self.out, 0, self.accelerator.device)
         row: Row = {"images_seen": images, **self.kind, "nfe": self.sampling.nfe} | measured(FIGURES, judged)
         key = self.settings.best_by
@@ -153,7 +160,8 @@ class Examiner:
         append_text(self.path, as_json(row))  # after the best: what has a row is done
         self._plot()
         shown = [f"{name(key, row)} {row[key] * FACTORS.get(key, 1):.4g}" for key in FIGURES if key in row]
-        return f"{images:,} images: {', '.join(shown)}; {standing}"
+        figures = {f"eval/{key}": row[key] for key in FIGURES if key in row}
+        return Judgement(f"{images:,} images: {', '.join(shown)}; {standing}", figures)
 
     def _best(self) -> float | None:
         """The figure of the best weights so far, if it is of this kind."""

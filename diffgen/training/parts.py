@@ -37,6 +37,7 @@ from diffgen.sampling.drawing import Sampling
 from diffgen.storage.tensor_file import check_plain
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
+from diffgen.training.loggers import Loggers
 
 
 class Parts:
@@ -59,6 +60,7 @@ class Parts:
         self.main: bool = accelerator.is_main_process
         self.local_batch = self._split_batch()
         self.reporter = Reporter(speaks=self.main)
+        self.loggers = Loggers(config, self.reporter.warn, main=self.main)
         self.time_density = bind(TIMES, config["time"])
         self.objective: Objective = build(OBJECTIVES, config["objective"])
         self.dataset: Source = main_first(accelerator, lambda: make_dataset(config))

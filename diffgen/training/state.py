@@ -12,8 +12,8 @@ from diffgen.core.errors import CheckpointError
 from diffgen.storage.checkpoint import check_fit
 from diffgen.storage.tensor_file import Tensors
 
-FREE_TO_CHANGE = ("run_dir", "train.resume", "plugins")
-"""Keys that say where a run is kept; a difference is not worth telling."""
+FREE_TO_CHANGE = ("run_dir", "train.resume", "plugins", "logger")
+"""Keys that say where a run is kept and who is told of it; a difference is not worth telling."""
 
 AVERAGES = ("ema.profile", "ema.sigma_rel")
 """Keys that say which averages there are: one that is new would know nothing of the run so far."""
@@ -70,13 +70,17 @@ def compare(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> 
         CheckpointError: The parts that give the weights their meaning differ; the sentence lists the keys.
     """
     now, then = flatten(here), flatten(there)
-    differ = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and key not in FREE_TO_CHANGE]
+    differ = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and not _free(key)]
     held = (*MODEL_SIDE, *AVERAGES) if "power" in (now.get(AVERAGES[0]), then.get(AVERAGES[0])) else MODEL_SIDE
     fixed = [key for key in differ if key in held or key.split(".")[0] in held]
     if fixed:
         keys = ", ".join(f"{key} ({then.get(key)!r} there, {now.get(key)!r} here)" for key in fixed[:5])
         raise CheckpointError(f"cannot go on from {folder}: it was trained with another {keys}")
     return [f"{key}: {then.get(key)} -> {now.get(key)}" for key in differ]
+
+
+def _free(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -51,9 +51,11 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
         accelerated(settings.precision) as accelerator,
         RunLock() as lock,
     ):
-        trainer = Trainer(Parts(config, settings, accelerator))
+        parts = Parts(config, settings, accelerator)
+        trainer = Trainer(parts)
         trainer.open_run(config_yaml, default_run_dir, lock)
-        trainer.run(request)
+        with parts.loggers.opened(trainer.run_dir, parts.config, trainer.at.images):
+            trainer.run(request)
 
 
 class Trainer:
@@ -65,8 +67,9 @@ class Trainer:
         self.device, self.main, self.reporter = parts.device, parts.main, parts.reporter
         self.at = Progress(parts.settings, parts.device)
         self.examiner: Examiner | None = None
-        # the backward pass costs two forward ones
-        self.gflop = 3 * speed.gflop(parts.averaged, parts.dataset.shape.size, parts.device)
+        self.gflop = 3 * speed.gflop(
+            parts.averaged, parts.dataset.shape.size, parts.device
+        )  # two for the backward pass
         self.peak = speed.peak_tflops(parts.device, self.accelerator.mixed_precision)
 
     # --- the run directory ----------------------------------------------------------------------------------------
@@ -225,10 +228,9 @@ class Trainer:
     # --- what is told ---------------------------------------------------------------------------------------------
 
     def _log(self, norm: Tensor, lr: float) -> None:
-        steps, skipped = int(self.at.tally.steps), int(self.at.tally.skipped)
-        if self.at.tally.longest > self.settings.max_skipped:
-            steps_in_row = int(self.at.tally.longest)
-            self._diverged(f"{steps_in_row} steps in a row had a gradient that is not finite and were skipped")
+        steps, skipped, longest = int(self.at.tally.steps), int(self.at.tally.skipped), int(self.at.tally.longest)
+        if longest > self.settings.max_skipped:
+            self._diverged(f"{longest} steps in a row had a gradient that is not finite and were skipped")
         loss = float(self.accelerator.reduce(self.at.tally.loss.clone(), "mean")) / steps if steps else None
         self.at.tally.begin_line()
         pace = self.at.watch.pace(self.at.images)
@@ -242,8 +244,7 @@ class Trainer:
             "images_per_second": None if pace is None else round(pace, 2),
             "seconds": round(self.at.watch.seconds, 3),
         }
-        if self.main:
-            self._try(lambda: self.log.append(row))
+        self.parts.loggers.log(row, self.at.images)
         epochs = f"epoch {self.at.images / len(self.parts.dataset):g}  " if self.settings.print_log else ""
         figures = [f"{epochs}{count(self.at.images)} img", f"loss {math.nan if loss is None else loss:.4f}"]
         if pace is not None:  # the first step has none
@@ -281,6 +282,7 @@ class Trainer:
         said = preview.draw(self.parts.sampling, self.parts.dataset, self.parts.preview.n, path)
         if said:
             self.reporter.say(said)
+        self.parts.loggers.picture(path, self.at.images)
         self.log.plot()
 
     def _examiner(self) -> "Examiner | None":
@@ -313,9 +315,10 @@ class Trainer:
             return True
         try:
             with self.at.watch.apart(counts=False):
-                self.reporter.say(
-                    self.examiner.look(self.parts.model_config, self.parts.averaged.state_dict(), self.at.images)
-                )
+                weights = self.parts.averaged.state_dict()
+                said, figures = self.examiner.look(self.parts.model_config, weights, self.at.images)
+                self.reporter.say(said)
+                self.parts.loggers.log(figures, self.at.images)
         except EnvironmentFault as error:
             self.reporter.warn(f"{error}; training goes on")
         except Interrupted:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import events
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ RUN = [
     "dataset=digits", "model.channels=8", "model.channel_mult=[1]", "model.attention_resolutions=[]", "train.images=320", "train.batch_size=16",
     "train.log_every=16", "train.checkpoint_every=160", "train.preview_every=320", "preview.n=2", "sampler.steps=3",
     "train.micro_batch=5", "lr_schedule.warmup=32", "train.eval_every=160", "train.eval_n=15", "extractor.epochs=1",
+    "logger=[jsonl,tensorboard]",
 ]  # fmt: skip
 
 COUNTED = """
@@ -74,6 +76,17 @@ def test_two_processes_really_ran(runs: dict[str, Path]) -> None:
     assert "16 = 2 x 8" in said
 
 
+def test_the_main_process_alone_tells_loggers(runs: dict[str, Path], metrics: Metrics) -> None:
+    """Of each logged step and each evaluation, once."""
+    for run in (runs["one"], runs["two"]):
+        assert len(list((run / "tensorboard").iterdir())) == 1
+        scalars = events.scalars(run)
+        assert [step for step, _ in scalars["loss"]] == [row["images"] for row in metrics(run)]
+        judged = [json.loads(line) for line in (run / "eval" / "training.jsonl").read_text().splitlines()]
+        for key in ("fd", "kd", "agreement"):
+            assert scalars[f"eval/{key}"] == [(row["images_seen"], pytest.approx(row[key])) for row in judged]
+
+
 def test_gradients_are_exchanged_once_a_step(runs: dict[str, Path]) -> None:
     """Twenty steps of two micro-batches each, on each of two processes."""
     assert runs["said"].read_text().count("exchanges 20 buckets 20") == 2
@@ -116,7 +129,8 @@ def test_two_processes_are_judged_as_one_is(runs: dict[str, Path]) -> None:
 
 
 def test_two_processes_write_what_one_writes(runs: dict[str, Path]) -> None:
-    files = {name: sorted(str(p.relative_to(runs[name])) for p in runs[name].rglob("*")) for name in ("one", "two")}
+    events_aside = {run: (p for p in runs[run].rglob("*") if "tfevents" not in p.name) for run in ("one", "two")}
+    files = {run: sorted(str(p.relative_to(runs[run])) for p in paths) for run, paths in events_aside.items()}
     assert files["one"] == files["two"]
 
 
