@@ -1,4 +1,4 @@
-"""From plain data to objects: where all tables meet."""
+"""From plain data to objects."""
 
 import inspect
 import math
@@ -16,25 +16,14 @@ from diffgen.data import DATASETS, Source
 from diffgen.data.kinds import KINDS, Kind
 from diffgen.diffusion.denoiser import Denoiser, Network
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
-from diffgen.diffusion.samplers import SAMPLERS, time_grid
+from diffgen.diffusion.samplers import time_grid
 from diffgen.diffusion.schedules import SCHEDULES, Schedule
-from diffgen.diffusion.tasks import TASKS
-from diffgen.diffusion.times import TIMES
 from diffgen.diffusion.weightings import WEIGHTINGS, Weighting
 from diffgen.nets import MODELS, DataShape
-from diffgen.nets.optimizers import OPTIMIZERS
 from diffgen.objectives import OBJECTIVES, Objective
 from diffgen.storage.checkpoint import Checkpoint, assign
 
 Config = Mapping[str, Any]
-
-TABLES: dict[str, Table] = {
-    table.group: table
-    for table in (
-        *(DATASETS, KINDS, MODELS, OBJECTIVES, OPTIMIZERS, PARAMETERIZATIONS),
-        *(SAMPLERS, SCHEDULES, TASKS, TIMES, WEIGHTINGS),
-    )
-}
 
 MODEL_SIDE = ("data", "model", "schedule", "parameterization", "denoiser", "objective")
 """The parts of a config that a checkpoint carries and that decide what its weights mean."""

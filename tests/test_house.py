@@ -23,6 +23,7 @@ ROOMS = (
     "sampling",
     "evaluation",
     "training",
+    "tables",
     "cli",
 )
 """From the ground up, as in docs/architecture.md: a room imports from those before it, and from itself."""

@@ -5,6 +5,7 @@ chosen like any other, `schedule=cubic`, with its keyword-only parameters as key
 the YAML that the shipped rows have. Only the command line can ask for this, never a checkpoint.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -42,17 +43,15 @@ def load(names: list[str]) -> dict[str, list[str]]:
     """
     if not names:
         return {}
-    from diffgen import build
-    from diffgen.training.loggers import LOGGERS
+    from diffgen.tables import TABLES
 
-    tables = {**build.TABLES, LOGGERS.group: LOGGERS}
-    shipped = {group: set(table) for group, table in tables.items()}
+    shipped = {group: set(table) for group, table in TABLES.items()}
     for name in names:
         import_module(name)
-    added = {group: sorted(set(table) - shipped[group]) for group, table in tables.items()}
+    added = {group: sorted(set(table) - shipped[group]) for group, table in TABLES.items()}
     for group, rows in added.items():
         for row in rows:
-            node = {"name": row, **shared_keys(group), **signature_defaults(tables[group][row])}
+            node = {"name": row, **shared_keys(group), **signature_defaults(TABLES[group][row])}
             package = f"logger.{row}" if group == "logger" else None  # several may be chosen
             ConfigStore.instance().store(group=group, name=row, node=OmegaConf.create(node), package=package)
     return added
@@ -80,22 +79,45 @@ def _plain(value: Any) -> Any:
 
 
 def import_module(name: str) -> None:
-    """Import a module by its name or its file.
+    """Import a module by its name or its file, once.
 
     Raises:
-        UsageError: It is not there, or raises.
+        UsageError: It is not there, or raises, or is one of Python's own.
     """
+    if name in sys.stdlib_module_names:
+        raise UsageError(f"plugins: {name} is a module of Python's own; a file of yours is plugins=[{name}.py]")
     try:
         if name.endswith(".py"):
-            path = Path(name).resolve()
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            assert spec and spec.loader
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[path.stem] = module
-            spec.loader.exec_module(module)
+            _import_file(Path(name).resolve())
         else:
-            sys.path.insert(0, str(Path.cwd()))
-            importlib.import_module(name)
+            _import_from_here(name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"plugins: {name} cannot be imported ({reason})") from error
+
+
+def _import_file(path: Path) -> None:
+    """Under a name that no other module has: a file may be called time.py."""
+    name = f"diffgen_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _import_from_here(name: str) -> None:
+    """From the working folder, or what is installed; the folder comes last, so that nothing in it hides a library."""
+    before, here = list(sys.path), str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        importlib.import_module(name)
+    except BaseException:
+        sys.path[:] = before
+        raise

@@ -8,12 +8,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffgen.build import GRID, TABLES, make_denoiser, make_model, sampler_settings
+from diffgen.build import GRID, make_denoiser, make_model, sampler_settings
 from diffgen.cli.configs import config_dir
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import Table, bind, build, conform, convert, parameters
 from diffgen.core.settings import SECTIONS, section
 from diffgen.nets import DataShape
+from diffgen.tables import TABLES
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -221,8 +222,9 @@ def test_every_choice_composes_to_a_complete_run(compose: Compose, overrides: li
     for name in SECTIONS:
         section(config, name)
     for group in CHOSEN:
-        if group != "task":  # of diffgen-sample
-            build_row(group, config[group])
+        rows = config[group].values() if group == "logger" else [config[group]] if group != "task" else []
+        for row in rows:  # of loggers there may be several; a task is of diffgen-sample
+            build_row(group, row)
     config["data"] = {
         "kind": {"name": "pixels"},
         "size": [1, 32, 32],

@@ -1,0 +1,24 @@
+"""Every table, by config group: all that a config can name, and that a plugin can add to."""
+
+from diffgen.core.registry import Table
+from diffgen.data import DATASETS
+from diffgen.data.kinds import KINDS
+from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
+from diffgen.diffusion.samplers import SAMPLERS
+from diffgen.diffusion.schedules import SCHEDULES
+from diffgen.diffusion.tasks import TASKS
+from diffgen.diffusion.times import TIMES
+from diffgen.diffusion.weightings import WEIGHTINGS
+from diffgen.evaluation.extractors import EXTRACTORS
+from diffgen.nets import MODELS
+from diffgen.nets.optimizers import OPTIMIZERS
+from diffgen.objectives import OBJECTIVES
+from diffgen.training.loggers import LOGGERS
+
+TABLES: dict[str, Table] = {
+    table.group: table
+    for table in (
+        *(DATASETS, KINDS, MODELS, OPTIMIZERS, OBJECTIVES, SCHEDULES, PARAMETERIZATIONS, WEIGHTINGS, TIMES),
+        *(SAMPLERS, TASKS, EXTRACTORS, LOGGERS),
+    )
+}
