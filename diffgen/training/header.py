@@ -34,6 +34,13 @@ def method(config: Config) -> str:
     return f"{' + '.join(parts)}, sampled by {sampler['name']} in {sampler['steps']} steps"
 
 
+def optimizer(config: Config, groups: list[dict[str, Any]], base_lrs: list[float]) -> str:
+    """Name and learning rates; with several, how many weight tensors and numbers each has."""
+    sizes = [f" for {len(g['params'])} weights ({count(sum(p.numel() for p in g['params']))})" for g in groups]
+    rates = [f"lr {lr:g}{size if len(groups) > 1 else ''}" for lr, size in zip(base_lrs, sizes, strict=True)]
+    return ", ".join([config["optimizer"]["name"], *rates, config["lr_schedule"]["decay"]])
+
+
 def duration(settings: TrainSettings, images: int) -> str:
     """The limits of the run."""
     limits = []

@@ -28,6 +28,7 @@ from diffgen.nets.optimizers import OPTIMIZERS
 from diffgen.objectives.denoise import denoising_loss
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage.tensor_file import check_plain
+from diffgen.training import moments
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
 
@@ -139,8 +140,10 @@ class Assembly:
             return self.model(*inputs)
 
     def _build_optimizer(self) -> None:
-        optimizer = build(OPTIMIZERS, self.config["optimizer"], self.trained.parameters())
-        self.base_lr: float = optimizer.param_groups[0]["lr"]
+        named = [*self.trained.named_parameters()]
+        moments.check_goes_on(self.config["optimizer"], named)
+        optimizer = build(OPTIMIZERS, self.config["optimizer"], named)
+        self.base_lrs: list[float] = [group["lr"] for group in optimizer.param_groups]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
     def _build_steps(self) -> None:

@@ -100,7 +100,7 @@ class Trainer(Assembly):
             checkpoint.check_fit(ema.averaged, average.weights, folder)
             ema.averaged.load_state_dict(average.weights)
         try:
-            training_state.apply(tensors, self.trained, self.optimizer.optimizer, self.device, folder)
+            training_state.apply(tensors, self.trained, self.optimizer.optimizer, folder)
             if counters["scaler"] and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(counters["scaler"])
             rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -224,7 +224,7 @@ class Trainer(Assembly):
         return done
 
     def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-        """One optimizer step on this process's share of the batch; returns the gradient norm and learning rate.
+        """One optimizer step on this process's share of the batch; returns the gradient norm and first learning rate.
 
         A gradient that is not finite, on any process, would make every weight so: its step is skipped, and counted.
         """
@@ -232,9 +232,9 @@ class Trainer(Assembly):
         if self.images == self.first_images:
             self.gradients.rehearse(self.step, batch)
         loss = self.gradients.accumulate(self.step, batch)
-        lr = self.base_lr * self.lr_schedule.factor(self.images, self._progress())
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        factor = self.lr_schedule.factor(self.images, self._progress())
+        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base_lr * factor
         largest = self.settings.grad_clip or math.inf
         if self.accelerator.scaler:
             norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), largest)
@@ -247,7 +247,7 @@ class Trainer(Assembly):
         self.images += self.settings.batch_size
         for ema in self.emas:
             ema.update(self.images, self.settings.batch_size)
-        return norm, lr
+        return norm, self.base_lrs[0] * factor
 
     def _progress(self) -> float:
         """Share of the run that is done, by images or by minutes, whichever is further."""
@@ -378,7 +378,7 @@ class Trainer(Assembly):
             "method": header.method(self.config),
             "device": f"{self.device.type} x {world}, precision {self.accelerator.mixed_precision}",
             "batch": f"{batch} = {world} x {self.local_batch}" if world > 1 else f"{batch}",
-            "optimizer": f"{self.config['optimizer']['name']}, lr {self.base_lr:g}, {self.lr_schedule.decay}",
+            "optimizer": header.optimizer(self.config, self.optimizer.param_groups, self.base_lrs),
             "duration": header.duration(self.settings, images),
             "judged": header.judged(self.settings, self.config),
             "run": f"{self.run_dir}",
