@@ -131,21 +131,20 @@ def _built(config: Mapping[str, Any], named: Named, name: str) -> Optimizer:
 
 def _stand_ins(named: Named) -> Named:
     """Of the same names, types and numbers of axes, on the same device."""
-    small = [(name, p, [min(n, SIDE) for n in p.shape]) for name, p in named]
-    return [(name, _wave(shape, p, 0).requires_grad_(p.requires_grad)) for name, p, shape in small]
-
-
-def _wave(shape: list[int] | torch.Size, like: Tensor, phase: int) -> Tensor:
-    """Some numbers in [-1, 1], the same at each call."""
-    x = torch.arange(torch.Size(shape).numel(), dtype=torch.float32, device=like.device)
-    return (x + phase).cos().reshape(shape).to(like.dtype)
+    stand_ins = []
+    for name, parameter in named:
+        shape = torch.Size([min(n, SIDE) for n in parameter.shape])
+        values = torch.linspace(-1, 1, shape.numel(), dtype=parameter.dtype, device=parameter.device)
+        stand_ins.append((name, values.reshape(shape).requires_grad_(parameter.requires_grad)))
+    return stand_ins
 
 
 def _advance(optimizer: Optimizer, named: Named, first: int) -> None:
-    """Steps with gradients, and with random numbers, that depend on their number alone."""
+    """Steps whose gradients and random numbers depend on the parameters and on `first` alone."""
     with torch.random.fork_rng(devices=[]):
         for step in range(first, first + STEPS):
             torch.manual_seed(step)
-            for index, (_, parameter) in enumerate(named):
-                parameter.grad = _wave(parameter.shape, parameter, index + step) if parameter.requires_grad else None
+            for number, (_, parameter) in enumerate(named):
+                if parameter.requires_grad:
+                    parameter.grad = (parameter.detach() + (step + number)).cos()
             optimizer.step()
