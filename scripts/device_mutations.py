@@ -105,12 +105,8 @@ MUTATIONS = [
         "copy.deepcopy(self.network)", "copy.deepcopy(self.network).cpu()", "power averages",
     ),
     Mutation(
-        "moments left on the CPU by a resumed run", "training.state:_placed",
-        "device=device).copy_(moment)", 'device="cpu").copy_(moment)', "resumed",
-    ),
-    Mutation(
-        "the optimizer's count of steps left on the CPU by a resumed run", "training.state:_placed",
-        "return moment.to(device)", "return moment", "resumed",
+        "an optimizer's state left on the CPU by a resumed run", "training.moments:_fill",
+        "value.copy_(saved)", "state[key] = saved.cpu()", "resumed",
     ),
     Mutation(
         "a checkpoint written before its copies have arrived", "training.writer:Writer.submit",

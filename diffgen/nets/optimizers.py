@@ -1,8 +1,16 @@
-"""Optimizers, with the learning rate set each step by `diffgen.core.settings.LrSchedule`."""
+"""Optimizers, with the learning rate set each step by `diffgen.core.settings.LrSchedule`.
+
+A row takes named parameters, `[("model.blocks.0.layer0.weight", tensor), ...]`, and gives a `torch.optim.Optimizer`.
+It may make groups of them, each with a rate of its own, which the schedule multiplies. Checkpoints keep its state by
+parameter: tensors of any shape, and numbers. Before a run begins, a row is tried on parameters of the same names and
+numbers of axes whose sides are 8 at most, and refused if it does not come back from a checkpoint as it was.
+"""
 
 import inspect
-from collections.abc import Iterable
-from typing import Any, TypeVar
+import re
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +20,10 @@ from diffgen.core.registry import Table
 
 OPTIMIZERS = Table("optimizer")
 Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
+Named = Sequence[tuple[str, Tensor]]
+
+HIDDEN = re.compile(r"\.\d+\..+\.")
+"""In the name of a weight: it belongs to a layer of a numbered block, as in `model.blocks.0.layer1.weight`."""
 
 
 def eager(kind: type[Kind]) -> type[Kind]:
@@ -26,18 +38,44 @@ def eager(kind: type[Kind]) -> type[Kind]:
     return type(kind.__name__, (kind,), methods)
 
 
-def _check(lr: float, betas: tuple[float, ...], eps: float, weight_decay: float) -> None:
-    require(0 < lr < 10, f"lr={lr} must be in (0, 10)")
+class Joined(torch.optim.Optimizer):
+    """Several optimizers as one: all their groups and states, and a step of each."""
+
+    def __init__(self, *members: torch.optim.Optimizer) -> None:
+        """Args: members: their parameters are all named, or none is, and none is in two of them."""
+        super().__init__([group for member in members for group in member.param_groups], {})
+        self.members = members
+        for member in members:
+            self.state.update(member.state)
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of each."""
+        groups = iter(self.param_groups)
+        for member in self.members:  # handed over anew: `load_state_dict`, which Accelerate calls, replaces them
+            member.param_groups = list(islice(groups, len(member.param_groups)))
+            member.state = self.state
+            member.step()
+
+
+def _check(lr: float, betas: tuple[float, ...], eps: float, weight_decay: float, prefix: str = "") -> None:
+    require(0 < lr < 10, f"{prefix}lr={lr} must be in (0, 10)")
     require(
         len(betas) == 2 and all(0 <= b < 1 for b in betas),
-        f"betas={list(betas)} must be two numbers in [0, 1)",
+        f"{prefix}betas={list(betas)} must be two numbers in [0, 1)",
     )
-    require(eps > 0, f"eps={eps} must be positive")
+    require(eps > 0, f"{prefix}eps={eps} must be positive")
+    require(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
+
+
+def _check_momentum(lr: float, momentum: float, weight_decay: float, *, nesterov: bool) -> None:
+    require(0 < lr < 10, f"lr={lr} must be in (0, 10)")
+    require(0 <= momentum < 1, f"momentum={momentum} must be in [0, 1)")
+    require(momentum > 0 or not nesterov, "nesterov=true needs a momentum above 0")
     require(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
 
 
 @OPTIMIZERS.register("adam")
-def adam(parameters: Iterable[Tensor], *, lr: float, betas: tuple[float, ...], eps: float) -> torch.optim.Optimizer:
+def adam(parameters: Named, *, lr: float, betas: tuple[float, ...], eps: float) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015)."""
     _check(lr, betas, eps, 0)
     return eager(torch.optim.Adam)(parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
@@ -45,10 +83,76 @@ def adam(parameters: Iterable[Tensor], *, lr: float, betas: tuple[float, ...], e
 
 @OPTIMIZERS.register("adamw")
 def adamw(
-    parameters: Iterable[Tensor], *, lr: float, betas: tuple[float, ...], eps: float, weight_decay: float
+    parameters: Named, *, lr: float, betas: tuple[float, ...], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
     _check(lr, betas, eps, weight_decay)
     return eager(torch.optim.AdamW)(
         parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True
+    )
+
+
+@OPTIMIZERS.register("sgd")
+def sgd(parameters: Named, *, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum (Polyak 1964), or Nesterov's in the form of Sutskever et al. 2013.
+
+    `weight_decay` is added to the gradient, as the square of the weights in the loss would be.
+    """
+    _check_momentum(lr, momentum, weight_decay, nesterov=nesterov)
+    optimizer = eager(torch.optim.SGD)(
+        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
+    )
+    for _, parameter in parameters if momentum else ():  # else torch leaves it uninitialised by a skipped first step
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+@OPTIMIZERS.register("muon")
+def muon(
+    parameters: Named,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    ns_steps: int,
+    weight_decay: float,
+    adjust_lr_fn: Literal["original", "match_rms_adamw"],
+    adam_lr: float,
+    adam_betas: tuple[float, ...],
+    adam_eps: float,
+) -> torch.optim.Optimizer:
+    """Muon for the hidden matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon), Adam for all else.
+
+    A hidden matrix is a weight of two axes in a layer of a numbered block, such as `blocks.0.layer1.weight`. So Adam
+    keeps the layers at both ends and the embedding, which stand outside the blocks, all norms and biases, and
+    convolutions, which torch's Muon refuses: of a U-Net only the layers that bring the embedding into its blocks are
+    left to Muon. The run's header counts both. Queries, keys and values in one matrix are made orthogonal as one.
+
+    Args:
+        parameters: Of which some are hidden matrices.
+        lr: Of the matrices.
+        momentum: Of the matrices.
+        nesterov: Whether their momentum is Nesterov's.
+        ns_steps: Newton-Schulz iterations that make an update nearly orthogonal.
+        weight_decay: Of the matrices, decoupled; Adam has none.
+        adjust_lr_fn: Factor on `lr` for a matrix [A, B]: `original`, sqrt(max(1, A / B)); `match_rms_adamw`,
+            0.2 sqrt(max(A, B)) (Liu et al. 2025, eq. 4), with which rates that suit Adam suit Muon.
+        adam_lr: Of all else.
+        adam_betas: Of all else.
+        adam_eps: Of all else.
+    """
+    require(hasattr(torch.optim, "Muon"), f"name='muon' needs torch 2.9 or newer, and this is {torch.__version__}")
+    _check_momentum(lr, momentum, weight_decay, nesterov=nesterov)
+    _check(adam_lr, adam_betas, adam_eps, 0, "adam_")
+    require(1 <= ns_steps < 100, f"ns_steps={ns_steps} must be in [1, 99]")
+    matrices = [(name, p) for name, p in parameters if p.ndim == 2 and HIDDEN.search(name)]
+    rest = [(name, p) for name, p in parameters if not (p.ndim == 2 and HIDDEN.search(name))]
+    require(bool(matrices), "name='muon' finds no matrix in a numbered block of this network: choose adamw")
+    return eager(Joined)(
+        eager(torch.optim.Muon)(
+            matrices, lr, weight_decay, momentum, nesterov, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn
+        ),
+        eager(torch.optim.Adam)(
+            [{"params": rest}], lr=adam_lr, betas=(adam_betas[0], adam_betas[1]), eps=adam_eps, fused=True
+        ),
     )

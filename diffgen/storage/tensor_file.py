@@ -23,7 +23,14 @@ MAX_HEADER = 2**20
 MAX_CONFIG = 2**16
 MAX_DEPTH = 8
 MAX_ITEMS = 1024
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+"""Bytes of a number by the file's name of its type."""
+
+TYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+"""The same types in torch: what a file may hold."""
 
 Tensors = dict[str, Tensor]
 

@@ -12,7 +12,7 @@ def clipped_step(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
     """One step with the gradient's norm clipped to `largest`, or none if that norm is not finite; returns it, [].
 
     A fused optimizer divides by the norm's excess in the pass that it makes anyway, and finds out on the device whether
-    to step: no second pass over the gradients, and no wait.
+    to step: no second pass over the gradients, and no wait. Others, such as Muon, wait for a GPU once a step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters])

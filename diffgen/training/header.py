@@ -23,7 +23,7 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
         "method": method(config),
         "device": f"{parts.device.type} x {world}, precision {parts.accelerator.mixed_precision}",
         "batch": batch,
-        "optimizer": f"{config['optimizer']['name']}, lr {parts.base_lr:g}, {parts.lr_schedule.decay}",
+        "optimizer": optimizer(config, parts.optimizer.param_groups, parts.base_lrs),
         "duration": duration(settings, images),
         "judged": judged(settings, config),
     }
@@ -48,6 +48,13 @@ def method(config: Config) -> str:
     parts = [config[part]["name"] for part in ("schedule", "parameterization", "weighting", "time")]
     sampler: dict[str, Any] = config["sampler"]
     return f"{' + '.join(parts)}, sampled by {sampler['name']} in {sampler['steps']} steps"
+
+
+def optimizer(config: Config, groups: list[dict[str, Any]], base_lrs: list[float]) -> str:
+    """Name and learning rates; with several, how many weight tensors and numbers each has."""
+    sizes = [f" for {len(g['params'])} weights ({count(sum(p.numel() for p in g['params']))})" for g in groups]
+    rates = [f"lr {lr:g}{size if len(groups) > 1 else ''}" for lr, size in zip(base_lrs, sizes, strict=True)]
+    return ", ".join([config["optimizer"]["name"], *rates, config["lr_schedule"]["decay"]])
 
 
 def duration(settings: TrainSettings, images: int) -> str:

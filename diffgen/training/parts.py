@@ -35,6 +35,7 @@ from diffgen.nets.optimizers import OPTIMIZERS
 from diffgen.objectives import OBJECTIVES, Objective
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage.tensor_file import check_plain
+from diffgen.training import moments
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
 from diffgen.training.loggers import Loggers
@@ -171,8 +172,10 @@ class Parts:
             return self.model(*inputs)
 
     def _build_optimizer(self) -> None:
-        optimizer = build(OPTIMIZERS, self.config["optimizer"], self.learned.parameters())
-        self.base_lr: float = optimizer.param_groups[0]["lr"]
+        named = [*self.learned.named_parameters()]
+        moments.check_goes_on(self.config["optimizer"], named)
+        optimizer = build(OPTIMIZERS, self.config["optimizer"], named)
+        self.base_lrs: list[float] = [group["lr"] for group in optimizer.param_groups]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
     def _build_steps(self) -> None:

@@ -28,7 +28,8 @@ def load(folder: Path, parts: Parts, at: Progress) -> list[str]:
         ema.averaged.load_state_dict(average.weights)
     accelerator = parts.accelerator
     try:
-        state.apply(tensors, parts.learned, parts.optimizer.optimizer, parts.device, folder)
+        stepped = counters["step"] > int(tensors["tally.skipped"])
+        state.apply(tensors, parts.learned, parts.optimizer.optimizer, folder, stepped=stepped)
         if counters["scaler"] and accelerator.scaler:
             accelerator.scaler.load_state_dict(counters["scaler"])
         at.tally = Tally.from_tensors(tensors, accelerator.process_index, accelerator.num_processes, parts.device)

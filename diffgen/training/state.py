@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffgen.build import MODEL_SIDE
 from diffgen.core.errors import CheckpointError
 from diffgen.storage.checkpoint import check_fit
 from diffgen.storage.tensor_file import Tensors
+from diffgen.training import moments
 
 FREE_TO_CHANGE = ("run_dir", "train.resume", "plugins", "logger")
 """Keys that say where a run is kept and who is told of it; a difference is not worth telling."""
@@ -19,48 +20,33 @@ AVERAGES = ("ema.profile", "ema.sigma_rel")
 """Keys that say which averages there are: one that is new would know nothing of the run so far."""
 
 
-def gather(trained: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Tensors:
+def gather(learned: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Tensors:
     """Weights and optimizer moments under flat names: `model.<weight>` and `optimizer.model.<weight>/<moment>`."""
-    tensors: Tensors = dict(trained.state_dict())
-    for name, parameter in trained.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}/{key}"] = value
-    return tensors
+    return {**learned.state_dict(), **moments.gather(optimizer, [*learned.named_parameters()])}
 
 
 def apply(
-    tensors: Tensors, trained: nn.ModuleDict, optimizer: torch.optim.Optimizer, device: torch.device, folder: Path
+    tensors: Tensors, learned: nn.ModuleDict, optimizer: torch.optim.Optimizer, folder: Path, *, stepped: bool
 ) -> None:
     """Put back what `gather` took; a learned weighting that the run did not have before starts anew.
 
+    Args:
+        tensors: What `gather` gave.
+        learned: All that has parameters.
+        optimizer: Of these; it has made no step.
+        folder: Where they are from, for sentences.
+        stepped: Whether the run had made a step that was not skipped.
+
     Raises:
-        CheckpointError: The weights do not fit the network, or the moments the weights.
-        KeyError: The moments of a weight are missing.
+        CheckpointError: The weights do not fit the network, or the moments the optimizer.
     """
-    for part, module in trained.items():
-        weights = _below(tensors, f"{part}.")
-        if part == "model" or weights:
-            check_fit(module, weights, folder)
-            module.load_state_dict(weights)
-    for name, parameter in trained.named_parameters():
-        moments = _below(tensors, f"optimizer.{name}/")
-        if not moments and name.startswith("model."):
-            raise KeyError(f"optimizer.{name}")
-        for key, value in moments.items():
-            if value.shape not in (parameter.shape, ()) or not value.is_floating_point():
-                raise CheckpointError(f"{folder}: the optimizer's {key[:80]!r} of {name} has another shape or type")
-        optimizer.state[parameter] = {key: _placed(value, parameter, device) for key, value in moments.items()}
-
-
-def _placed(moment: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
-    """A moment on the device and laid out in memory as its parameter is: fused optimizers go through both as one."""
-    if moment.shape != parameter.shape:
-        return moment.to(device)
-    return torch.empty_like(parameter, dtype=moment.dtype, device=device).copy_(moment)
-
-
-def _below(tensors: Tensors, prefix: str) -> Tensors:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    saved = {part: moments.below(tensors, f"{part}.") for part in learned}
+    known = [part for part in learned if part == "model" or saved[part]]
+    named = [pair for part in known for pair in learned[part].named_parameters(prefix=part)]
+    moments.restore(optimizer, named, tensors, folder, stepped=stepped)
+    for part in known:
+        check_fit(learned[part], saved[part], folder)
+        learned[part].load_state_dict(saved[part])
 
 
 def compare(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> list[str]:

@@ -185,7 +185,7 @@ class Trainer:
         return done
 
     def _step(self, stored: Stored) -> tuple[Tensor, float]:
-        """One optimizer step on this process's share of the batch; returns the gradient norm and learning rate.
+        """One optimizer step on this process's share of the batch; returns the gradient norm and first learning rate.
 
         A gradient that is not finite, on any process, would make every weight so: its step is skipped, and counted.
         """
@@ -193,9 +193,9 @@ class Trainer:
         if self.at.images == self.at.first_images:
             self.parts.gradients.find_micro_batch(self.at.step, batch)
         loss = self.parts.gradients.accumulate(self.at.step, batch)
-        lr = self.parts.base_lr * self.parts.lr_schedule.factor(self.at.images, self.at.share())
-        for group in self.parts.optimizer.param_groups:
-            group["lr"] = lr
+        factor = self.parts.lr_schedule.factor(self.at.images, self.at.share())
+        for group, base_lr in zip(self.parts.optimizer.param_groups, self.parts.base_lrs, strict=True):
+            group["lr"] = base_lr * factor
         largest = self.settings.grad_clip or math.inf
         if self.accelerator.scaler:
             norm = self.accelerator.clip_grad_norm_(self.parts.learned.parameters(), largest)
@@ -207,7 +207,7 @@ class Trainer:
         self.at.move_on()
         for ema in self.parts.emas:
             ema.update(self.at.images, self.settings.batch_size)
-        return norm, lr
+        return norm, self.parts.base_lrs[0] * factor
 
     def _agree(self, request: StopRequest, *, always: bool = False) -> int:
         """Take the main process's clock, and a signal that any process received; returns the signal or 0.

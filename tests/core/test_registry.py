@@ -187,7 +187,7 @@ def build_row(group: str, config: Mapping[str, Any]) -> object:
     """Build a row with small runtime objects; datasets other than the embedded one are only bound."""
     runtime: dict[str, tuple[object, ...]] = {
         "model": (DataShape((3, 32, 32), 10),),
-        "optimizer": ([torch.zeros(2, requires_grad=True)],),
+        "optimizer": ([("model.blocks.0.layer.weight", torch.zeros(2, 2)), ("model.head.bias", torch.zeros(2))],),
         "schedule": (),
     }
     if group == "sampler":

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from counting import CIFAR, Counting
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffgen.build import make_model
 from diffgen.cli.configs import compose_group, defaults
@@ -28,29 +28,8 @@ Fit = Callable[..., Path]
 Patch = pytest.MonkeyPatch
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
-CIFAR = {
-    "kind": {"name": "pixels"},
-    "size": [3, 32, 32],
-    "num_classes": 10,
-    "augment_labels": 0,
-    "classes": [],
-}
-
-
 WAITS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero")
 """What makes Python wait for the device."""
-
-
-class Counting(TorchDispatchMode):
-    """Counts operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func.name()] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def counted_steps(fit: Fit, run: Path, monkeypatch: Patch, *settings: str) -> list[Counter[str]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_speed import CIFAR, Counting
+from counting import CIFAR, Counting
 from torch import Tensor, nn
 
 from diffgen.build import make_model

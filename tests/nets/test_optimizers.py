@@ -1,0 +1,163 @@
+"""Optimizers: which weights go where, joined steps against the same two alone, and what is refused."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffgen.core.errors import UsageError
+from diffgen.core.registry import build
+from diffgen.nets.base import MODELS, DataShape
+from diffgen.nets.optimizers import OPTIMIZERS, Joined, Named, eager
+
+Compose = Callable[..., dict[str, Any]]
+
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch's Muon came with 2.9")
+
+
+def settings(compose: Compose, name: str, **given: Any) -> dict[str, Any]:
+    return {**compose("train", "dataset=cifar10", f"optimizer={name}")["optimizer"], **given}
+
+
+def parameters(network: nn.Module) -> Named:
+    return [(f"model.{name}", parameter) for name, parameter in network.named_parameters()]
+
+
+def transformer() -> nn.Module:
+    """As somebody might write one."""
+    block = nn.ModuleDict({"qkv": nn.Linear(4, 12), "mlp": nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4))})
+    ends = {"patch_embed": nn.Conv2d(3, 4, 2), "time": nn.Sequential(nn.Linear(4, 4)), "final": nn.Linear(4, 12)}
+    return nn.ModuleDict({"blocks": nn.ModuleList([block]), **ends})
+
+
+@needs_muon
+@pytest.mark.parametrize(
+    ("network", "hidden"),
+    [
+        ("unet_tiny", {"encoder.0.embed", "middle.1.embed", "decoder.4.embed"}),
+        ("mlp", {"blocks.0.layer0", "blocks.0.layer1", "blocks.0.embed", "blocks.3.layer1"}),
+        ("plugin", {"blocks.0.qkv", "blocks.0.mlp.0", "blocks.0.mlp.1"}),
+    ],
+)
+def test_muon_takes_the_matrices_of_blocks(compose: Compose, network: str, hidden: set[str]) -> None:
+    """And Adam the ends, the embedding, convolutions, norms and biases: each weight is in one group."""
+    if network == "plugin":
+        model = transformer()
+    else:
+        model = build(MODELS, compose("train", f"model={network}")["model"], DataShape((3, 8, 8), 10))
+    named = parameters(model)
+    matrices, rest = (group["params"] for group in build(OPTIMIZERS, settings(compose, "muon"), named).param_groups)
+    names = {parameter: name.removeprefix("model.").removesuffix(".weight") for name, parameter in named}
+    taken = {names[p] for p in matrices}
+    assert hidden <= taken
+    assert network != "plugin" or hidden == taken
+    assert all(p.ndim == 2 for p in matrices)
+    assert not taken & {"stem", "head", "embedding.layer0", "embedding.layer1", "embedding.label", "final", "time.0"}
+    assert sorted(map(id, [*matrices, *rest])) == sorted(id(p) for _, p in named)
+
+
+@needs_muon
+def test_a_network_without_blocks_is_refused(compose: Compose) -> None:
+    with pytest.raises(UsageError, match=r"optimizer.name='muon' finds no matrix in a numbered block"):
+        build(OPTIMIZERS, settings(compose, "muon"), parameters(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))))
+
+
+def test_a_torch_without_muon_is_named(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(UsageError, match=r"optimizer.name='muon' needs torch 2.9 or newer, and this is 2"):
+        build(OPTIMIZERS, settings(compose, "muon"), parameters(transformer()))
+
+
+def stepped(optimizers: list[torch.optim.Optimizer], named: Named, *, reloaded: bool = False) -> list[Tensor]:
+    """The parameters after five steps, with a rate that falls."""
+    for step in range(5):
+        for optimizer in optimizers:
+            if reloaded:  # as Accelerate does once
+                optimizer.load_state_dict(optimizer.state_dict())
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.5
+            for _, parameter in named:
+                parameter.grad = (parameter.detach() + step).sin()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return [parameter.detach() for _, parameter in named]
+
+
+@needs_muon
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_joined_optimizers_step_as_they_do_alone(compose: Compose, *, reloaded: bool) -> None:
+    network = transformer()
+    first, second = parameters(network), parameters(copy.deepcopy(network))
+    whole = build(OPTIMIZERS, settings(compose, "muon", lr=0.1, adam_lr=0.3), first)
+    blocks = [p for name, p in second if "blocks" in name and p.ndim == 2]
+    others = [p for name, p in second if not ("blocks" in name and p.ndim == 2)]
+    parts = [
+        torch.optim.Muon(blocks, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Adam(others, lr=0.3, betas=(0.9, 0.95), eps=1e-10, fused=True),
+    ]
+    for a, b in zip(stepped([whole], first, reloaded=reloaded), stepped(parts, second), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert {p for _, p in first} == whole.state.keys()
+
+
+def test_joined_optimizers_keep_what_their_members_began_with() -> None:
+    weight, bias = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    member = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    member.state[weight]["momentum_buffer"] = torch.full((2,), 10.0)
+    joined = eager(Joined)(member, torch.optim.SGD([bias], lr=0.1))
+    weight.grad = torch.zeros(2)
+    joined.step()
+    assert weight.tolist() == pytest.approx([0.1, 0.1])
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd_is_that_of_torch(compose: Compose, momentum: float, *, nesterov: bool) -> None:
+    network = transformer()
+    first, second = parameters(network), parameters(copy.deepcopy(network))
+    keys = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.01}
+    ours = build(OPTIMIZERS, settings(compose, "sgd", **keys), first)
+    theirs = torch.optim.SGD([p for _, p in second], **keys)
+    for a, b in zip(stepped([ours], first), stepped([theirs], second), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_first_step_of_sgd_that_is_skipped_leaves_no_trace(compose: Compose) -> None:
+    """Torch would take whatever stood in memory for its momentum."""
+    named = [("model.w", torch.ones(4096, requires_grad=True))]
+    optimizer = build(OPTIMIZERS, settings(compose, "sgd"), named)
+    optimizer.found_inf, optimizer.grad_scale = torch.ones(()), torch.ones(())
+    named[0][1].grad = torch.full((4096,), math.nan)
+    optimizer.step()
+    assert torch.equal(optimizer.state[named[0][1]]["momentum_buffer"], torch.zeros(4096))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "sentence"),
+    [
+        ("sgd", "lr", 0.0, "optimizer.lr=0.0 must be in (0, 10)"),
+        ("sgd", "momentum", 1.0, "optimizer.momentum=1.0 must be in [0, 1)"),
+        ("sgd", "weight_decay", -1.0, "optimizer.weight_decay=-1.0 must not be negative"),
+        ("muon", "momentum", -0.1, "optimizer.momentum=-0.1 must be in [0, 1)"),
+        ("muon", "ns_steps", 0, "optimizer.ns_steps=0 must be in [1, 99]"),
+        ("muon", "adjust_lr_fn", "none", "optimizer.adjust_lr_fn='none' is unknown"),
+        ("muon", "adam_lr", 11.0, "optimizer.adam_lr=11.0 must be in (0, 10)"),
+        ("muon", "adam_betas", [0.9], "optimizer.adam_betas=[0.9] must be two numbers in [0, 1)"),
+        ("muon", "adam_eps", 0.0, "optimizer.adam_eps=0.0 must be positive"),
+    ],
+)
+def test_bad_settings_are_told(compose: Compose, name: str, key: str, value: object, sentence: str) -> None:
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch's Muon came with 2.9")
+    with pytest.raises(UsageError) as caught:
+        build(OPTIMIZERS, settings(compose, name, **{key: value}), parameters(transformer()))
+    assert sentence in str(caught.value)
+
+
+def test_nesterov_needs_a_momentum(compose: Compose) -> None:
+    with pytest.raises(UsageError, match=r"optimizer.nesterov=true needs a momentum above 0"):
+        build(OPTIMIZERS, settings(compose, "sgd", momentum=0.0, nesterov=True), parameters(transformer()))
