@@ -162,3 +162,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def metrics() -> Callable[[Path], list[dict[str, Any]]]:
     """`metrics(run_dir)` -> rows of its log."""
     return read_rows
+
+
+@pytest.fixture
+def plugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What plugins add in this process is taken away again after the test."""
+    from diffgen.cli import configs
+    from diffgen.tables import TABLES
+
+    before = {group: dict(table) for group, table in TABLES.items()}
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    modules = set(sys.modules)
+    yield
+    for group, rows in before.items():
+        TABLES[group].clear()
+        TABLES[group].update(rows)
+    configs.PLUGGED.clear()
+    for name in set(sys.modules) - modules:
+        if name.startswith("diffgen_plugin_"):
+            del sys.modules[name]

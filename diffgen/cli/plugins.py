@@ -22,6 +22,9 @@ from diffgen.core.errors import UsageError
 
 PREFIX = "plugins="
 
+SHIPPED: dict[str, set[str]] = {}
+"""The rows that came with diffgen, by group."""
+
 
 def named(arguments: list[str]) -> list[str]:
     """The modules that the command line names."""
@@ -36,7 +39,7 @@ def load(names: list[str]) -> dict[str, list[str]]:
         names: Modules or files.
 
     Returns:
-        The choices that were added, by group.
+        The choices that plugins have added in this process, by group.
 
     Raises:
         UsageError: A module cannot be found, or fails.
@@ -45,12 +48,22 @@ def load(names: list[str]) -> dict[str, list[str]]:
         return {}
     from diffgen.tables import TABLES
 
-    shipped = {group: set(table) for group, table in TABLES.items()}
-    for name in names:
-        import_module(name)
-    added = {group: sorted(set(table) - shipped[group]) for group, table in TABLES.items()}
-    for group, rows in added.items():
-        for row in rows:
+    if not SHIPPED:
+        SHIPPED.update({group: set(table) for group, table in TABLES.items()})
+    before = {group: dict(table) for group, table in TABLES.items()}
+    try:
+        for name in names:
+            known = sum(map(len, TABLES.values()))
+            if import_module(name) and sum(map(len, TABLES.values())) == known:
+                raise UsageError(f"plugins: {name} adds no row to any table: is it the module that was meant?")
+    except UsageError:
+        for group, rows in before.items():  # a plugin that fails half-way leaves nothing
+            TABLES[group].clear()
+            TABLES[group].update(rows)
+        raise
+    added = {group: sorted(set(table) - SHIPPED[group]) for group, table in TABLES.items()}
+    for group, choices in added.items():
+        for row in choices:
             node = {"name": row, **shared_keys(group), **signature_defaults(TABLES[group][row])}
             package = f"logger.{row}" if group == "logger" else None  # several may be chosen
             ConfigStore.instance().store(group=group, name=row, node=OmegaConf.create(node), package=package)
@@ -78,8 +91,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def import_module(name: str) -> None:
-    """Import a module by its name or its file, once.
+def import_module(name: str) -> bool:
+    """Import a module by its name or its file, once; returns whether it was imported now.
 
     Raises:
         UsageError: It is not there, or raises, or is one of Python's own.
@@ -87,20 +100,19 @@ def import_module(name: str) -> None:
     if name in sys.stdlib_module_names:
         raise UsageError(f"plugins: {name} is a module of Python's own; a file of yours is plugins=[{name}.py]")
     try:
-        if name.endswith(".py"):
-            _import_file(Path(name).resolve())
-        else:
-            _import_from_here(name)
+        return _import_file(Path(name).resolve()) if name.endswith(".py") else _import_from_here(name)
+    except UsageError as error:
+        raise UsageError(f"plugins: {name}: {error}") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"plugins: {name} cannot be imported ({reason})") from error
 
 
-def _import_file(path: Path) -> None:
+def _import_file(path: Path) -> bool:
     """Under a name that no other module has: a file may be called time.py."""
     name = f"diffgen_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     if name in sys.modules:
-        return
+        return False
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
@@ -109,11 +121,12 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return True
 
 
-def _import_from_here(name: str) -> None:
+def _import_from_here(name: str) -> bool:
     """From the working folder, or what is installed; the folder comes last, so that nothing in it hides a library."""
-    before, here = list(sys.path), str(Path.cwd())
+    before, here, known = list(sys.path), str(Path.cwd()), name in sys.modules
     if here not in sys.path:
         sys.path.append(here)
     try:
@@ -121,3 +134,4 @@ def _import_from_here(name: str) -> None:
     except BaseException:
         sys.path[:] = before
         raise
+    return not known

@@ -30,7 +30,7 @@ class Table(dict[str, Callable[..., Any]]):
 
         def add(row: Row) -> Row:
             if name in self:
-                raise ValueError(f"{self.group} {name!r} is registered twice")
+                raise UsageError(f"{self.group}={name!r} is registered twice: give the row another name")
             self[name] = row
             return row
 

@@ -66,7 +66,8 @@ def restore(optimizer: Optimizer, named: Named, tensors: Tensors, source: object
     for _, parameter in named:
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    with torch.random.fork_rng(devices=[]):
+        optimizer.step()
     optimizer.zero_grad()
     for name, parameter in named:
         _fill(optimizer.state.get(parameter, {}), kept[name], name, source)

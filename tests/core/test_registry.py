@@ -58,7 +58,7 @@ def test_functions_and_classes_are_built_by_name() -> None:
 
 
 def test_a_name_is_registered_once() -> None:
-    with pytest.raises(ValueError, match="shape 'circle' is registered twice"):
+    with pytest.raises(UsageError, match="shape='circle' is registered twice"):
         make_table().register("circle")(lambda: None)
 
 

@@ -264,7 +264,7 @@ def test_without_any_state_none_is_made() -> None:
     """A run whose steps so far were all skipped."""
     parameters = named()
     optimizer = Counting(parameters, 0.1)
-    moments.restore(optimizer, parameters, {}, "folder")
+    moments.restore(optimizer, parameters, {}, "folder", stepped=False)
     assert not optimizer.state
     assert torch.equal(parameters[0][1], torch.ones(9, 3))
 
