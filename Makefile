@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO ?= outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu lint type format bench clean
+.PHONY: help demo test test-slow test-gpu lint type format docs bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,13 @@ type: $(READY)  ## static types
 format: $(READY)  ## rewrite in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## write what scripts write in docs/ anew (not docs/combinations.md, which takes minutes: scripts/combinations.py)
+	$(BIN)/python scripts/examples.py
+	$(BIN)/python scripts/fault_table.py
+	$(BIN)/python scripts/device_mutations.py --table
+	$(BIN)/python scripts/bench_table.py
+	$(BIN)/python scripts/gpu_table.py
 
 # k-diffusion without its dependencies: its samplers need none of them but torchsde and torchdiffeq.
 bench: $(READY)  ## measure beside the peers on this machine, about ten minutes
