@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from diffgen.core.files import cache_folder
 
 Job = Callable[[dict[str, Any], str], None]
 
+FEW = 3
+"""Settings of one name that a hint still lists."""
+
 
 def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     """Run one command.
@@ -41,7 +44,7 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
         help_text: What `--help` prints.
 
     Returns:
-        The exit code; see `diffgen.core.errors`.
+        The exit code; see `diffgen.core.errors.EXIT_CODES`.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
         return answer(lambda: print(help_text(), flush=True))
@@ -250,9 +253,24 @@ def _unknown_key(name: str, key: str) -> str:
     if choice in groups().get(group, []):
         return f"{key} is unknown: to change more of {choice}, name it too: {group}=[{choice}] {key}=..."
     top = sorted({*config, *(g for g in groups() if g in config or (g == "experiment" and name == "train"))})
-    near = difflib.get_close_matches(parent or key, top, n=1, cutoff=0.5)
-    hint = f" (did you mean {near[0] + ('.' + leaf if parent else '')}?)" if near else ""
-    return f"{key} is unknown; choose one of [{', '.join(top)}]{hint}"
+    return f"{key} is unknown; choose one of [{', '.join(top)}]{_meant(parent, leaf, config, top)}"
+
+
+def _meant(parent: str, leaf: str, config: dict[str, Any], top: list[str]) -> str:
+    """A hint: the settings called `leaf`, wherever they stand, if they are few; else the nearest name at the top."""
+    meant = [name for name in _names(config) if name.endswith(f".{leaf}")]
+    if not 1 <= len(meant) <= FEW:
+        near = difflib.get_close_matches(parent or leaf, top, n=1, cutoff=0.5)
+        meant = [f"{name}.{leaf}" if parent else name for name in near]
+    return f" (did you mean {' or '.join(meant)}?)" if meant else ""
+
+
+def _names(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Full names of all settings: train, train.images, ..."""
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{key}.")
 
 
 def is_sweep() -> bool:

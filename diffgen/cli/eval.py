@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from diffgen.cli import app, configs
-from diffgen.cli.train import choices_line, indent
-from diffgen.core.errors import UsageError, unknown
+from diffgen.cli.train import choices_line, codes_text, indent
+from diffgen.core.errors import EXIT_CODES, UsageError, unknown
 from diffgen.core.settings import eval_settings
 
 ROWS: list[dict[str, Any]] = []
@@ -95,7 +95,9 @@ metrics: fd Frechet distance, kd kernel distance, is inception score, pr precisi
 agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound, denoising
 error by noise level, cas classification accuracy score. bits, vlb and denoising draw no images. FID and KID are the
 names of the first two with extractor=inception, and only then.
-exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint or weights, 75 disk, memory or no compiler."""
+
+exit codes:
+{codes_text(EXIT_CODES)}"""
 
 
 def main() -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from diffgen.cli import app, configs
-from diffgen.cli.train import choices_line, indent
-from diffgen.core.errors import UsageError
+from diffgen.cli.train import choices_line, codes_text, indent
+from diffgen.core.errors import EXIT_CODES, UsageError
 from diffgen.core.settings import sample_settings
 
 
@@ -53,7 +53,8 @@ groups (any checkpoint goes with any sampler):
 settings:
 {indent(configs.settings_text("sample"))}
 
-exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 75 disk, memory or no compiler, 130 stopped."""
+exit codes:
+{codes_text(EXIT_CODES)}"""
 
 
 def main() -> int:

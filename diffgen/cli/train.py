@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffgen.cli import app, configs
-from diffgen.core.errors import UsageError
+from diffgen.core.errors import EXIT_CODES, TRAINING_CODES, UsageError
 from diffgen.core.registry import convert
 from diffgen.core.settings import SECTIONS, TOP, section
 
@@ -56,13 +56,19 @@ settings (KEY=VALUE; a data set's recipe changes some of these defaults: --cfg j
 {indent(configs.settings_text("train"))}
 
 --cfg job prints the whole config; -m sweeps over comma-separated values; -sc install=bash gives tab completion.
-exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 checkpoint, 5 diverged, 75 disk, memory, directory in use or no
-compiler, 130, 143 and 138 stopped by Ctrl-C, SIGTERM and SIGUSR1 with a checkpoint written."""
+
+exit codes:
+{codes_text({**EXIT_CODES, **TRAINING_CODES})}"""
 
 
 def choices_line(group: str, names: list[str]) -> str:
     """A group and its choices, folded."""
     return textwrap.fill(", ".join(names), 118, initial_indent=f"  {group:<18}", subsequent_indent=20 * " ")
+
+
+def codes_text(codes: dict[int, str]) -> str:
+    """Exit codes and what they mean, a line each."""
+    return "\n".join(f"  {code:<4} {meaning}" for code, meaning in sorted(codes.items()))
 
 
 def indent(text: str) -> str:

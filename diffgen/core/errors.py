@@ -1,20 +1,28 @@
-"""Errors that a user can mend: one sentence each, and a documented exit code.
-
-| code | meaning |
-|---|---|
-| 0 | done |
-| 1 | an error inside diffgen (with a traceback: please report it) |
-| 2 | usage: an unknown key or choice, a wrong type, a value out of range |
-| 3 | data: missing, damaged or unreadable |
-| 4 | checkpoint: missing, damaged, foreign or refused |
-| 5 | training diverged: the loss is not finite |
-| 75 | the machine: disk, directory in use, memory, a process lost, no C compiler; mend it and type it again |
-| 130, 143, 129, 138 | stopped by Ctrl-C, SIGTERM, SIGHUP, SIGUSR1: a checkpoint was written, type it again |
-"""
+"""Errors that a user can mend: one sentence each, and a documented exit code."""
 
 import difflib
 import errno
 from collections.abc import Iterable
+
+EXIT_CODES = {
+    0: "done",
+    1: "an error inside diffgen, with a traceback: please report it",
+    2: "usage: an unknown key or choice, a wrong type, a value out of range",
+    3: "data: missing, damaged or unreadable",
+    4: "checkpoint or weights: missing, damaged, foreign or refused",
+    75: "the machine: disk, directory in use, memory, a process lost, no C compiler; mend it and type it again",
+    130: "stopped by Ctrl-C",
+    141: "whoever read the output went away",
+}
+"""What every command may end with."""
+
+TRAINING_CODES = {
+    5: "training diverged: the loss is not finite",
+    129: "stopped by SIGHUP, a lost terminal",
+    138: "stopped by SIGUSR1, or the signal that train.preemption_signal names (SIGUSR2: 140)",
+    143: "stopped by SIGTERM",
+}
+"""What training may end with beside these; stopped, it has written a checkpoint and goes on when typed again."""
 
 
 class DiffgenError(Exception):

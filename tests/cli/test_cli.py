@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from PIL import Image
 
 from diffgen.cli import configs
+from diffgen.core import errors
+from diffgen.core.errors import EXIT_CODES, TRAINING_CODES
 
 Command = Callable[..., Any]
 Python = Callable[..., subprocess.CompletedProcess[str]]
@@ -89,6 +92,24 @@ def test_help_names_every_group_choice_and_setting(command: Command) -> None:
     assert "guidance: auto" in command("sample", "-h").out
 
 
+def test_settings_called_alike_are_not_all_listed(command: Command) -> None:
+    assert ".name" not in one_sentence(command("train", "name=x"), 2)
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "eval"])
+def test_help_names_every_exit_code(command: Command, name: str) -> None:
+    said = command(name, "--help").out.partition("exit codes:\n")[2]
+    listed = {int(code): meaning for code, meaning in re.findall(r"^  (\d+) +(.+)$", said, re.MULTILINE)}
+    assert listed == EXIT_CODES | (TRAINING_CODES if name == "train" else {})
+
+
+def test_every_error_has_a_documented_exit_code() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert {kind.exit_code for kind in kinds if issubclass(kind, errors.DiffgenError)} <= {*EXIT_CODES, *TRAINING_CODES}
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    assert {128 + signum for signum in stops} <= {*EXIT_CODES, *TRAINING_CODES}
+
+
 def test_the_commands_are_installed_under_their_names() -> None:
     import tomllib
 
@@ -117,6 +138,12 @@ WRONG_TRAIN = [
     (["train.bach_size=3"], "train.bach_size is unknown; train has [augment, batch_size, "),
     (["model.channel=8"], "(did you mean model.channels?)"),
     (["bach_size=8"], "bach_size is unknown; choose one of ["),
+    (["lr=0.001"], "(did you mean optimizer.lr?)"),
+    (["steps=10"], "(did you mean sampler.steps?)"),
+    (["batch_size=8"], "(did you mean train.batch_size?)"),
+    (["seed=1"], "(did you mean train.seed or preview.seed or extractor.seed?)"),
+    (["training.batch_size=8"], "(did you mean train.batch_size?)"),
+    (["optimiser.rate=1"], "(did you mean optimizer.rate?)"),
     (["+train.foo=1"], "train.foo is unknown; choose one of ["),
     (["++optimizer.momentum=1"], "optimizer.momentum is unknown; choose one of ["),
     (["~train.images"], "train.images is missing"),
