@@ -1,6 +1,6 @@
 """A schedule of your own: sigma = t^3, alpha = 1 - t^3.
 
-    diffgen-train plugins=[docs/examples/schedule.py] schedule=cubic
+diffgen-train plugins=[docs/examples/schedule.py] schedule=cubic
 """
 
 from dataclasses import dataclass
