@@ -29,7 +29,7 @@ OUTPUTS = (".png", ".gif", ".npz", ".gz", ".json", ".jsonl", ".csv", ".txt", ".s
 ELSEWHERE = {"train_unconditional.py", r"logger.csv.delimiter=\t"}
 """What is not here: a script of diffusers, a setting of an example."""
 
-LIBRARIES = {"torch", "numpy", "hydra", "omegaconf", "safetensors", "accelerate"}
+LIBRARIES = {"torch", "nn", "numpy", "hydra", "omegaconf", "safetensors", "accelerate"}
 
 COMMANDS = ("train", "sample", "eval")
 PROGRAMS = tuple(f"diffgen-{name}" for name in COMMANDS)
