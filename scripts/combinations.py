@@ -29,8 +29,6 @@ from cases import grid, sampler, schedule  # noqa: E402
 from gmm import mixture, noises, start  # noqa: E402
 
 DATA = mixture()
-NOISY = ("ancestral", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde")
-FIRST_ORDER = ("ddim", "euler")
 
 
 class ExactNetwork:
@@ -87,12 +85,12 @@ def error(s: Schedule, target: str, name: str) -> float:
         UsageError: They do not fit.
     """
     denoise = exact_denoise(s, target)
-    if name in NOISY:
+    if SAMPLERS.facts[name].noise:
         ts = grid(s, 150, "karras")
         x = start(s, ts, 4000)
         x = sampler(name)(denoise, s, x, ts, noises(x))
         return max(float((x.mean(0) - DATA.mean()).abs().max()), float((x.T.cov() - DATA.cov()).abs().max()))
-    ts = grid(s, 2 if name == "ode" else 101, sigma_max=1e3)
+    ts = grid(s, 2 if SAMPLERS.facts[name].calls is None else 101, sigma_max=1e3)
     x = start(s, ts, 64)
     x = sampler(name)(denoise, s, x, ts, noises(x))
     return float((x - solution(s)).square().mean().sqrt())  # type: ignore[arg-type]
@@ -100,7 +98,8 @@ def error(s: Schedule, target: str, name: str) -> float:
 
 def limit(name: str) -> float:
     """Largest error that counts as converged; the data has a standard deviation of about 0.5."""
-    return 0.05 if name in NOISY else 0.03 if name in FIRST_ORDER else 0.002
+    facts = SAMPLERS.facts[name]
+    return 0.05 if facts.noise else 0.03 if facts.order == 1 else 0.002
 
 
 def row(name: str, target: str, samplers: list[str]) -> tuple[list[float], str]:

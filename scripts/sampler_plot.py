@@ -19,10 +19,11 @@ from torch import Tensor
 from diffgen import __version__
 from diffgen.build import restore
 from diffgen.core.files import write_json
-from diffgen.core.registry import build
+from diffgen.core.registry import build, parameters
 from diffgen.data import DATASETS
 from diffgen.data.images import to_float
 from diffgen.diffusion.guidance import Guidance
+from diffgen.diffusion.samplers import SAMPLERS
 from diffgen.sampling.drawing import Sampling
 from diffgen.sampling.labels import cycle_labels
 from diffgen.storage import checkpoint
@@ -35,16 +36,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from cases import config  # noqa: E402
 
+SAME = ("ddim", "euler_ancestral", "dpmpp_2m_sde")  # without noise they are euler, euler and dpmpp_2m
 ODE: dict[str, dict[str, Any]] = {
-    "euler": {},
-    "heun": {},
-    "dpm2": {},
-    "lms": {},
-    "ipndm": {},
-    "deis": {},
-    "dpmpp_2m": {},
-    "dpmpp_3m_sde": {"eta": 0.0},
-    "unipc": {},
+    name: {"eta": 0.0} if "eta" in parameters(SAMPLERS[name]) else {}
+    for name, facts in SAMPLERS.facts.items()
+    if facts.order and name not in SAME
 }
 NOISY: dict[str, dict[str, Any]] = {
     "ancestral": {},
@@ -78,7 +74,7 @@ class Bench:
 
     def budget(self, n: int, name: str, nfe: int, **changes: Any) -> tuple[Tensor, int]:
         """The same with as many steps as fit in `nfe` calls."""
-        return self.draw(n, name, steps=(nfe + 1) // 2 if name in ("heun", "dpm2") else nfe, **changes)
+        return self.draw(n, name, steps=(nfe + 1) // 2 if SAMPLERS.facts[name].calls == 2 else nfe, **changes)
 
 
 def ode_errors(bench: Bench) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -35,15 +36,20 @@ def schedule(name: str, **changes: Any) -> Schedule:
     return part(SCHEDULES, name, **changes)
 
 
-ENDS_AT_ZERO_ALPHA = ("cosine", "sigmoid", "rectified_flow")
+def ends_in_noise(s: Schedule) -> bool:
+    """Whether alpha is 0 at its end."""
+    return float(s.alpha(torch.tensor(s.t_max, dtype=torch.float64))) < 1e-12
 
 
 def finite(name: str, **changes: Any) -> Schedule:
     """The same, cut where sigma/alpha is still finite."""
-    return schedule(name, **({"t_max": 0.98} if name in ENDS_AT_ZERO_ALPHA else {}), **changes)
+    return schedule(name, **({"t_max": 0.98} if ends_in_noise(schedule(name)) else {}), **changes)
 
 
 SCHEDULE_NAMES = sorted(path.stem for path in (CONFIGS / "schedule").glob("*.yaml"))
+
+ENDS_IN_NOISE = [name for name in SCHEDULE_NAMES if ends_in_noise(schedule(name))]
+"""Schedules whose alpha reaches 0."""
 
 
 GRID = ("steps", "spacing", "rho", "sigma_max", "sigmas", "clip")

@@ -31,6 +31,7 @@ from diffgen.data import folder
 from diffgen.data.digits import digits
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
+from diffgen.diffusion.samplers import SAMPLERS as TABLE
 from diffgen.evaluation import measure
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
@@ -46,8 +47,8 @@ SHORT = (
 SETTLED = 2
 """Steps after which a run has all its tables on the device."""
 
-SAMPLERS = sorted(path.stem for path in (CONFIGS / "sampler").glob("*.yaml") if path.stem != "auto")
-NOISY = ("ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "euler_ancestral")
+FACTS = dict(sorted(TABLE.facts.items()))
+SAMPLERS = list(FACTS)
 
 Figures = dict[str, Any]
 
@@ -147,7 +148,9 @@ def drawn(bench: Bench, out: Path, name: str, *, autoguidance: bool = False) -> 
     for each in (whole.denoiser, guide):
         each.model.to(device)  # type: ignore[attr-defined]
     guidance = Guidance(scale=2.0, interval=(0.1, 20.0), rescale=0.5, guide=guide if autoguidance else None)
-    settings = {**config("sampler", name), "steps": 4} | ({"rtol": 1e-2, "atol": 1e-2} if name == "ode" else {})
+    settings = {**config("sampler", name), "steps": 4} | (
+        {"rtol": 1e-2, "atol": 1e-2} if FACTS[name].calls is None else {}
+    )
     sampling = Sampling.from_config(whole, settings, guidance=guidance, seed=0, device=device)
     return {"images": sampling.draw([0, 1, 2, 3], [0, 1, 2, -1]).cpu().numpy()}
 
@@ -261,7 +264,7 @@ CASES: dict[str, Case] = {
     "denoising error": judging("denoising"),
 }
 
-CALM = [f"{name}, guided" for name in SAMPLERS if name not in ("ode", *NOISY)]
+CALM = [f"{name}, guided" for name, facts in FACTS.items() if facts.calls and not facts.noise]
 """Cases in which sampling does not wait between its calls of the network: no noise is fetched, no step size chosen."""
 
 

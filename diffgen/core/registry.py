@@ -20,18 +20,33 @@ Row = TypeVar("Row", bound=Callable[..., Any])
 class Table(dict[str, Callable[..., Any]]):
     """One config group: the rows that `<group>.name` can choose from."""
 
-    def __init__(self, group: str) -> None:
-        """Make an empty table for the config group `group`."""
-        super().__init__()
-        self.group = group
+    def __init__(self, group: str, facts: Callable[..., Any] = dict) -> None:
+        """Make an empty table.
 
-    def register(self, name: str) -> Callable[[Row], Row]:
-        """Decorator that adds a class or function under `name`."""
+        Args:
+            group: The config group.
+            facts: Makes of keywords what a row declares of itself, for tests, plots and pages.
+
+        Attributes:
+            facts: What each row has declared, by name.
+        """
+        super().__init__()
+        self.group, self._declared = group, facts
+        self.facts: dict[str, Any] = {}
+
+    def register(self, name: str, **facts: Any) -> Callable[[Row], Row]:
+        """Decorator that adds a class or function under `name`, with what it declares of itself.
+
+        Raises:
+            UsageError: The name is taken.
+            TypeError: The table knows no such fact.
+        """
+        declared = self._declared(**facts)
 
         def add(row: Row) -> Row:
             if name in self:
                 raise UsageError(f"{self.group}={name!r} is registered twice: give the row another name")
-            self[name] = row
+            self[name], self.facts[name] = row, declared
             return row
 
         return add

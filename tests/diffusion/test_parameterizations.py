@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import ENDS_AT_ZERO_ALPHA, SCHEDULE_NAMES, finite, schedule
+from cases import ENDS_IN_NOISE, SCHEDULE_NAMES, finite, schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,7 +104,7 @@ def test_v_is_the_conversion_of_salimans_and_ho():
     assert torch.allclose(x0_hat.flatten(), s.alpha(t) * x.flatten() - s.sigma(t) * v.flatten(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("schedule_name", ENDS_AT_ZERO_ALPHA)
+@pytest.mark.parametrize("schedule_name", ENDS_IN_NOISE)
 def test_eps_is_refused_where_alpha_reaches_zero(schedule_name):
     with pytest.raises(UsageError, match=r"singular at t_max=1.*choose parameterization=v or flow"):
         denoiser(None, schedule(schedule_name), "eps")
@@ -118,7 +118,7 @@ def test_eps_is_refused_with_zero_terminal_snr():
 
 
 @pytest.mark.parametrize("name", ["x0", "v", "flow", "edm"])
-@pytest.mark.parametrize("schedule_name", ENDS_AT_ZERO_ALPHA)
+@pytest.mark.parametrize("schedule_name", ENDS_IN_NOISE)
 def test_the_other_targets_reach_pure_noise(schedule_name, name):
     s = schedule(schedule_name)
     x = torch.ones(1, 1, 1, 1, dtype=F64)

@@ -13,6 +13,7 @@ from scipy.integrate import quad
 from scipy.stats import kstest
 
 from diffgen.core.errors import UsageError
+from diffgen.core.registry import parameters
 from diffgen.diffusion.samplers import SAMPLERS, adams, encode
 from diffgen.diffusion.samplers.steps import phi
 from diffgen.diffusion.transitions import posterior
@@ -68,6 +69,18 @@ def test_the_error_falls_with_the_order_of_the_method(name, options, order, sche
         errors.append(float((run(sampler(name, **options), s, ts) - solution(schedule_name)).norm()))
     measured = math.log2(errors[0] / errors[1])
     assert order - 0.45 < measured < order + 0.5, f"{measured:.2f}, errors {errors}"
+
+
+@pytest.mark.parametrize("schedule_name", ["ve", "rectified_flow"])
+@pytest.mark.parametrize("name", sorted(name for name, facts in SAMPLERS.facts.items() if facts.order))
+def test_the_order_that_a_sampler_declares_is_its_own(name, schedule_name):
+    """With the settings of its YAML, and without noise."""
+    still = {"eta": 0.0} if "eta" in parameters(SAMPLERS[name]) else {}
+    s, errors = finite(schedule_name), []
+    for steps in (40, 80):
+        ts = grid(s, steps + 1, sigma_max=1e3)
+        errors.append(float((run(sampler(name, **still), s, ts) - solution(schedule_name)).norm()))
+    assert SAMPLERS.facts[name].order == round(math.log2(errors[0] / errors[1])), errors
 
 
 @pytest.mark.parametrize("name", ["lms", "deis", "unipc"])
@@ -135,8 +148,6 @@ def test_encoding_enters_the_path_at_t_min():
 
 # --- what they cost -----------------------------------------------------------------------------------------
 
-CALLS = {"heun": 19, "dpm2": 19, "ode": None}
-
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_network_calls_of_ten_steps(name):
@@ -148,9 +159,16 @@ def test_network_calls_of_ten_steps(name):
 
     ts = grid(s, 10)
     x = start(s, ts, 4)
-    sampler(name)(counted, s, x, ts if name != "ode" else ts[[0, -2, -1]], noises(x))
-    wanted = CALLS.get(name, 10)
-    assert len(calls) == wanted if wanted else 20 < len(calls) < 400
+    each = SAMPLERS.facts[name].calls
+    drawn = []
+
+    def noise(step):
+        drawn.append(step)
+        return noises(x)(step)
+
+    sampler(name)(counted, s, x, ts if each else ts[[0, -2, -1]], noise)
+    assert len(calls) == 9 * each + 1 if each else 20 < len(calls) < 400
+    assert bool(drawn) == SAMPLERS.facts[name].noise
     assert min(calls) > 0.0019 and max(calls) <= 80.0001
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import denoising_loss
+from cases import SCHEDULE_NAMES, denoising_loss
 from rows import row, schedule
 
 from diffgen.core.registry import bind
@@ -20,7 +20,7 @@ from diffgen.diffusion.weightings import WEIGHTINGS
 from diffgen.nets import MLP
 
 F64 = torch.float64
-CLOCKS = ["ddpm_linear", "vp_linear", "cosine", "ve", "rectified_flow"]
+CLOCKS = SCHEDULE_NAMES
 FLOW = schedule("rectified_flow")
 STD, MEAN = 0.7, 0.3  # the one Gaussian with closed forms for everything
 

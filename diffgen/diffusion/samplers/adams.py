@@ -28,7 +28,7 @@ from diffgen.diffusion.schedules import Schedule
 Weights = Callable[[list[Level], Level], list[float]]
 
 
-@SAMPLERS.register("lms")
+@SAMPLERS.register("lms", order=3)
 def lms(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, order: int) -> Tensor:
     """Linear multistep: a polynomial of sigma/alpha (k-diffusion's sample_lms; rho-AB of Zhang & Chen 2023)."""
 
@@ -39,7 +39,7 @@ def lms(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Nois
     return multistep(denoise, schedule, x, ts, order, weights)
 
 
-@SAMPLERS.register("ipndm")
+@SAMPLERS.register("ipndm", order=2)
 def ipndm(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, order: int) -> Tensor:
     """iPNDM: the weights of Adams and Bashforth for equal steps, on any grid (Liu et al. 2022; Zhang & Chen 2023).
 
@@ -52,7 +52,7 @@ def ipndm(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: No
     return multistep(denoise, schedule, x, ts, order, weights)
 
 
-@SAMPLERS.register("deis")
+@SAMPLERS.register("deis", order=3)
 def deis(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, order: int) -> Tensor:
     """DEIS with a polynomial of log(sigma/alpha) (Zhang & Chen 2023, eq. 15)."""
 

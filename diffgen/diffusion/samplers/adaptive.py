@@ -11,7 +11,7 @@ from diffgen.diffusion.samplers.steps import SAMPLERS, Denoise, Level, Noise, le
 from diffgen.diffusion.schedules import Schedule
 
 
-@SAMPLERS.register("ode")
+@SAMPLERS.register("ode", order=None, calls=None)
 def ode(
     denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, rtol: float, atol: float
 ) -> Tensor:

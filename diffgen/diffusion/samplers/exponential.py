@@ -26,19 +26,19 @@ Rule = Callable[[list[float], float], list[float]]
 """(nodes, (1 + eta) h) -> weights of the slopes (x0_hat at a node - x0_hat at 0)/node, in a step from 0 to 1."""
 
 
-@SAMPLERS.register("dpmpp_2m")
+@SAMPLERS.register("dpmpp_2m", order=2)
 def dpmpp_2m(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise) -> Tensor:
     """DPM-Solver++(2M), second order (Lu et al. 2022b, algorithm 2)."""
     return multistep(denoise, schedule, x, ts, noise, order=2, rule=halfway, eta=0.0)
 
 
-@SAMPLERS.register("dpmpp_2m_sde")
+@SAMPLERS.register("dpmpp_2m_sde", order=2, noise=True)
 def dpmpp_2m_sde(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float) -> Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b, app. B); eta = 1 is the reverse SDE, eta = 0 is dpmpp_2m."""
     return multistep(denoise, schedule, x, ts, noise, order=2, rule=halfway, eta=eta)
 
 
-@SAMPLERS.register("dpmpp_3m_sde")
+@SAMPLERS.register("dpmpp_3m_sde", order=3, noise=True)
 def dpmpp_3m_sde(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float) -> Tensor:
     """The same with a parabola through three points, third order at eta = 0 (the name is k-diffusion's).
 
@@ -47,7 +47,7 @@ def dpmpp_3m_sde(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, no
     return multistep(denoise, schedule, x, ts, noise, order=3, rule=exact, eta=eta)
 
 
-@SAMPLERS.register("unipc")
+@SAMPLERS.register("unipc", order=3)
 def unipc(
     denoise: Denoise,
     schedule: Schedule,

@@ -40,7 +40,7 @@ def ddim(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noi
     return x
 
 
-@SAMPLERS.register("euler_ancestral")
+@SAMPLERS.register("euler_ancestral", noise=True)
 def euler_ancestral(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, eta: float) -> Tensor:
     """k-diffusion's name for DDIM with noise.
 
@@ -50,7 +50,7 @@ def euler_ancestral(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor,
     return ddim(denoise, schedule, x, ts, noise, eta=eta)
 
 
-@SAMPLERS.register("ancestral")
+@SAMPLERS.register("ancestral", order=None, noise=True)
 def ancestral(
     denoise: Denoise,
     schedule: Schedule,
@@ -71,7 +71,7 @@ def ancestral(
     return x
 
 
-@SAMPLERS.register("heun")
+@SAMPLERS.register("heun", order=2, calls=2)
 def heun(
     denoise: Denoise,
     schedule: Schedule,
@@ -112,7 +112,7 @@ def churn(schedule: Schedule, x: Tensor, now: Level, gamma: float, noise: Tensor
     return higher.alpha * (x / now.alpha + added * noise), higher
 
 
-@SAMPLERS.register("dpm2")
+@SAMPLERS.register("dpm2", order=2, calls=2)
 def dpm2(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise) -> Tensor:
     """DPM-Solver-2, second order, two network calls a step (Lu et al. 2022a, algorithm 1).
 

@@ -28,7 +28,23 @@ from torch import Tensor
 from diffgen.core.registry import Table
 from diffgen.diffusion.schedules import Schedule
 
-SAMPLERS = Table("sampler")
+
+class Facts(NamedTuple):
+    """What a sampler declares of itself; tests measure it.
+
+    Attributes:
+        order: Of convergence to the solution of the ODE, with the settings of its YAML and eta = 0 if it has one; None
+            where it has no steps of its own, or always adds noise.
+        calls: Network calls a step but the last, which takes one; None if it chooses its own steps.
+        noise: Whether it adds noise with the settings of its YAML.
+    """
+
+    order: int | None = 1
+    calls: int | None = 1
+    noise: bool = False
+
+
+SAMPLERS = Table("sampler", Facts)
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]
