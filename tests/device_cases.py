@@ -248,6 +248,7 @@ CASES: dict[str, Case] = {
     "streamed folder": streamed,
     "resumed": resumed,
     "resumed in fp16": lambda bench, out: resumed(bench, out, "train.precision=fp16"),
+    "resumed with sgd": lambda bench, out: resumed(bench, out, "optimizer=sgd"),
     "judged on the way": examined,
     **{f"{name}, guided": drawing(name, autoguidance=False) for name in SAMPLERS},
     **{f"{name}, autoguided": drawing(name, autoguidance=True) for name in ("heun", "ancestral")},
