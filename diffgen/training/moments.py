@@ -61,10 +61,11 @@ def restore(optimizer: Optimizer, named: Named, tensors: Tensors, source: object
         CheckpointError: The tensors are not those of such an optimizer; the sentence names `source` and the first.
     """
     kept = {name: below(tensors, f"optimizer.{name}/") for name, _ in named}
-    if not stepped and not any(kept.values()):
+    any_kept = any(kept.values())
+    if not stepped and not any_kept:
         return
-    for _, parameter in named:
-        if parameter.requires_grad:
+    for name, parameter in named:
+        if parameter.requires_grad and (kept[name] or not any_kept):  # one that the network never uses has no state
             parameter.grad = torch.zeros_like(parameter)
     with torch.random.fork_rng(devices=[]):
         optimizer.step()

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from cases import CONFIGS, SCHEDULE_NAMES, schedule
+from cases import CONFIGS, ENDS_IN_NOISE, SCHEDULE_NAMES, schedule
 
 from diffgen.core.errors import UsageError
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
@@ -14,12 +14,11 @@ sys.path.insert(0, str(CONFIGS.parent / "scripts"))
 import combinations as script
 
 PAIRS = [(name, target) for name in SCHEDULE_NAMES for target in sorted(PARAMETERIZATIONS)]
-ALPHA_ENDS_AT_ZERO = {"cosine", "sigmoid", "rectified_flow"}
 
 
 @pytest.mark.parametrize(("name", "target"), PAIRS)
 def test_every_pair_converges_or_is_refused(name, target):
-    if target == "eps" and name in ALPHA_ENDS_AT_ZERO:
+    if target == "eps" and name in ENDS_IN_NOISE:
         with pytest.raises(UsageError, match="parameterization=eps is singular"):
             script.error(schedule(name), target, "unipc")
         assert script.error(script.clipped(name), target, "unipc") < script.limit("unipc")

@@ -286,3 +286,15 @@ def test_a_state_that_is_missing_is_no_new_beginning(*, stepped: bool) -> None:
     else:
         moments.restore(optimizer, named, {"model.w": torch.ones(3)}, "here", stepped=False)
         assert not optimizer.state
+
+
+def test_a_weight_that_the_network_never_uses_has_no_state() -> None:
+    used, unused = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)
+    named = [("used", used), ("unused", unused)]
+    first, again = (torch.optim.Adam(named, lr=0.1) for _ in range(2))
+    used.grad = torch.ones(3)
+    first.step()
+    used.grad = None
+    moments.restore(again, named, moments.gather(first, named), "here")
+    assert unused not in again.state or not again.state[unused]
+    assert torch.equal(again.state[used]["exp_avg"], first.state[used]["exp_avg"])
