@@ -121,9 +121,9 @@ class Answer:
 
 @pytest.fixture
 def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    plugged: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Answer]:
-    """`command("train", "dataset=digits")` runs a command in this process from an empty folder."""
+    """`command("train", "dataset=digits")` runs a command in this process from an empty folder; plugins do not stay."""
     from diffgen.cli import eval as evaluation
     from diffgen.cli import sample, train
 

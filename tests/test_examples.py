@@ -49,12 +49,47 @@ def test_every_example_is_of_a_table() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(TABLES)
 
 
-@pytest.mark.usefixtures("plugged")
-@pytest.mark.parametrize("group", TABLES)
-def test_an_example_runs_as_it_says(command: Callable[..., Any], group: str) -> None:
-    for program, *arguments in commands((EXAMPLES / f"{group}.py").read_text()):
+def rows() -> set[str]:
+    """Names of all rows there are."""
+    return {row for table in TABLES.values() for row in table}
+
+
+def run_as_it_says(command: Callable[..., Any], group: str, text: str) -> None:
+    """Run an example's commands in turn; they add a row to its table, and choose what they add."""
+    shipped, others = set(TABLES[group]), rows()
+    chosen: set[str] = set()
+    for program, *arguments in commands(text):
         done = command(program.removeprefix("diffgen-"), *shortened(program, arguments))
         assert done.code == 0, f"{program} {' '.join(arguments)}: {done.err}"
+        chosen.update(*(re.findall(r"\w+", argument.partition("=")[2]) for argument in arguments))
+    assert set(TABLES[group]) > shipped, f"no row is added to the table of {group}s"
+    assert chosen & (rows() - others), "none of its rows is used"
+
+
+@pytest.mark.parametrize("group", TABLES)
+def test_an_example_runs_as_it_says(command: Callable[..., Any], group: str) -> None:
+    run_as_it_says(command, group, (EXAMPLES / f"{group}.py").read_text())
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("plugins=[docs/examples/time.py] time=erly", "time='erly' is unknown"),
+        ("plugins=[docs/examples/time.py] time=early time.pwoer=3", "time.pwoer is unknown"),
+        ("plugins=[docs/examples/weighting.py]", "no row is added to the table of times"),
+        ("time=uniform", "no row is added to the table of times"),
+        ("plugins=[docs/examples/time.py]", "none of its rows is used"),
+    ],
+)
+def test_a_command_that_is_wrong_is_noticed(command: Callable[..., Any], settings: str, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(sentence)):
+        run_as_it_says(command, "time", f'"""A density.\n\ndiffgen-train {settings}\n"""')
+
+
+def test_the_page_has_a_place_for_every_example() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    places = re.findall(r"^<!-- example: (\w+) -->\n```python\n", page, re.MULTILINE)
+    assert sorted(places) == sorted(TABLES)
 
 
 def test_the_page_shows_the_examples_as_they_are() -> None:

@@ -63,7 +63,6 @@ def train(command: Any, plugin: Path, *settings: str) -> Any:
     return done
 
 
-@pytest.mark.usefixtures("plugged")
 @pytest.mark.parametrize(
     ("dataset", "size", "shape"), [("waves", "1x32", (6, 1, 32)), ("drops", "1x4x4x4", (6, 4, 1, 4, 4))]
 )
@@ -98,7 +97,6 @@ def test_a_kind_of_a_plugin_trains_previews_samples_and_goes_on(
     assert (tmp_path / "b" / "trajectory.gif").is_file()
 
 
-@pytest.mark.usefixtures("plugged")
 def test_a_checkpoint_of_a_plugin_s_kind_says_what_it_needs(command: Any, tmp_path: Path) -> None:
     train(command, EXAMPLE, "dataset=waves", "train.images=64", "run_dir=run")
     KINDS.pop("signals")  # as in a fresh process without the plugin

@@ -3,7 +3,7 @@
 import csv
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,6 @@ from accelerate import tracking
 from accelerate.utils import LoggerType
 from PIL import Image
 
-from diffgen.cli import configs
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import parameters
 from diffgen.training import loggers
@@ -251,17 +250,6 @@ def test_services_are_told_of_figures_previews_and_config(
     np.testing.assert_equal(tracker.calls, ["start", *logged, shown, "finish"])
 
 
-@pytest.fixture
-def no_rows_left() -> Iterator[None]:
-    """Rows that a plugin adds in this process are taken out again."""
-    before = dict(LOGGERS)
-    yield
-    LOGGERS.clear()
-    LOGGERS.update(before)
-    configs.PLUGGED.clear()
-
-
-@pytest.mark.usefixtures("no_rows_left")
 def test_a_logger_of_ones_own(command: Command, metrics: Metrics, tmp_path: Path, tiny: list[str]) -> None:
     plugin = f"plugins=[{conftest.ROOT}/docs/examples/logger.py]"
     answer = command("train", *tiny, plugin, "logger=[jsonl,csv]", "logger.csv.delimiter='|'", "run_dir=run")
