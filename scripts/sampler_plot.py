@@ -43,12 +43,9 @@ ODE: dict[str, dict[str, Any]] = {
     if facts.order and name not in SAME
 }
 NOISY: dict[str, dict[str, Any]] = {
-    "ancestral": {},
-    "dpmpp_2m_sde": {},
-    "dpmpp_3m_sde": {},
+    **{name: {} for name, facts in SAMPLERS.facts.items() if facts.noise},
     "heun": {"s_churn": 20.0},
-    "euler": {},
-    "unipc": {},
+    **{"euler": {}, "unipc": {}},  # without noise, to compare
 }
 SPACINGS = ("uniform", "quadratic", "karras", "logsnr")
 BUDGETS = (5, 6, 8, 10, 14, 20, 30, 50, 100)

@@ -12,6 +12,7 @@ from diffgen.build import Trained
 from diffgen.core.registry import Table, bind, build
 from diffgen.data.kinds import Kind, Pixels
 from diffgen.diffusion.denoiser import Denoiser
+from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.diffusion.samplers import SAMPLERS, time_grid
 from diffgen.diffusion.schedules import SCHEDULES, Schedule
 from diffgen.nets import DataShape
@@ -64,6 +65,13 @@ def sampler(name: str, **changes: Any) -> Callable[..., Tensor]:
 def grid(s: Schedule, steps: int, spacing: str = "logsnr", sigma_max: float = 80.0) -> Tensor:
     """A time grid."""
     return time_grid(s, steps=steps, spacing=spacing, rho=7.0, sigma_max=sigma_max, sigmas=None)
+
+
+def singular(target: str, s: Schedule) -> bool:
+    """Whether the network's output says nothing of x0 at t_max: b alpha = a sigma."""
+    t = torch.tensor(s.t_max, dtype=torch.float64)
+    a, b = bind(PARAMETERIZATIONS, config("parameterization", target))(s.alpha(t), s.sigma(t), 0.5)
+    return bool((b * s.alpha(t) - a * s.sigma(t)).abs() < 1e-6)
 
 
 def trained(denoiser: Denoiser, size: tuple[int, ...] = (1, 8, 8), kind: Kind | None = None) -> Trained:

@@ -1,5 +1,6 @@
 """What the tests share: composed configs, commands run in this process, and one tiny trained run."""
 
+import copy
 import gc
 import json
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from hypothesis import settings
 from omegaconf import OmegaConf
 
@@ -165,11 +167,13 @@ def metrics() -> Callable[[Path], list[dict[str, Any]]]:
 
 
 @pytest.fixture
-def plugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def plugged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What plugins add in this process is taken away again after the test."""
     from diffgen.cli import configs
     from diffgen.tables import TABLES
 
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
     before = {group: dict(table) for group, table in TABLES.items()}
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = set(sys.modules)
@@ -179,5 +183,6 @@ def plugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         TABLES[group].update(rows)
     configs.PLUGGED.clear()
     for name in set(sys.modules) - modules:
-        if name.startswith("diffgen_plugin_"):
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if name.startswith("diffgen_plugin_") or Path(file).is_relative_to(tmp_path):
             del sys.modules[name]

@@ -47,6 +47,7 @@ SHORT = (
 SETTLED = 2
 """Steps after which a run has all its tables on the device."""
 
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 FACTS = dict(sorted(TABLE.facts.items()))
 SAMPLERS = list(FACTS)
 
@@ -232,11 +233,7 @@ def drawing(name: str, *, autoguidance: bool) -> Case:
 
 
 CASES: dict[str, Case] = {
-    "flow": training("method=flow"),
-    "ddpm": training("method=ddpm"),
-    "ddpm_cosine": training("method=ddpm_cosine"),
-    "vpred": training("method=vpred"),
-    "edm": training("method=edm"),
+    **{method: training(f"method={method}") for method in METHODS},
     "micro-batches": training("train.micro_batch=6"),
     "augmentation": training("train.augment=0.5", "train.horizontal_flip=true"),
     "learned weighting": training("weighting=uncertainty"),

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from diffgen.cli.configs import compose_group
 from diffgen.core.errors import UsageError
+from diffgen.core.registry import Table
 
 PREFIX = "plugins="
 
@@ -50,17 +51,8 @@ def load(names: list[str]) -> dict[str, list[str]]:
 
     if not SHIPPED:
         SHIPPED.update({group: set(table) for group, table in TABLES.items()})
-    before = {group: dict(table) for group, table in TABLES.items()}
-    try:
-        for name in names:
-            known = sum(map(len, TABLES.values()))
-            if import_module(name) and sum(map(len, TABLES.values())) == known:
-                raise UsageError(f"plugins: {name} adds no row to any table: is it the module that was meant?")
-    except UsageError:
-        for group, rows in before.items():  # a plugin that fails half-way leaves nothing
-            TABLES[group].clear()
-            TABLES[group].update(rows)
-        raise
+    for name in names:
+        _add_rows(name, TABLES)
     added = {group: sorted(set(table) - SHIPPED[group]) for group, table in TABLES.items()}
     for group, choices in added.items():
         for row in choices:
@@ -68,6 +60,24 @@ def load(names: list[str]) -> dict[str, list[str]]:
             package = f"logger.{row}" if group == "logger" else None  # several may be chosen
             ConfigStore.instance().store(group=group, name=row, node=OmegaConf.create(node), package=package)
     return added
+
+
+def _add_rows(name: str, tables: dict[str, Table]) -> None:
+    """Import one plugin; one that fails half-way leaves no row.
+
+    Raises:
+        UsageError: It cannot be found, fails, or adds nothing.
+    """
+    before = {group: dict(table) for group, table in tables.items()}
+    try:
+        imported = import_module(name)
+    except UsageError:
+        for group, rows in before.items():
+            tables[group].clear()
+            tables[group].update(rows)
+        raise
+    if imported and all(len(tables[group]) == len(rows) for group, rows in before.items()):
+        raise UsageError(f"plugins: {name} adds no row to any table: is it the module that was meant?")
 
 
 def shared_keys(group: str) -> dict[str, Any]:
@@ -103,7 +113,7 @@ def import_module(name: str) -> bool:
         return _import_file(Path(name).resolve()) if name.endswith(".py") else _import_from_here(name)
     except UsageError as error:
         raise UsageError(f"plugins: {name}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself would end the command in silence
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"plugins: {name} cannot be imported ({reason})") from error
 

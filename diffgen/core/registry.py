@@ -10,22 +10,26 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from diffgen.core.errors import UsageError, unknown
+from diffgen.core.errors import UsageError, require, unknown
 
 Row = TypeVar("Row", bound=Callable[..., Any])
+
+
+class NoFacts(NamedTuple):
+    """What a row declares of itself where nobody asks."""
 
 
 class Table(dict[str, Callable[..., Any]]):
     """One config group: the rows that `<group>.name` can choose from."""
 
-    def __init__(self, group: str, facts: Callable[..., Any] = dict) -> None:
+    def __init__(self, group: str, facts: type[Any] = NoFacts) -> None:
         """Make an empty table.
 
         Args:
             group: The config group.
-            facts: Makes of keywords what a row declares of itself, for tests, plots and pages.
+            facts: Named tuple of what a row declares of itself, for tests, plots and pages.
 
         Attributes:
             facts: What each row has declared, by name.
@@ -38,15 +42,15 @@ class Table(dict[str, Callable[..., Any]]):
         """Decorator that adds a class or function under `name`, with what it declares of itself.
 
         Raises:
-            UsageError: The name is taken.
-            TypeError: The table knows no such fact.
+            UsageError: The name is taken, or the table knows no such fact.
         """
-        declared = self._declared(**facts)
+        known = self._declared._fields
+        for fact in facts:
+            require(fact in known, unknown(f"{self.group}={name!r}: fact={fact!r}", known))
 
         def add(row: Row) -> Row:
-            if name in self:
-                raise UsageError(f"{self.group}={name!r} is registered twice: give the row another name")
-            self[name], self.facts[name] = row, declared
+            require(name not in self, f"{self.group}={name!r} is registered twice: give the row another name")
+            self[name], self.facts[name] = row, self._declared(**facts)
             return row
 
         return add

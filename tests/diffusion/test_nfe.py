@@ -60,10 +60,10 @@ def test_an_explicit_list_decides_the_number_of_steps():
         sampling("ipndm", sigmas=[1.0, 2.0])
 
 
-@pytest.mark.parametrize("name", sorted(PARAMETERIZATIONS))
+@pytest.mark.parametrize("name", ["eps", "x0", "v", "flow", "edm"])
 @pytest.mark.parametrize("schedule_name", SCHEDULE_NAMES)
 def test_clipping_is_automatic_where_the_network_predicts_eps(name, schedule_name):
-    s = finite(schedule_name) if schedule_name != "cosine" else schedule("cosine", t_max=0.999)
+    s = finite(schedule_name)
     denoiser = Denoiser(lambda x, *_: x, s, PARAMETERIZATIONS[name], sigma_data=0.5, scale_input=True)
     settings = {**config("sampler", "unipc"), "clip": "auto"}
     for clip, wanted in (("auto", name == "eps"), (True, True), (False, False)):

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from cases import ENDS_IN_NOISE, SCHEDULE_NAMES, finite, schedule
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from cases import ENDS_IN_NOISE, SCHEDULE_NAMES, finite, schedule, singular
 
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import bind
@@ -23,27 +21,6 @@ def denoiser(model, schedule, name, **changes):
 
 def label(n):
     return torch.full((n,), -1)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("schedule_name", SCHEDULE_NAMES)
-@settings(max_examples=20, deadline=None)
-@given(
-    shares=st.lists(st.floats(0, 1), min_size=1, max_size=4),
-    side=st.integers(1, 5),
-    seed=st.integers(0, 2**31),
-)
-def test_the_true_target_gives_back_the_image(schedule_name, name, shares, side, seed):
-    s = finite(schedule_name)
-    t = s.t_min + torch.tensor(shares, dtype=F64) * (s.t_max - s.t_min)
-    rng = torch.Generator().manual_seed(seed)
-    x0, z = torch.randn(2, len(t), 2, side, side + 1, dtype=F64, generator=rng)
-    probe = denoiser(lambda *inputs: 1 / 0, s, name)
-    alpha, sigma, a, b, _ = (c[:, None, None, None] for c in probe.coefficients(t))
-    told = denoiser(lambda *inputs: a * x0 + b * z, s, name)
-    x0_hat = told(alpha * x0 + sigma * z, t, label(len(t)))
-    assert x0_hat.dtype == F64
-    assert torch.allclose(x0_hat, x0, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,8 +94,9 @@ def test_eps_is_refused_with_zero_terminal_snr():
     denoiser(None, schedule("ddpm_linear", zero_terminal_snr=True), "v")
 
 
-@pytest.mark.parametrize("name", ["x0", "v", "flow", "edm"])
-@pytest.mark.parametrize("schedule_name", ENDS_IN_NOISE)
+@pytest.mark.parametrize(
+    ("schedule_name", "name"), [(s, name) for s in ENDS_IN_NOISE for name in NAMES if not singular(name, schedule(s))]
+)
 def test_the_other_targets_reach_pure_noise(schedule_name, name):
     s = schedule(schedule_name)
     x = torch.ones(1, 1, 1, 1, dtype=F64)

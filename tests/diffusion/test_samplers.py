@@ -146,32 +146,6 @@ def test_encoding_enters_the_path_at_t_min():
     assert torch.allclose(at_t_min, 0.6 * x0, atol=1e-7)
 
 
-# --- what they cost -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_network_calls_of_ten_steps(name):
-    s, calls = schedule("ve"), []
-
-    def counted(x, t):
-        calls.append(float(t))
-        return DATA.denoise(s)(x, t)
-
-    ts = grid(s, 10)
-    x = start(s, ts, 4)
-    each = SAMPLERS.facts[name].calls
-    drawn = []
-
-    def noise(step):
-        drawn.append(step)
-        return noises(x)(step)
-
-    sampler(name)(counted, s, x, ts if each else ts[[0, -2, -1]], noise)
-    assert len(calls) == 9 * each + 1 if each else 20 < len(calls) < 400
-    assert bool(drawn) == SAMPLERS.facts[name].noise
-    assert min(calls) > 0.0019 and max(calls) <= 80.0001
-
-
 # --- identities ---------------------------------------------------------------------------------------------
 
 

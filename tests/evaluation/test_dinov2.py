@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contracts import check_extractor
 from safetensors.torch import save_file
 from torch import nn
 
@@ -89,8 +90,8 @@ def test_it_extracts_features_of_grey_and_colour(path: Path) -> None:
     extractor = build(EXTRACTORS, {"name": "dinov2", "weights": str(path)}, splits, path.parent, torch.device("cpu"))
     grey = splits.test.pixels[:3]
     features, logits = extractor(grey)
-    assert (extractor.name, extractor.dim, logits) == ("dinov2", WIDTH, None)
-    assert features.shape == (3, WIDTH) and features.dtype == torch.float32
+    check_extractor(extractor, "dinov2", grey)
+    assert (extractor.dim, logits) == (WIDTH, None)
     torch.testing.assert_close(extractor(grey.expand(-1, 3, -1, -1))[0], features)
     assert (features[0] - features[1]).abs().max() > 1e-3
     with pytest.raises(UsageError, match="grey or RGB"):

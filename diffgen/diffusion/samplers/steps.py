@@ -34,7 +34,7 @@ class Facts(NamedTuple):
 
     Attributes:
         order: Of convergence to the solution of the ODE, with the settings of its YAML and eta = 0 if it has one; None
-            where it has no steps of its own, or always adds noise.
+            where it chooses its own steps, always adds noise, or converges to something else.
         calls: Network calls a step but the last, which takes one; None if it chooses its own steps.
         noise: Whether it adds noise with the settings of its YAML.
     """
