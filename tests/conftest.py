@@ -1,6 +1,5 @@
 """What the tests share: composed configs, commands run in this process, and one tiny trained run."""
 
-import copy
 import gc
 import json
 import subprocess
@@ -172,8 +171,6 @@ def plugged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     from diffgen.cli import configs
     from diffgen.tables import TABLES
 
-    store = ConfigStore.instance()
-    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
     before = {group: dict(table) for group, table in TABLES.items()}
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = set(sys.modules)
@@ -181,6 +178,7 @@ def plugged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for group, rows in before.items():
         TABLES[group].clear()
         TABLES[group].update(rows)
+        ConfigStore.instance().repo.pop(group, None)  # shipped rows have files
     configs.PLUGGED.clear()
     for name in set(sys.modules) - modules:
         file = getattr(sys.modules[name], "__file__", None) or ""

@@ -20,6 +20,9 @@ from diffgen.storage.tensor_file import TYPES, Tensors
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
 """As what the numbers in a state are written; read back, each is the same number."""
 
+NOTHING = "nothing"
+"""Stands in a checkpoint for the state of a weight that has none while others have."""
+
 SIDE, STEPS = 8, 3
 
 
@@ -29,11 +32,15 @@ def gather(optimizer: Optimizer, named: Named) -> Tensors:
     Raises:
         UsageError: The state holds something else.
     """
-    return {
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in named}
+    tensors = {
         f"optimizer.{name}/{key}": _as_tensor(value, key)
-        for name, parameter in named
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for name, state in states.items()
+        for key, value in state.items()
     }
+    if tensors:  # a weight that the network never uses has none, which is not to be taken for a loss
+        tensors |= {f"optimizer.{name}/{NOTHING}": torch.zeros(0) for name, state in states.items() if not state}
+    return tensors
 
 
 def _as_tensor(value: Any, key: object) -> Tensor:
@@ -61,17 +68,17 @@ def restore(optimizer: Optimizer, named: Named, tensors: Tensors, source: object
         CheckpointError: The tensors are not those of such an optimizer; the sentence names `source` and the first.
     """
     kept = {name: below(tensors, f"optimizer.{name}/") for name, _ in named}
-    any_kept = any(kept.values())
-    if not stepped and not any_kept:
+    if not stepped and not any(kept.values()):
         return
     for name, parameter in named:
-        if parameter.requires_grad and (kept[name] or not any_kept):  # one that the network never uses has no state
+        if parameter.requires_grad and NOTHING not in kept[name]:
             parameter.grad = torch.zeros_like(parameter)
     with torch.random.fork_rng(devices=[]):
         optimizer.step()
     optimizer.zero_grad()
     for name, parameter in named:
-        _fill(optimizer.state.get(parameter, {}), kept[name], name, source)
+        if NOTHING not in kept[name]:
+            _fill(optimizer.state.get(parameter, {}), kept[name], name, source)
 
 
 def _fill(state: dict[str, Any], kept: Tensors, name: str, source: object) -> None:

@@ -28,12 +28,12 @@ def load(folder: Path, parts: Parts, at: Progress) -> list[str]:
         ema.averaged.load_state_dict(average.weights)
     accelerator = parts.accelerator
     try:
-        stepped = counters["step"] > int(tensors["tally.skipped"])
+        at.tally = Tally.from_tensors(tensors, accelerator.process_index, accelerator.num_processes, parts.device)
+        at.step, at.images = counters["step"], counters["images"]
+        stepped = at.step > int(at.tally.skipped)
         state.apply(tensors, parts.learned, parts.optimizer.optimizer, folder, stepped=stepped)
         if counters["scaler"] and accelerator.scaler:
             accelerator.scaler.load_state_dict(counters["scaler"])
-        at.tally = Tally.from_tensors(tensors, accelerator.process_index, accelerator.num_processes, parts.device)
-        at.step, at.images = counters["step"], counters["images"]
         at.watch.go_on(counters["seconds"])
         if counters["data_images"] != len(parts.dataset):
             changes.append(f"images in the data set: {counters['data_images']} -> {len(parts.dataset)}")

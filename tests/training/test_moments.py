@@ -289,12 +289,17 @@ def test_a_state_that_is_missing_is_no_new_beginning(*, stepped: bool) -> None:
 
 
 def test_a_weight_that_the_network_never_uses_has_no_state() -> None:
+    """A checkpoint says so; of another weight it would be a loss."""
     used, unused = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)
     named = [("used", used), ("unused", unused)]
     first, again = (torch.optim.Adam(named, lr=0.1) for _ in range(2))
     used.grad = torch.ones(3)
     first.step()
     used.grad = None
-    moments.restore(again, named, moments.gather(first, named), "here")
-    assert unused not in again.state or not again.state[unused]
+    saved = moments.gather(first, named)
+    moments.restore(again, named, saved, "here")
+    assert not again.state.get(unused)
     assert torch.equal(again.state[used]["exp_avg"], first.state[used]["exp_avg"])
+    del saved["optimizer.unused/nothing"]
+    with pytest.raises(CheckpointError, match=r"it lacks optimizer\.unused/"):
+        moments.restore(torch.optim.Adam(named, lr=0.1), named, saved, "here")
