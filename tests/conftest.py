@@ -1,6 +1,5 @@
 """What the tests share: composed configs, commands run in this process, and one tiny trained run."""
 
-import copy
 import gc
 import json
 import subprocess
@@ -172,13 +171,13 @@ def plugged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     from diffgen.cli import configs
     from diffgen.tables import TABLES
 
-    store = ConfigStore.instance()
-    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
     before = {group: dict(table) for group, table in TABLES.items()}
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = set(sys.modules)
     yield
     for group, rows in before.items():
+        for row in TABLES[group].keys() - rows:
+            ConfigStore.instance().repo.get(group, {}).pop(f"{row}.yaml", None)
         TABLES[group].clear()
         TABLES[group].update(rows)
     configs.PLUGGED.clear()

@@ -172,7 +172,7 @@ def test_an_extractor_of_ones_own_judges(command: Command, folder: Path, tiny_ru
     done = command(*judge, f"plugins=[{EXAMPLES / 'extractor.py'}]")
     assert done.code == 0, done.err
     written = json.loads((folder / "out" / "results.jsonl").read_text())
-    assert (written["extractor"], written["extractor_hash"]) == ("quarters", "0" * 64)
+    assert written["extractor"] == "quarters"
     assert written["fd"] > 0
 
 
