@@ -176,9 +176,10 @@ def plugged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     modules = set(sys.modules)
     yield
     for group, rows in before.items():
+        for row in TABLES[group].keys() - rows:
+            ConfigStore.instance().repo.get(group, {}).pop(f"{row}.yaml", None)
         TABLES[group].clear()
         TABLES[group].update(rows)
-        ConfigStore.instance().repo.pop(group, None)  # shipped rows have files
     configs.PLUGGED.clear()
     for name in set(sys.modules) - modules:
         file = getattr(sys.modules[name], "__file__", None) or ""

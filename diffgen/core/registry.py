@@ -30,13 +30,15 @@ class Table(dict[str, Callable[..., Any]]):
         Args:
             group: The config group.
             facts: Named tuple of what a row declares of itself, for tests, plots and pages.
-
-        Attributes:
-            facts: What each row has declared, by name.
         """
         super().__init__()
-        self.group, self._declared = group, facts
-        self.facts: dict[str, Any] = {}
+        self.group, self._kind = group, facts
+        self._declared: dict[str, Any] = {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What each row declares of itself, by name."""
+        return {name: self._declared[name] for name in self}
 
     def register(self, name: str, **facts: Any) -> Callable[[Row], Row]:
         """Decorator that adds a class or function under `name`, with what it declares of itself.
@@ -44,13 +46,13 @@ class Table(dict[str, Callable[..., Any]]):
         Raises:
             UsageError: The name is taken, or the table knows no such fact.
         """
-        known = self._declared._fields
+        known = self._kind._fields
         for fact in facts:
             require(fact in known, unknown(f"{self.group}={name!r}: fact={fact!r}", known))
 
         def add(row: Row) -> Row:
             require(name not in self, f"{self.group}={name!r} is registered twice: give the row another name")
-            self[name], self.facts[name] = row, self._declared(**facts)
+            self[name], self._declared[name] = row, self._kind(**facts)
             return row
 
         return add
