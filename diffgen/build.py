@@ -110,6 +110,7 @@ class Trained:
 
     kind: Kind
     shape: DataShape
+    classes: tuple[str, ...]
     objective: Objective
     denoiser: Denoiser
 
@@ -121,7 +122,9 @@ def make_trained(config: Config, network: Network) -> Trained:
         UsageError: A part is unknown or out of range.
     """
     kind, objective = build(KINDS, config["data"].get("kind")), build(OBJECTIVES, config["objective"])
-    return Trained(kind, data_shape(config), objective, make_denoiser(config, network))
+    shape = data_shape(config)
+    kind.check(shape.size)
+    return Trained(kind, shape, tuple(config["data"].get("classes", ())), objective, make_denoiser(config, network))
 
 
 def restore(checkpoint: Checkpoint) -> Trained:

@@ -9,6 +9,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -106,7 +107,8 @@ def named(table: Table, row: Any) -> dict[str, Any]:
     name = next((name for name, known in table.items() if known is type(row)), None)
     if name is None:
         raise UsageError(f"{type(row).__name__} is not registered as a {table.group}")
-    return {"name": name, **vars(row)}
+    values = {field.name: getattr(row, field.name) for field in fields(row) if field.init}
+    return {"name": name, **{key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}}
 
 
 def conform(prefix: str, hints: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

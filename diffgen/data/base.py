@@ -100,7 +100,7 @@ class InMemory(Source):
         named = not classes or -1 <= labels.min() <= labels.max() < len(classes)
         if len(labels) != len(examples) or not named:
             raise DataError(f"labels must be one for each of {len(examples)} {kind.unit}, -1 to {len(classes) - 1}")
-        self.shape = DataShape(tuple(kind.encode(examples[:1]).shape[1:]), len(classes))
+        self.shape = DataShape(_size(examples[:1], kind), len(classes))
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -116,6 +116,22 @@ class InMemory(Source):
         total.update(self.stored.contiguous().numpy().data)
         total.update(self.labels.contiguous().numpy().data)
         return total.hexdigest()
+
+
+def _size(example: Tensor, kind: Kind) -> tuple[int, ...]:
+    """The size of x0, of a kind that makes of it what it must."""
+    x0 = kind.encode(example)
+    if x0.dtype != torch.float32:
+        raise DataError(f"{type(kind).__name__}.encode must give float32, and gives {x0.dtype} of {example.dtype}")
+    again = kind.decode(x0)
+    if (again.shape, again.dtype) != (example.shape, example.dtype):
+        stored, given = (f"{values.dtype} {list(values.shape)}" for values in (example, again))
+        raise DataError(
+            f"{type(kind).__name__}.decode must give examples as they are stored, {stored}, and gives {given}"
+        )
+    size = tuple(x0.shape[1:])
+    kind.check(size)
+    return size
 
 
 class Images(InMemory):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffgen.core.devices import layout
-from diffgen.core.errors import UsageError
+from diffgen.core.errors import UsageError, require
 from diffgen.core.registry import Table
 from diffgen.data import augment, images
 
@@ -30,6 +30,7 @@ class Kind:
 
     Attributes:
         unit: What several examples are called.
+        axes: Number of sides of x0, if it is always the same.
         bounded: Whether x0 lies in [-1, 1], so that a sampler may clip x0_hat to it.
         mirrors: Whether `mirror` makes examples as good as the stored ones.
         augment_labels: Numbers that describe an augmentation; 0 where there is none.
@@ -40,6 +41,7 @@ class Kind:
     """
 
     unit: ClassVar[str] = "examples"
+    axes: ClassVar[int | None] = None
     bounded: ClassVar[bool] = False
     mirrors: ClassVar[bool] = False
     augment_labels: ClassVar[int] = 0
@@ -47,6 +49,17 @@ class Kind:
     judged: ClassVar[bool] = False
     one_each: ClassVar[tuple[str, ...]] = ()
     together: ClassVar[tuple[str, ...]] = ("npz",)
+
+    def check(self, size: tuple[int, ...]) -> None:
+        """Require a size that x0 of this kind can have.
+
+        Raises:
+            UsageError: It cannot; a checkpoint may say anything.
+        """
+        require(
+            self.axes in (None, len(size)),
+            f"data.size={list(size)} has {len(size)} sides, and {self.unit} have {self.axes}",
+        )
 
     def encode(self, stored: Tensor) -> Tensor:
         """Stored examples [B, ...] -> x0, float32 [B, *size]."""
@@ -97,7 +110,11 @@ class Kind:
         """Stored examples [B, ...], mirrored where chosen, bool [B]."""
         raise NotImplementedError
 
-    def augment(self, x0: Tensor, draws: augment.Draws, p: float) -> tuple[Tensor, Tensor]:
+    def draws(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Random numbers for the augmentation of n examples, each [n, ...], drawn for a global batch."""
+        raise NotImplementedError
+
+    def augment(self, x0: Tensor, draws: tuple[Tensor, ...], p: float) -> tuple[Tensor, Tensor]:
         """x0 distorted with probability p, and what was done, float [B, augment_labels]."""
         raise NotImplementedError
 
@@ -112,6 +129,7 @@ class Pixels(Kind):
     """Pictures: uint8 [C, H, W], x0 in [-1, 1]."""
 
     unit = "images"
+    axes = 3
     bounded = True
     mirrors = True
     augment_labels = augment.LABELS
@@ -146,9 +164,13 @@ class Pixels(Kind):
         """Left and right swapped: as bytes, a fourth of the work."""
         return torch.where(chosen[:, None, None, None], stored.flip(-1), stored)
 
-    def augment(self, x0: Tensor, draws: augment.Draws, p: float) -> tuple[Tensor, Tensor]:
+    def draws(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Gates and values of `diffgen.data.augment`."""
+        return augment.draw(n, generator)
+
+    def augment(self, x0: Tensor, draws: tuple[Tensor, ...], p: float) -> tuple[Tensor, Tensor]:
         """Non-leaky augmentation; see `diffgen.data.augment`."""
-        return augment.augment(x0, draws, p)
+        return augment.augment(x0, augment.Draws(*draws), p)
 
     def layout(self, device: torch.device) -> torch.memory_format:
         """Channels last is faster on a GPU, and not on a CPU."""
@@ -161,6 +183,7 @@ class Vectors(Kind):
     """Vectors of real numbers: float32 [D], x0 itself."""
 
     unit = "vectors"
+    axes = 1
     tiled = False
 
     def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:

@@ -27,9 +27,9 @@ class Run(NamedTuple):
     Attributes:
         schedule: The noise schedule.
         ts: The sampler's time grid.
-        noise: (indices, seed or None for the run's own) -> standard normal [B, C, H, W].
-        picture: path -> [C, H, W] in [-1, 1], of the model's shape.
-        denoise: (x [B, C, H, W], t []) -> x0_hat without labels or guidance.
+        noise: (indices, seed or None for the run's own) -> the objective's noise [B, *size].
+        picture: path -> x0 [*size], as the kind reads it.
+        denoise: (x [B, *size], t []) -> x0_hat without labels or guidance.
         n: Number of images of the run.
     """
 
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     """What a task decides.
 
     Attributes:
-        start: indices -> the state x at ts[0], [B, C, H, W].
+        start: indices -> the state x at ts[0], [B, *size].
         ts: The time grid from there on.
         wrap: denoise -> the denoiser that the sampler sees.
         frames: How many pictures of its way to keep for each image, itself included; 0 for none.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from diffgen.core.errors import CheckpointError, UsageError, require
 from diffgen.core.processes import main_first
 from diffgen.core.registry import Table, build
-from diffgen.data import Images, Source
+from diffgen.data import InMemory, Source
 from diffgen.data.images import to_float
 from diffgen.evaluation.classifier import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from diffgen.evaluation.dinov2 import Dinov2, load_dinov2
@@ -106,7 +106,7 @@ def classifier(
     )
     if epochs == "auto":
         epochs = 15 if len(splits.train) < 10_000 else 2 if splits.train.shape.channels == 1 else 10
-    known = splits.train.digest[:12] if isinstance(splits.train, Images) else f"{len(splits.train)}-images"
+    known = splits.train.digest[:12] if isinstance(splits.train, InMemory) else f"{len(splits.train)}-images"
     path = cache / f"classifier-{known}-{width}-{epochs}-{seed}.safetensors"
     if not path.exists():
         model = train_classifier(splits.train, width=width, epochs=epochs, seed=seed, device=device)

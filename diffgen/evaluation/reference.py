@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffgen.build import make_dataset
 from diffgen.core.files import write_atomically
-from diffgen.data import Images, Source
+from diffgen.data import InMemory, Source
 from diffgen.data.base import in_order
 from diffgen.evaluation.extractors import Extractor, Splits
 
@@ -59,7 +59,7 @@ def features_of(source: Source, extractor: Extractor, cache: Path) -> Tensor:
         extractor: Gives the features.
         cache: A folder.
     """
-    if not isinstance(source, Images):
+    if not isinstance(source, InMemory):
         return _computed(source, extractor)
     path = cache / f"features-{source.digest[:16]}-{extractor.hash[:16]}.safetensors"
     known = _read(path)

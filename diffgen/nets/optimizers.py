@@ -3,7 +3,8 @@
 A row takes named parameters, `[("model.blocks.0.layer0.weight", tensor), ...]`, and gives a `torch.optim.Optimizer`.
 It may make groups of them, each with a rate of its own, which the schedule multiplies. Checkpoints keep its state by
 parameter: tensors of any shape, and numbers. Before a run begins, a row is tried on parameters of the same names and
-numbers of axes whose sides are 8 at most, and refused if it does not come back from a checkpoint as it was.
+numbers of axes whose sides are 8 at most, and refused if it does not come back from a checkpoint as it was. What it
+keeps must be there after its first step: state that appears later cannot be foreseen, and is refused on the way back.
 """
 
 import inspect

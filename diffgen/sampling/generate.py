@@ -39,7 +39,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         saved = posthoc.of_length(checkpoint.load(Path(str(settings.ckpt))), settings.sigma_rel)
         trained = restore(saved)  # from here on the config is known to be sound
         shape = trained.shape
-        labels = choose_labels(settings, saved.config["data"]["classes"], shape.num_classes, str(task.get("name")))
+        labels = choose_labels(settings, trained.classes, shape.num_classes, str(task.get("name")))
         require(
             settings.guidance in ("auto", 1) or settings.guide is not None or any(label >= 0 for label in labels),
             f"guidance={settings.guidance} needs labels or guide=CKPT, and these images have no label: guidance=1",

@@ -14,7 +14,7 @@ from diffgen.core.errors import CheckpointError, UsageError, require
 from diffgen.core.registry import build, convert
 from diffgen.core.settings import DrawSettings, SampleSettings
 from diffgen.data.kinds import Kind
-from diffgen.diffusion.denoiser import NO_LABEL
+from diffgen.diffusion.denoiser import NO_LABEL, Denoiser
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.tasks import TASKS, Plan, Run
 from diffgen.sampling.drawing import Sampling
@@ -47,7 +47,7 @@ def make_sampling(
     if compilation.wanted(settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING):
         required = settings.compile is True
         denoiser.model = Compiled(denoiser.model, key="compile", required=required)  # type: ignore[arg-type]
-    guidance = make_guidance(settings, saved, device)
+    guidance = make_guidance(settings, saved, trained, device)
     try:
         return Sampling.from_config(trained, sampler, guidance=guidance, seed=settings.seed, device=device)
     except UsageError:
@@ -93,30 +93,40 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
     return plan
 
 
-def make_guidance(settings: DrawSettings, saved: Checkpoint, device: torch.device) -> Guidance:
+def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, device: torch.device) -> Guidance:
     """The guidance that the settings ask for; `auto` is the scale of the checkpoint's previews."""
-    scale, data = settings.guidance, saved.config["data"]
+    scale = settings.guidance
     if scale == "auto":
         try:
             scale = convert("guidance", saved.config.get("guidance", 1.0), float)
         except UsageError as error:
             raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
-    guide = None
-    if settings.guide:
-        weaker = load_guide(settings.guide)
-        guide = restore(weaker).denoiser
-        require(
-            all(weaker.config["data"][key] == data[key] for key in data if key != "augment_labels"),
-            f"guide={settings.guide!r} was trained on images of another shape or with other classes than ckpt",
-        )
-        require(
-            weaker.config["schedule"] == saved.config["schedule"],
-            f"guide={settings.guide!r} has another noise schedule than ckpt: they cannot be combined",
-        )
+    guide = make_guide(settings.guide, trained) if settings.guide else None
+    if guide is not None:
         guide.model.to(device)  # type: ignore[attr-defined]
     low_high = settings.guidance_interval
     interval = (low_high[0], low_high[1]) if low_high else None
     return Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide)
+
+
+def make_guide(path: str, trained: Trained) -> Denoiser:
+    """The denoiser to guide away from.
+
+    Raises:
+        UsageError: It was trained on other examples, for another objective, or by another schedule.
+    """
+    weaker = restore(load_guide(path))
+    sizes, kinds = ([(of.shape.size, of.shape.num_classes) for of in (weaker, trained)], (weaker.kind, trained.kind))
+    require(
+        sizes[0] == sizes[1] and kinds[0] == kinds[1] and weaker.classes == trained.classes,
+        f"guide={path!r} was trained on images of another shape or with other classes than ckpt",
+    )
+    require(weaker.objective == trained.objective, f"guide={path!r} has another objective than ckpt")
+    require(
+        weaker.denoiser.schedule == trained.denoiser.schedule,
+        f"guide={path!r} has another noise schedule than ckpt: they cannot be combined",
+    )
+    return weaker.denoiser
 
 
 def guides(guidance: Guidance, labels: list[int]) -> bool:

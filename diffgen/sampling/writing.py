@@ -43,7 +43,8 @@ class Folder(NamedTuple):
         """
         names = {"grid": "grid.png", **dict.fromkeys(self.kind.one_each, "images")}
         wanted = [names.get(name, f"samples.{name}") for name in ("grid", *self.saves)]
-        there = [name for name in wanted if (self.path / name).exists()]
+        old = [file for name in self.kind.one_each for file in (self.path / "images").glob("[0-9]" * 6 + f".{name}")]
+        there = [name for name in wanted if (self.path / name).exists()] + (["images"] if old else [])
         if there and not overwrite:
             raise UsageError(
                 f"out={str(self.path)!r} already holds {there[0]}: choose another folder, or overwrite=true"
@@ -52,9 +53,8 @@ class Folder(NamedTuple):
         with writing(self.path):
             if self.one_each:
                 (self.path / "images").mkdir(exist_ok=True)
-            for name in self.kind.one_each:  # of a larger set that was here: a mixture would spoil an evaluation
-                for old in (self.path / "images").glob("[0-9]" * 6 + f".{name}"):
-                    old.unlink()
+            for file in old:  # of a larger set that was here: a mixture would spoil an evaluation
+                file.unlink()
 
     def write(self, drawn: Tensor, labels: list[int], columns: int | None, notes: Mapping[str, str]) -> None:
         """Write grid.png, and what `saves` asks for of all examples.

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from diffgen.core.randomness import data_order, generator, uniforms
 from diffgen.core.settings import TrainSettings
-from diffgen.data import augment
 from diffgen.data.base import Stored
 from diffgen.data.kinds import Kind
 from diffgen.diffusion.denoiser import NO_LABEL
@@ -55,8 +54,8 @@ class Feed:
         x0, done = self._encoded(stored.examples, flip), None
         z = self.objective.noise(torch.empty(n, *x0.shape[1:], device=device), rng)[mine]
         if settings.augment:
-            gates, values = augment.draw(n, rng)
-            x0, done = self.kind.augment(x0, augment.Draws(gates[mine], values[mine]), settings.augment)
+            draws = tuple(values[mine] for values in self.kind.draws(n, rng))
+            x0, done = self.kind.augment(x0, draws, settings.augment)
         label = torch.where(drop < settings.label_dropout, NO_LABEL, stored.labels)
         t = self.time_density(u, self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
         return Batch(x0, label, self.schedule.snap(t), z, done)

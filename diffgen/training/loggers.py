@@ -4,6 +4,7 @@ A row is called with its settings alone, and should refuse those that cannot wor
 gives is started once the run has a directory. A logger that fails is told once and never stops the run.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -87,7 +88,7 @@ class Loggers:
         started = {}
         for name, logger in self.running.items():
             with self._guarded(name):
-                logger.start(run_dir, config, images)
+                logger.start(run_dir, copy.deepcopy(config), images)  # which is the run's own
                 started[name] = logger
         self.running = started
         try:
@@ -97,7 +98,7 @@ class Loggers:
 
     def log(self, figures: Figures, images: int) -> None:
         """See `Logger`."""
-        self._each(lambda logger: logger.log(figures, images))
+        self._each(lambda logger: logger.log(dict(figures), images))
 
     def picture(self, path: Path, images: int) -> None:
         """See `Logger`."""
@@ -115,7 +116,7 @@ class Loggers:
             yield
         except but:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # libraries end the process, too
             if name not in self.failed:
                 self.failed.add(name)
                 ours = isinstance(error, DiffgenError)

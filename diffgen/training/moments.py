@@ -118,7 +118,13 @@ def check_goes_on(config: Mapping[str, Any], named: Named) -> None:
     name = f"optimizer.name={config['name']!r}"
     ours, theirs = _stand_ins(named), _stand_ins(named)
     through, halved = _built(config, ours, name), _built(config, theirs, name)
+    before = _settings(through)
     _advance(through, ours, 0)
+    changed = {key for key, value in _settings(through).items() if before.get(key, _settings) != value}
+    require(
+        not changed,
+        f"{name} cannot be resumed: its steps change {', '.join(sorted(changed))}, which no checkpoint keeps",
+    )
     try:
         restore(halved, theirs, gather(through, ours), "from a trial")
     except (UsageError, CheckpointError) as error:
@@ -141,9 +147,23 @@ def _built(config: Mapping[str, Any], named: Named, name: str) -> Optimizer:
         raise UsageError(f"{name} fails on parameters with sides of at most {SIDE}: {error}") from error
     require(isinstance(optimizer, Optimizer), f"{name} gives {type(optimizer).__name__}, not a torch.optim.Optimizer")
     require(all("lr" in group for group in optimizer.param_groups), f"{name} has a group without a rate, `lr`")
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    left = [key for key, p in named if p.requires_grad and grouped.count(id(p)) != 1]
+    require(not left, f"{name} must have each weight in one group, once: {', '.join(left[:3])} is not")
     wanted = [p.name for p in inspect.signature(optimizer.step).parameters.values() if p.default is p.empty]
     require(not wanted, f"{name} cannot be used: its step needs {', '.join(wanted)}")
     return optimizer
+
+
+def _settings(optimizer: Optimizer) -> dict[str, Any]:
+    """Numbers and texts that an optimizer holds outside its state, those of its groups but the rate among them."""
+    found: dict[str, Any] = {}
+    for number, each in enumerate((optimizer, *getattr(optimizer, "members", ()))):
+        part = f" of part {number}" if number else ""
+        found |= {key + part: value for key, value in vars(each).items() if not key.startswith("_")}
+        for i, group in enumerate(each.param_groups):
+            found |= {f"param_groups[{i}].{key}{part}": value for key, value in group.items() if key != "lr"}
+    return {key: value for key, value in found.items() if isinstance(value, bool | int | float | str)}
 
 
 def _stand_ins(named: Named) -> Named:

@@ -175,7 +175,7 @@ class Parts:
         named = [*self.learned.named_parameters()]
         moments.check_goes_on(self.config["optimizer"], named)
         optimizer = build(OPTIMIZERS, self.config["optimizer"], named)
-        self.base_lrs: list[float] = [group["lr"] for group in optimizer.param_groups]
+        self.base_lrs: list[float] = [float(group["lr"]) for group in optimizer.param_groups]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
     def _build_steps(self) -> None:

@@ -1,6 +1,7 @@
 """Kinds: what an example is. Those of a plugin train, preview, sample and go on like pictures."""
 
 import ast
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffgen.core.errors import UsageError
+from diffgen.core.errors import DataError, UsageError
+from diffgen.core.registry import Table, named
 from diffgen.data import kinds
-from diffgen.data.kinds import KINDS, Pixels, Vectors
+from diffgen.data.base import InMemory
+from diffgen.data.kinds import KINDS, Kind, Pixels, Vectors
 from diffgen.storage import checkpoint
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "kind.py"
@@ -146,3 +149,19 @@ def test_nobody_else_chooses_by_kind_of_data() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             name = getattr(node, "attr", None) or getattr(node, "id", None)
             assert name not in asked or (path.name, name) in free, f"{path.name} asks for {name}"
+
+
+def test_a_kind_that_makes_no_numbers_of_its_examples_is_refused() -> None:
+    """Whole numbers would become noise-free zeros in silence."""
+    with pytest.raises(DataError, match=r"Kind.encode must give float32, and gives torch.int64"):
+        InMemory(torch.ones(4, 3, dtype=torch.long), torch.full((4,), -1), (), Kind())
+
+
+def test_a_kind_may_have_settings() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Scaled(Kind):
+        scale: tuple[float, ...] = (1.0, 2.0)
+
+    table = Table("kind")
+    table.register("scaled")(Scaled)
+    assert named(table, Scaled()) == {"name": "scaled", "scale": [1.0, 2.0]}

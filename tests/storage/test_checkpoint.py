@@ -412,6 +412,9 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "a kind with settings": (put("data", "kind", "path", value="x"), "kind.path is not a setting here"),
     "an unknown objective": (put("objective", value={"name": "os"}), "objective.name='os' is unknown"),
     "an objective that is a text": (put("objective", value="denoise"), "objective is missing"),
+    "pixels of one side": (put("data", "size", value=[64]), "takes pictures [C, H, W]"),
+    "pixels of four sides": (put("data", "size", value=[1, 1, 8, 8]), "takes pictures [C, H, W]"),
+    "vectors of three sides": (put("data", "kind", value={"name": "vectors"}), "has 3 sides, and vectors have 1"),
     "no sides": (put("data", "size", value=[]), "is out of range"),
     "nine sides": (put("data", "size", value=[1] * 9), "is out of range"),
     "sides of an older version that make no sense": (

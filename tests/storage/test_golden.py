@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from diffgen.build import restore
 from diffgen.storage import checkpoint
@@ -66,7 +68,10 @@ def test_an_old_run_goes_on(command: Any, tmp_path: Path, run: str) -> None:
     assert done.code == 0, done.err
     assert "resumed at 640 images" in done.out
     assert "changed" not in done.out
-    assert checkpoint.load(tmp_path / "run").images == 1280
+    went_on, then = checkpoint.load(tmp_path / "run"), load_file(GOLDEN / run / "after.safetensors")
+    assert went_on.images == 1280
+    for name, weight in then.items():  # what the version that wrote them went on to
+        torch.testing.assert_close(went_on.weights[name], weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -258,3 +258,28 @@ def test_a_logger_of_ones_own(command: Command, metrics: Metrics, tmp_path: Path
     with (tmp_path / "run" / "metrics-00000000.csv").open() as file:
         table = list(csv.DictReader(file, delimiter="|"))
     assert [float(row["loss"]) for row in table] == [row["loss"] for row in metrics(tmp_path / "run")]
+
+
+@pytest.mark.usefixtures("plugged")
+def test_a_logger_neither_ends_a_run_nor_changes_it(fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends the process, and writes into what it is told."""
+
+    class Rude:
+        def start(self, run_dir: Path, config: Any, images: int) -> None:
+            config["model"].clear()
+
+        def log(self, figures: Any, images: int) -> None:
+            figures.clear()
+            raise SystemExit(7)
+
+        def picture(self, path: Path, images: int) -> None: ...
+
+        def finish(self) -> None: ...
+
+    monkeypatch.setitem(LOGGERS, "rude", Rude)
+    plain = fit(tmp_path / "plain", "train.images=64")
+    rude = fit(tmp_path / "rude", "train.images=64", "+logger.rude.name=rude")
+    for name in ("model", "state"):
+        one, two = (run / "checkpoints/00000064" / f"{name}.safetensors" for run in (plain, rude))
+        assert one.read_bytes() == two.read_bytes()
+    assert len((rude / "metrics.jsonl").read_text().splitlines()) == 4

@@ -70,6 +70,16 @@ class Forgetful(Simple):
         return grad / self.count
 
 
+class Averaging(Simple):
+    """It keeps a tensor where no checkpoint looks."""
+
+    mean: Any = 0.0
+
+    def direction(self, grad: Tensor, state: dict[str, Any]) -> Tensor:
+        self.mean = 0.9 * self.mean + grad.mean()
+        return grad + self.mean
+
+
 class Grouped(Simple):
     """It counts in the settings of its group."""
 
@@ -77,6 +87,19 @@ class Grouped(Simple):
         group = self.param_groups[0]
         group["count"] = group.get("count", 0) + 1
         return grad / group["count"]
+
+
+class Slow(Simple):
+    """It looks back every tenth step, and counts these where no checkpoint looks."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr)
+        self.calls = 0
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self.calls += 1
+        if self.calls % 10:
+            super().step()
 
 
 class Complex(Simple):
@@ -186,13 +209,19 @@ def wide_only(parameters: Named, *, lr: float) -> torch.optim.Optimizer:
 
 
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
+    "rarely hidden": (plain(Slow), "cannot be resumed: its steps change calls, which no checkpoint keeps"),
+    "a weight left out": (
+        lambda parameters, *, lr: torch.optim.SGD([parameters[0]], lr),
+        "must have each weight in one group, once",
+    ),
     "a type that files lack": (
         plain(Complex),
         "cannot be saved: its state 'phase' is of torch.complex64, which no checkpoint holds",
     ),
     "a list": (plain(Listing), "cannot be saved: its state 'history' is of type list, not a tensor or a number"),
-    "an attribute": (plain(Forgetful), "cannot be resumed: it goes by more than"),
-    "a group's count": (plain(Grouped), "cannot be resumed: it goes by more than"),
+    "an attribute": (plain(Forgetful), "cannot be resumed: its steps change count"),
+    "a group's count": (plain(Grouped), "cannot be resumed: its steps change param_groups[0].count"),
+    "a tensor elsewhere": (plain(Averaging), "cannot be resumed: it goes by more than its groups' settings"),
     "a closure": (lbfgs, "cannot be used: its step needs closure"),
     "no rate": (no_rate, "has a group without a rate, `lr`"),
     "no optimizer": (lambda parameters, *, lr: None, "gives NoneType, not a torch.optim.Optimizer"),
