@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from diffgen.core.randomness import normal
 from diffgen.core.registry import Table
 from diffgen.diffusion.denoiser import Denoiser, like
 from diffgen.diffusion.samplers import SAMPLERS
@@ -22,7 +23,7 @@ class Denoise:
 
     def noise(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Standard normal."""
-        return out.normal_(generator=generator)
+        return normal(out, generator)
 
     def loss(self, denoiser: Denoiser, weighting: Weighting, batch: Batch) -> Tensor:
         """Weighted error of the network's output F against a x0 + b z.

@@ -1,13 +1,13 @@
 """From a checkpoint and settings to what draws: its network on the device, a sampler, guidance, and a task's plan."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffgen.build import Trained, check_sampler, restore
+from diffgen.build import Config, Trained, check_sampler, restore
 from diffgen.core import compilation
 from diffgen.core.compilation import Compiled
 from diffgen.core.errors import CheckpointError, UsageError, require
@@ -22,8 +22,6 @@ from diffgen.storage import checkpoint
 from diffgen.storage.checkpoint import Checkpoint
 
 WORTH_COMPILING = 2000  # images, below which the compiler takes longer than it saves
-
-Config = Mapping[str, Any]
 
 
 def make_sampling(
@@ -116,9 +114,9 @@ def make_guide(path: str, trained: Trained) -> Denoiser:
         UsageError: It was trained on other examples, for another objective, or by another schedule.
     """
     weaker = restore(load_guide(path))
-    sizes, kinds = ([(of.shape.size, of.shape.num_classes) for of in (weaker, trained)], (weaker.kind, trained.kind))
+    theirs, ours = ((each.kind, replace(each.shape, augment_labels=0), each.classes) for each in (weaker, trained))
     require(
-        sizes[0] == sizes[1] and kinds[0] == kinds[1] and weaker.classes == trained.classes,
+        theirs == ours,
         f"guide={path!r} was trained on images of another shape or with other classes than ckpt",
     )
     require(weaker.objective == trained.objective, f"guide={path!r} has another objective than ckpt")

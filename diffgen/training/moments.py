@@ -5,6 +5,7 @@ from the config, their learning rates from the schedule.
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -147,8 +148,8 @@ def _built(config: Mapping[str, Any], named: Named, name: str) -> Optimizer:
         raise UsageError(f"{name} fails on parameters with sides of at most {SIDE}: {error}") from error
     require(isinstance(optimizer, Optimizer), f"{name} gives {type(optimizer).__name__}, not a torch.optim.Optimizer")
     require(all("lr" in group for group in optimizer.param_groups), f"{name} has a group without a rate, `lr`")
-    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    left = [key for key, p in named if p.requires_grad and grouped.count(id(p)) != 1]
+    grouped = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
+    left = [key for key, p in named if p.requires_grad and grouped[id(p)] != 1]
     require(not left, f"{name} must have each weight in one group, once: {', '.join(left[:3])} is not")
     wanted = [p.name for p in inspect.signature(optimizer.step).parameters.values() if p.default is p.empty]
     require(not wanted, f"{name} cannot be used: its step needs {', '.join(wanted)}")

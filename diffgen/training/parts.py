@@ -12,7 +12,6 @@ from diffgen.build import (
     MODEL_SIDE,
     data_config,
     make_dataset,
-    make_denoiser,
     make_model,
     make_trained,
     make_weighting,
@@ -32,7 +31,6 @@ from diffgen.nets import DataShape, casting
 from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
 from diffgen.nets.optimizers import OPTIMIZERS
-from diffgen.objectives import OBJECTIVES, Objective
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage.tensor_file import check_plain
 from diffgen.training import moments
@@ -63,7 +61,6 @@ class Parts:
         self.reporter = Reporter(speaks=self.main)
         self.loggers = Loggers(config, self.reporter.warn, main=self.main)
         self.time_density = bind(TIMES, config["time"])
-        self.objective: Objective = build(OBJECTIVES, config["objective"])
         self.dataset: Source = main_first(accelerator, lambda: make_dataset(config))
         self._check_kind(config)
         classes = list(self.dataset.classes) if config["conditional"] else []
@@ -135,7 +132,8 @@ class Parts:
         self.emas = [self._average(profile) for profile in profiles(section(self.config, "ema"))]
         self.averaged = self.emas[0].averaged
         self.model = self._stepped()
-        self.denoiser = make_denoiser(self.config, self._autocast)
+        learning = make_trained(self.config, self._autocast)
+        self.objective, self.denoiser = learning.objective, learning.denoiser
         takes_labels = "augment" in inspect.signature(self.network.forward).parameters
         require(takes_labels or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
         self.weighting = make_weighting(self.config)

@@ -20,8 +20,9 @@ from diffgen.core.processes import accelerated, faults_told, on_main
 from diffgen.core.settings import TrainSettings, section
 from diffgen.core.signals import Interrupted, Stopped, StopRequest, stop_requests
 from diffgen.data.base import Stored
+from diffgen.sampling.labels import columns, cycle_labels
 from diffgen.storage.run_directory import RunLog, choose_run
-from diffgen.training import header, preview, saving
+from diffgen.training import header, saving
 from diffgen.training.clipping import clipped_step, finite
 from diffgen.training.parts import Parts
 from diffgen.training.progress import Progress
@@ -67,9 +68,8 @@ class Trainer:
         self.device, self.main, self.reporter = parts.device, parts.main, parts.reporter
         self.at = Progress(parts.settings, parts.device)
         self.examiner: Examiner | None = None
-        self.gflop = 3 * speed.gflop(
-            parts.averaged, parts.dataset.shape.size, parts.device
-        )  # two for the backward pass
+        # the backward pass costs two forward ones
+        self.gflop = 3 * speed.gflop(parts.averaged, parts.dataset.shape.size, parts.device)
         self.peak = speed.peak_tflops(parts.device, self.accelerator.mixed_precision)
 
     # --- the run directory ----------------------------------------------------------------------------------------
@@ -279,7 +279,9 @@ class Trainer:
     def _preview(self) -> None:
         """Draw the images of the fixed seeds, and the loss curve."""
         path = self.run_dir / "samples" / f"{self.at.images:08d}.png"
-        said = preview.draw(self.parts.sampling, self.parts.dataset, self.parts.preview.n, path)
+        n, classes = self.parts.preview.n, self.parts.sampling.trained.shape.num_classes
+        labels = cycle_labels(n, classes)
+        said = self.parts.dataset.preview(self.parts.sampling, labels, columns(n, classes), path)
         if said:
             self.reporter.say(said)
         self.parts.loggers.picture(path, self.at.images)

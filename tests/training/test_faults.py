@@ -36,8 +36,7 @@ from diffgen.diffusion.denoiser import Denoiser
 from diffgen.evaluation import examiner
 from diffgen.objectives import Denoise
 from diffgen.storage import checkpoint, run_directory, tensor_file
-from diffgen.training import parts as assembly
-from diffgen.training import trainer
+from diffgen.training import parts, trainer
 
 Fit = Callable[..., Path]
 Metrics = Callable[[Path], list[dict[str, Any]]]
@@ -192,9 +191,9 @@ def pipe(fd: Path) -> bool:
 def test_a_signal_before_the_first_step(
     fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch
 ) -> None:
-    make = assembly.make_dataset
+    make = parts.make_dataset
     with monkeypatch.context() as patch:
-        patch.setattr(assembly, "make_dataset", lambda config: (signal.raise_signal(signal.SIGTERM), make(config))[1])
+        patch.setattr(parts, "make_dataset", lambda config: (signal.raise_signal(signal.SIGTERM), make(config))[1])
         with pytest.raises(Stopped, match="at 0 images"):
             fit(tmp_path / "run")
     assert names(tmp_path / "run" / "checkpoints") == []
@@ -667,7 +666,7 @@ def raising(error: Exception) -> Callable[..., Any]:
 def test_no_memory_to_build(
     command: Any, tiny: list[str], tmp_path: Path, monkeypatch: Patch, error: Exception
 ) -> None:
-    monkeypatch.setattr(assembly, "make_model", raising(error))
+    monkeypatch.setattr(parts, "make_model", raising(error))
     answer = command("train", *tiny, "run_dir=run")
     assert answer.code == 75
     assert answer.err.startswith("error: out of memory (") and answer.err.count("\n") == 1
