@@ -10,10 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffgen.core.errors import CheckpointError, UsageError
+from diffgen.core.errors import CheckpointError, DataError, UsageError, require
 from diffgen.core.registry import Table, bind, build, conform, named, parameters
 from diffgen.data import DATASETS, Source
+from diffgen.data.classes import renumber
 from diffgen.data.kinds import KINDS, Kind
+from diffgen.data.splits import Splits, held_out
 from diffgen.diffusion.denoiser import Denoiser, Network
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.diffusion.samplers import time_grid
@@ -39,10 +41,65 @@ GRID = {"steps": int, **{k: v for k, v in parameters(time_grid).items() if k != 
 """Keys of a sampler's config that lay out its time grid; `clip` and the sampler's own options are the others."""
 
 
+HELD_OUT: dict[str, Any] = {"held_out": float | str | None, "held_out_seed": int}
+"""Keys of every data set that has no split of its own: a share to hold out, or a place of other examples."""
+
+PLACES = ("root", "path")
+"""Keys of a data set that say where its examples are."""
+
+
 def make_dataset(config: Config) -> Source:
-    """The data set of `config["dataset"]`."""
-    source: Source = build(DATASETS, config["dataset"])
+    """The examples of `config["dataset"]` to train on."""
+    return make_splits(config).train
+
+
+def make_splits(config: Config) -> Splits:
+    """The examples of `config["dataset"]` to train on, and those to judge by.
+
+    Those are its own test split, or what `held_out` says: a share of the examples, chosen by `held_out_seed`, or the
+    folder or file of others, read by the same settings.
+
+    Raises:
+        UsageError: A setting is wrong.
+        DataError: The examples cannot be read, or those held out are of another size or of unknown classes.
+    """
+    own, where, seed = dataset_settings(config["dataset"])
+    whole = _source(own)
+    if "split" in own:
+        return Splits(whole, lambda: _source({**own, "split": "test"}) if own["split"] == "train" else None)
+    if not where:
+        return Splits.of(whole, None)
+    if isinstance(where, float):
+        require(0 <= where < 1, f"dataset.held_out={where:g} must be a share in [0, 1), or a folder or file")
+        kept, apart = held_out(len(whole), where, seed)
+        return Splits(whole.part(kept), lambda: whole.part(apart))
+    return Splits(whole, lambda: _held_out_elsewhere(own, where, whole))
+
+
+def dataset_settings(config: Config) -> tuple[Config, float | str | None, int]:
+    """Split a data set's config: its own for `build`, what it holds out, and the seed of that choice."""
+    own = {key: value for key, value in config.items() if key not in HELD_OUT or "split" in config}
+    apart = {"held_out": None, "held_out_seed": 0} | {key: config[key] for key in config.keys() - own.keys()}
+    return own, *conform("dataset", HELD_OUT, apart).values()
+
+
+def _source(own: Config) -> Source:
+    source: Source = build(DATASETS, own)
     return source
+
+
+def _held_out_elsewhere(own: Config, where: str, training: Source) -> Source:
+    """Examples of another place, told by the training examples' classes."""
+    key, what = next((key for key in PLACES if key in own), ""), f"dataset.held_out={where!r}"
+    require(bool(key), f"{what}: dataset={own['name']} is read from no place; give a share, 0.1, say")
+    try:
+        other = _source({**own, key: where})
+    except DataError as error:
+        raise DataError(str(error).replace(f"dataset.{key}=", "dataset.held_out=")) from None
+    if other.shape.size != training.shape.size:
+        sizes = ["x".join(map(str, source.shape.size)) for source in (other, training)]
+        raise DataError(f"{what} holds {other.kind.unit} of {sizes[0]}, and those to train on are {sizes[1]}")
+    return other.renamed(training.classes, renumber(other.classes, training.classes, what))
 
 
 def data_config(source: Source, classes: list[str], augment_labels: int) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from torch import Tensor
 from diffgen.core.files import write_atomically
 from diffgen.data import Images
 from diffgen.data.digits import digits
+from diffgen.data.splits import Splits
 from diffgen.evaluation import metrics
 from diffgen.evaluation.classifier import class_agreement
-from diffgen.evaluation.extractors import Splits, classifier
+from diffgen.evaluation.extractors import classifier
 from diffgen.evaluation.statistics import Moments, frechet_distance
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +88,7 @@ def blurred(pixels: Tensor) -> Tensor:
 def response(epochs: int = 15) -> dict[str, list[float]]:
     """The value of each column for each set."""
     reference = digits(split="train")
-    splits = Splits(reference, digits(split="test"))
+    splits = Splits.of(reference, digits(split="test"))
     with tempfile.TemporaryDirectory() as cache:
         extract = classifier(splits, Path(cache), torch.device("cpu"), width=16, epochs=epochs, seed=0)
     real, _ = extract(reference.pixels)

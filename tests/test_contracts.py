@@ -13,8 +13,8 @@ from diffgen.build import make_weighting, sampler_settings
 from diffgen.cli import plugins
 from diffgen.core.registry import bind, build
 from diffgen.data.digits import digits
+from diffgen.data.splits import Splits
 from diffgen.diffusion.samplers.steps import SAMPLERS, Facts, steps
-from diffgen.evaluation.extractors import Splits
 from diffgen.nets import DataShape
 from diffgen.tables import TABLES
 
@@ -29,7 +29,7 @@ def check_sampler(settings: Settings) -> None:
 
 def check_extractor(settings: Settings) -> None:
     data = digits(split="test")
-    made = build(TABLES["extractor"], settings, Splits(data, data), Path(), torch.device("cpu"))
+    made = build(TABLES["extractor"], settings, Splits.of(data, data), Path(), torch.device("cpu"))
     contracts.check_extractor(made, settings["name"], data.pixels[:20])
 
 
@@ -68,7 +68,8 @@ def test_a_row_keeps_its_contract(group: str, name: str) -> None:
 def test_a_row_of_a_plugin_keeps_its_contract(group: str) -> None:
     """With the defaults of its signature, and no list here, in scripts or in documents names it."""
     (row,) = plugins.load([str(EXAMPLES / f"{group}.py")])[group]
-    settings = {"name": row, **plugins.shared_keys(group), **plugins.signature_defaults(TABLES[group][row])}
+    own = plugins.signature_defaults(TABLES[group][row])
+    settings = {"name": row, **plugins.shared_keys(group, own), **own}
     CHECKS[group](settings)
 
 

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ def load(names: list[str]) -> dict[str, list[str]]:
     added = {group: sorted(set(table) - SHIPPED[group]) for group, table in TABLES.items()}
     for group, choices in added.items():
         for row in choices:
-            node = {"name": row, **shared_keys(group), **signature_defaults(TABLES[group][row])}
+            own = signature_defaults(TABLES[group][row])
+            node = {"name": row, **shared_keys(group, own), **own}
             package = f"logger.{row}" if group == "logger" else None  # several may be chosen
             ConfigStore.instance().store(group=group, name=row, node=OmegaConf.create(node), package=package)
     return added
@@ -80,8 +81,10 @@ def _add_rows(name: str, tables: dict[str, Table]) -> None:
         raise UsageError(f"plugins: {name} adds no row to any table: is it the module that was meant?")
 
 
-def shared_keys(group: str) -> dict[str, Any]:
-    """Keys that every row of a group has beside its own: a sampler's time grid."""
+def shared_keys(group: str, own: Collection[str]) -> dict[str, Any]:
+    """Keys that rows of a group have beside their own: a sampler's time grid, what a data set holds out."""
+    if group == "dataset" and "split" not in own:
+        return {"held_out": None, "held_out_seed": 0}
     if group != "sampler":
         return {}
     from diffgen.build import GRID

@@ -1,8 +1,10 @@
 """The data set table, and data in memory. Pictures decoded when asked for are in `folder`, vectors in `vectors`."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -76,6 +78,40 @@ class Source(ABC):
         images.save_png(self.kind.show(torch.cat(drawn), labels, columns), path)
         return None
 
+    def part(self, entries: Tensor) -> "Source":
+        """Some of the examples, under numbers of their own; `entries` int64 [n] are their numbers here."""
+        return Part(self, entries)
+
+    def renamed(self, classes: tuple[str, ...], numbers: list[int]) -> "Source":
+        """The same examples, told by other classes; label i becomes `numbers[i]`, and -1 stays."""
+        return Part(self, torch.arange(len(self)), classes, numbers)
+
+
+class Part(Source):
+    """Some examples of a data set, perhaps told by other classes."""
+
+    def __init__(
+        self, whole: Source, entries: Tensor, classes: tuple[str, ...] | None = None, numbers: list[int] | None = None
+    ) -> None:
+        """See `Source.part` and `Source.renamed`."""
+        self.whole, self.entries, self.numbers = whole, entries, numbers
+        self.classes = whole.classes if classes is None else classes
+        self.kind, self.home = whole.kind, whole.home
+        self.shape = replace(whole.shape, num_classes=len(self.classes))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
+        """See `Source`."""
+        for examples, labels in self.whole.batches((self.entries[some] for some in entries), device):
+            yield Stored(examples, translated(labels, self.numbers))
+
+
+def translated(labels: Tensor, numbers: list[int] | None) -> Tensor:
+    """Labels int64 [n] by other numbers; -1, no label, stays."""
+    return labels if numbers is None else torch.tensor([*numbers, -1], device=labels.device)[labels]
+
 
 class InMemory(Source):
     """A data set that fits into memory, moved to the device once; batches are gathered there."""
@@ -108,6 +144,22 @@ class InMemory(Source):
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
         """See `Source`."""
         return gather(self.stored, self.labels, entries, device)
+
+    def part(self, entries: Tensor) -> "InMemory":
+        """See `Source`."""
+        return self._with(self.stored[entries], self.labels[entries])
+
+    def renamed(self, classes: tuple[str, ...], numbers: list[int]) -> "InMemory":
+        """See `Source`."""
+        other = self._with(self.stored, translated(self.labels, numbers))
+        other.classes, other.shape = classes, replace(self.shape, num_classes=len(classes))
+        return other
+
+    def _with(self, stored: Tensor, labels: Tensor) -> "InMemory":
+        other = copy.copy(self)
+        other.stored, other.labels = stored, labels
+        vars(other).pop("digest", None)  # that of the whole
+        return other
 
     @cached_property
     def digest(self) -> str:

@@ -17,8 +17,9 @@ from diffgen.core.files import append_text, cache_folder, make_writable
 from diffgen.core.processes import accelerated, main_first, on_main
 from diffgen.core.settings import FEWEST, EvalSettings
 from diffgen.data import Source
+from diffgen.data.splits import Splits
 from diffgen.evaluation import model
-from diffgen.evaluation.extractors import Extractor, Splits, shared_extractor
+from diffgen.evaluation.extractors import Extractor, shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.pictures import pictures
 from diffgen.evaluation.reference import Reference, open_splits

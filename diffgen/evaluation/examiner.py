@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from diffgen.build import make_dataset
 from diffgen.core import memory
 from diffgen.core.errors import CheckpointError, EnvironmentFault, NonFiniteError, ProcessFault
 from diffgen.core.files import append_text, cache_folder, read_rows, write_atomically, writing
@@ -19,8 +18,8 @@ from diffgen.core.plots import curves
 from diffgen.core.processes import main_first, on_main
 from diffgen.core.settings import TrainSettings
 from diffgen.core.signals import Interrupted
-from diffgen.data import Source
-from diffgen.evaluation.extractors import Splits, shared_extractor
+from diffgen.data.splits import Splits
+from diffgen.evaluation.extractors import shared_extractor
 from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.report import BETTER, FACTORS, as_json, name
@@ -48,7 +47,7 @@ class Examiner:
         self,
         config: Mapping[str, Any],
         settings: TrainSettings,
-        dataset: Source,
+        splits: Splits,
         sampling: Sampling,
         accelerator: Accelerator,
         run_dir: Path,
@@ -58,7 +57,7 @@ class Examiner:
         Args:
             config: Of the run; its extractor and data set.
             settings: How many images, and which metric says what is best.
-            dataset: The training images.
+            splits: The training images, and those that are held out.
             sampling: Of the averaged weights.
             accelerator: All processes draw.
             run_dir: Where the figures and the best weights go.
@@ -67,7 +66,8 @@ class Examiner:
             DiffgenError: The data has no labels, or the extractor cannot be had.
         """
         self.settings, self.sampling, self.accelerator = settings, sampling, accelerator
-        splits = main_first(accelerator, lambda: _splits(config["dataset"], dataset))
+        held_out = main_first(accelerator, lambda: splits.test)
+        splits = Splits.of(splits.train, held_out or splits.train)
         cache = cache_folder() / "eval" / str(config["dataset"]["name"])
         extractor = shared_extractor(config["extractor"], splits, cache, accelerator)
         self.reference = Reference(splits, extractor, cache)
@@ -186,10 +186,3 @@ class Examiner:
         points = [(row["images_seen"], row[key] * FACTORS.get(key, 1)) for row in rows if key in row]
         label = name(key, rows[-1])
         write_atomically(self.out / "training.png", curves({label: points}, "training images seen", label))
-
-
-def _splits(config: Mapping[str, Any], training: Source) -> Splits:
-    """The run's own images, and what its data set holds out from them, if anything."""
-    if config.get("split") != "train":
-        return Splits(training, training)
-    return Splits(training, make_dataset({"dataset": {**config, "split": "test"}}))

@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 from diffgen.core.errors import CheckpointError, UsageError, require
 from diffgen.core.processes import main_first
 from diffgen.core.registry import Table, build
-from diffgen.data import InMemory, Source
+from diffgen.data import InMemory
 from diffgen.data.images import to_float
+from diffgen.data.splits import Splits
 from diffgen.evaluation.classifier import Classifier, accuracy, load_classifier, save_classifier, train_classifier
 from diffgen.evaluation.dinov2 import Dinov2, load_dinov2
 
@@ -44,14 +44,6 @@ class Extractor(Protocol):
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """uint8 [B, C, H, W] -> float32 features [B, d] and logits [B, k] or None, on the extractor's device."""
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The data set on which a model is judged: what it was trained on, and what was held out."""
-
-    train: Source
-    test: Source
 
 
 class Small:

@@ -13,9 +13,9 @@ from torch import Tensor
 from diffgen.core.devices import with_float64
 from diffgen.data import Images
 from diffgen.data.images import grid, save_png
+from diffgen.data.splits import Splits
 from diffgen.evaluation import metrics
 from diffgen.evaluation.classifier import class_agreement, classification_accuracy_score
-from diffgen.evaluation.extractors import Splits
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.samples import Drawn
 from diffgen.evaluation.statistics import Moments, frechet_distance

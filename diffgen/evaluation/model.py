@@ -13,12 +13,12 @@ from diffgen.core.devices import float_type
 from diffgen.core.files import write_atomically
 from diffgen.data import Source
 from diffgen.data.images import to_float
+from diffgen.data.splits import Splits
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance, guided
 from diffgen.diffusion.schedules import Schedule
 from diffgen.evaluation import bits_per_dim as likelihood
 from diffgen.evaluation.denoising import compare, denoising_errors, noise_levels
-from diffgen.evaluation.extractors import Splits
 
 PLAIN = Guidance(scale=1.0)
 

@@ -10,19 +10,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from diffgen.build import make_dataset
+from diffgen.build import make_splits
 from diffgen.core.files import write_atomically
 from diffgen.data import InMemory, Source
 from diffgen.data.base import in_order
-from diffgen.evaluation.extractors import Extractor, Splits
+from diffgen.data.splits import Splits
+from diffgen.evaluation.extractors import Extractor
 
 
 def open_splits(dataset: Mapping[str, Any]) -> Splits:
-    """Training and test split of a data set's config without its split; a data set without splits is both."""
-    if "split" not in dataset:
-        whole = make_dataset({"dataset": dict(dataset)})
-        return Splits(whole, whole)
-    return Splits(*(make_dataset({"dataset": {**dataset, "split": split}}) for split in ("train", "test")))
+    """Training and test examples of a data set's config; a data set without the latter is both."""
+    splits = make_splits({"dataset": dataset})
+    return Splits.of(splits.train, splits.test or splits.train)
 
 
 class Reference:

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+NOTHING_HELD_OUT = {"held_out": None, "held_out_seed": 0}
+"""What the config of a data set without a split of its own did not say before there was a choice."""
+
 
 def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
     """A config of a checkpoint or a run as this version would have written it.
@@ -19,4 +22,7 @@ def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
         pixels = data.get("pixels", True)
         kind = {"name": "pixels" if pixels else "vectors"}
         config = {**config, "data": {"kind": kind, "size": sides if pixels else sides[:1], **kept}}
+    dataset = config.get("dataset")
+    if isinstance(dataset, dict) and "split" not in dataset:
+        config = {**config, "dataset": {**NOTHING_HELD_OUT, **dataset}}
     return {"objective": {"name": "denoise"}, **config}

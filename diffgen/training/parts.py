@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from diffgen.build import (
     MODEL_SIDE,
     data_config,
-    make_dataset,
     make_model,
+    make_splits,
     make_trained,
     make_weighting,
 )
@@ -61,7 +61,8 @@ class Parts:
         self.reporter = Reporter(speaks=self.main)
         self.loggers = Loggers(config, self.reporter.warn, main=self.main)
         self.time_density = bind(TIMES, config["time"])
-        self.dataset: Source = main_first(accelerator, lambda: make_dataset(config))
+        self.splits = main_first(accelerator, lambda: make_splits(config))
+        self.dataset: Source = self.splits.train
         self._check_kind(config)
         classes = list(self.dataset.classes) if config["conditional"] else []
         augment_labels = self.dataset.kind.augment_labels if settings.augment else 0

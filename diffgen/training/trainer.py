@@ -297,7 +297,7 @@ class Trainer:
         parts = (
             self.parts.config,
             self.settings,
-            self.parts.dataset,
+            self.parts.splits,
             self.parts.sampling,
             self.accelerator,
             self.run_dir,

@@ -14,10 +14,10 @@ from diffgen.build import make_denoiser
 from diffgen.core.devices import float_type, with_float64
 from diffgen.data.digits import digits
 from diffgen.data.images import to_float
+from diffgen.data.splits import Splits
 from diffgen.evaluation import bits_per_dim as likelihood
 from diffgen.evaluation import model
 from diffgen.evaluation.classifier import accuracy
-from diffgen.evaluation.extractors import Splits
 from diffgen.evaluation.measure import MEASURES, Judged, measured
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.samples import Drawn
@@ -55,7 +55,7 @@ def row_of(device: torch.device, out: Path) -> dict[str, Any]:
     """All figures of some held-out digits but that of a trained classifier, which is trained elsewhere."""
     features, logits = Plain()(TEST.pixels[:100])
     drawn = Drawn(TEST.pixels[:100], TEST.labels[:100], features, logits)
-    reference = Reference(Splits(TRAIN, TEST), Plain(), out / "cache")
+    reference = Reference(Splits.of(TRAIN, TEST), Plain(), out / "cache")
     out.mkdir()
     return measured([name for name in MEASURES if name != "cas"], Judged.of(drawn, reference, out, 0, device))
 
@@ -107,7 +107,7 @@ def test_models_are_judged_without_float64(pretended: torch.device, compose: Any
         return 0 * x
 
     denoiser = make_denoiser(compose("train", "method=edm"), zeros)
-    splits = Splits(TRAIN, TEST)
+    splits = Splits.of(TRAIN, TEST)
     row = model.denoising(denoiser, pretended, splits, 6, 0, tmp_path, lambda done, said: None)
     assert row["denoising_test"] == pytest.approx(1.0, abs=0.5)
     assert set(seen) == {torch.float32}

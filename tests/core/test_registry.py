@@ -9,7 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffgen.build import GRID, make_denoiser, make_model, sampler_settings
+from diffgen.build import GRID, dataset_settings, make_denoiser, make_model, sampler_settings
+from diffgen.cli import plugins
 from diffgen.cli.configs import config_dir
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import Table, bind, build, conform, convert, parameters
@@ -170,8 +171,8 @@ def test_yaml_keys_are_the_keyword_only_parameters(group: str, name: str) -> Non
         assert all(value is None for key, value in config.items() if key != "name")
         return
     row = TABLES[group][config["name"]]
-    grid = {"clip", *GRID} if group == "sampler" else set()
-    assert set(config) == {"name", *parameters(row), *grid}
+    own = parameters(row)
+    assert set(config) == {"name", *own, *plugins.shared_keys(group, own)}
 
 
 CHOSEN = [group for group in TABLES if group != "kind"]
@@ -210,6 +211,8 @@ def build_row(group: str, config: Mapping[str, Any]) -> object:
         assert grid["steps"] >= 1
         assert clip in (True, False, "auto")
         return bind(TABLES[group], own)
+    if group == "dataset":
+        return bind(TABLES[group], dataset_settings(config)[0])
     if group in runtime:
         with torch.device("meta") if group == "model" else torch.device("cpu"):
             return build(TABLES[group], config, *runtime[group])

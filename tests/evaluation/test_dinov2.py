@@ -11,8 +11,9 @@ from torch import nn
 from diffgen.core.errors import CheckpointError, UsageError
 from diffgen.core.registry import build
 from diffgen.data.digits import digits
+from diffgen.data.splits import Splits
 from diffgen.evaluation.dinov2 import MEAN, STD, Block, Dinov2, load_dinov2, resized
-from diffgen.evaluation.extractors import EXTRACTORS, Splits
+from diffgen.evaluation.extractors import EXTRACTORS
 
 WIDTH, DEPTH = 128, 2
 
@@ -86,7 +87,7 @@ def test_positions_are_resized_as_by_the_authors() -> None:
 
 
 def test_it_extracts_features_of_grey_and_colour(path: Path) -> None:
-    splits = Splits(digits(split="train"), digits(split="test"))
+    splits = Splits.of(digits(split="train"), digits(split="test"))
     extractor = build(EXTRACTORS, {"name": "dinov2", "weights": str(path)}, splits, path.parent, torch.device("cpu"))
     grey = splits.test.pixels[:3]
     features, logits = extractor(grey)

@@ -16,8 +16,8 @@ from PIL import Image
 
 from diffgen.build import restore
 from diffgen.data.digits import digits
+from diffgen.data.splits import Splits
 from diffgen.evaluation import evaluate, report
-from diffgen.evaluation.extractors import Splits
 from diffgen.evaluation.measure import Judged, agreement
 from diffgen.evaluation.model import chain_length
 from diffgen.evaluation.samples import Drawn
@@ -192,7 +192,7 @@ def test_what_cannot_be_measured_is_said(command: Command, tmp_path: Path, cache
 
 def test_agreement_is_with_the_datas_own_classes() -> None:
     """Inception's thousand classes have nothing to say about digits."""
-    splits = Splits(digits(split="train"), digits(split="test"))
+    splits = Splits.of(digits(split="train"), digits(split="test"))
     drawn = Drawn(splits.test.pixels[:4], torch.arange(4), torch.zeros(4, 2), torch.zeros(4, 1008))
     held: Any = SimpleNamespace(splits=splits)
     judged = Judged(**vars(drawn), reference=held, out=Path(), seed=0)

@@ -14,12 +14,13 @@ from diffgen.core.errors import CheckpointError, UsageError
 from diffgen.core.registry import build
 from diffgen.data import Images
 from diffgen.data.digits import digits
+from diffgen.data.splits import Splits
 from diffgen.evaluation import extractors
-from diffgen.evaluation.extractors import EXTRACTORS, Extractor, Splits
+from diffgen.evaluation.extractors import EXTRACTORS, Extractor
 from diffgen.storage import checkpoint
 
 CPU = torch.device("cpu")
-SPLITS = Splits(digits(split="train"), digits(split="test"))
+SPLITS = Splits.of(digits(split="train"), digits(split="test"))
 CLASSIFIER = {"name": "classifier", "width": 4, "epochs": 1, "seed": 0}
 
 
@@ -46,7 +47,7 @@ def test_the_classifier_is_trained_once(cache, monkeypatch):
 def test_data_without_labels_needs_another_extractor(cache):
     images = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.full((4,), -1), ())
     with pytest.raises(UsageError, match=r"extractor.name=classifier is trained on labels.*no classes.*inception"):
-        build(EXTRACTORS, CLASSIFIER, Splits(images, images), cache, CPU)
+        build(EXTRACTORS, CLASSIFIER, Splits.of(images, images), cache, CPU)
 
 
 def test_a_checkpoint_is_no_classifier(tiny_model):
@@ -58,7 +59,7 @@ def test_a_checkpoint_is_no_classifier(tiny_model):
 def test_other_data_has_a_classifier_of_its_own(cache):
     """Also where shape and classes are the same, as two folders of pictures may have them."""
     images = Images(SPLITS.train.pixels[:64].flip(3), SPLITS.train.labels[:64], SPLITS.train.classes)
-    other = build(EXTRACTORS, {**CLASSIFIER, "epochs": 1}, Splits(images, images), cache, CPU)
+    other = build(EXTRACTORS, {**CLASSIFIER, "epochs": 1}, Splits.of(images, images), cache, CPU)
     again = build(EXTRACTORS, {**CLASSIFIER, "epochs": 1}, SPLITS, cache, CPU)
     assert other.hash != again.hash
     assert other.facts["images"] == 64 and again.facts["images"] == len(SPLITS.train)
@@ -70,7 +71,7 @@ def test_a_classifier_of_other_classes_is_refused(cache):
         name = f"classifier-{images.digest[:12]}-" + path.name.split("-", 2)[2]
         (cache / name).write_bytes(path.read_bytes())
     with pytest.raises(CheckpointError, match="another data set"):
-        build(EXTRACTORS, CLASSIFIER, Splits(images, images), cache, CPU)
+        build(EXTRACTORS, CLASSIFIER, Splits.of(images, images), cache, CPU)
 
 
 def test_its_file_tells_its_accuracy(cache):

@@ -191,9 +191,9 @@ def pipe(fd: Path) -> bool:
 def test_a_signal_before_the_first_step(
     fit: Fit, metrics: Metrics, tmp_path: Path, tiny_run: Path, monkeypatch: Patch
 ) -> None:
-    make = parts.make_dataset
+    make = parts.make_splits
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "make_dataset", lambda config: (signal.raise_signal(signal.SIGTERM), make(config))[1])
+        patch.setattr(parts, "make_splits", lambda config: (signal.raise_signal(signal.SIGTERM), make(config))[1])
         with pytest.raises(Stopped, match="at 0 images"):
             fit(tmp_path / "run")
     assert names(tmp_path / "run" / "checkpoints") == []
