@@ -66,8 +66,8 @@ MUTATIONS = [
     ),
     Mutation("a data set that stays on the CPU", "data.base:gather", "values.to(device)", "values", "flow"),
     Mutation(
-        "pictures copied while the step waits", "data.folder:Folder.batches",
-        "pixels.to(device, non_blocking=True)", "pixels.to(device)", "streamed folder",
+        "pictures copied while the step waits", "data.pictures:Pictures.batches",
+        "values.to(device, non_blocking=True)", "values.to(device)", "streamed folder",
     ),
     Mutation(
         "a schedule's table copied in every step", "diffusion.schedules:DDPMLinear._table",

@@ -27,7 +27,7 @@ from PIL import Image
 from diffgen.build import restore
 from diffgen.cli import eval as evaluation
 from diffgen.cli import sample
-from diffgen.data import folder
+from diffgen.data import pictures
 from diffgen.data.digits import digits
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
@@ -119,7 +119,7 @@ def resumed(bench: Bench, out: Path, *overrides: str) -> Figures:
 def streamed(bench: Bench, out: Path) -> Figures:
     """A folder that is decoded in training, since it is said not to fit into memory."""
     data = ("dataset=image_folder", f"dataset.root={bench.pictures}", "dataset.channels=1", "dataset.workers=0")
-    with mock.patch.object(folder, "RESIDENT_BYTES", 0), warnings.catch_warnings():
+    with mock.patch.object(pictures, "RESIDENT_BYTES", 0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch has no pinned memory here
         return trained(bench, out, data=(*data, "model=unet_tiny", *NETWORK))
 

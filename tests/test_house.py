@@ -45,6 +45,7 @@ OWNERS = {
     "accelerate": {"core.processes", "sampling", "evaluation", "training"},
     "rich": {"core.console"},
     "sklearn": {"data"},
+    "pyarrow": {"data.parquet"},
     "torch_fidelity": {"evaluation"},
     "torchvision": {"data"},
     "matplotlib": {"core.plots"},
@@ -211,7 +212,7 @@ EXCEPTIONS = {
     ("cli/plugins.py", "importlib"),  # what the command line names, never a checkpoint
     ("data/cifar.py", "torchvision.datasets.CIFAR10"),  # unpickles the official files once their MD5 is right
     ("evaluation/extractors.py", "torch.hub"),  # its download, which checks the SHA-256
-    ("evaluation/pictures.py", "numpy.load"),  # allow_pickle=False
+    ("data/arrays.py", "numpy.load"),  # allow_pickle=False
     ("core/memory.py", "ctypes"),  # a setting of the C library's allocator
     ("storage/run_directory.py", "diffgen.storage.checkpoint.load_state"),
     ("training/saving.py", "diffgen.storage.checkpoint.load_state"),  # ours

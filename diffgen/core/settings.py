@@ -205,7 +205,7 @@ class SampleSettings(DrawSettings):
     """The settings of `diffgen-sample`, beside the sampler."""
 
     n: int
-    label: int | str | tuple[int | str, ...] | None
+    label: bool | int | str | float | tuple[bool | int | str | float, ...] | None
     save: str | tuple[str, ...]
     overwrite: bool
 

@@ -1,6 +1,6 @@
 """What examples are and where they come from: kinds, data sets, augmentation."""
 
-from diffgen.data import cifar, digits, folder, mixture, mnist, points
+from diffgen.data import arrays, cifar, digits, mixture, mnist, parquet, pictures, points
 from diffgen.data.base import DATASETS, Images, InMemory, Source
 from diffgen.data.vectors import VectorSet
 
@@ -10,10 +10,12 @@ __all__ = [
     "InMemory",
     "Source",
     "VectorSet",
+    "arrays",
     "cifar",
     "digits",
-    "folder",
     "mixture",
     "mnist",
+    "parquet",
+    "pictures",
     "points",
 ]

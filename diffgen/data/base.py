@@ -16,10 +16,14 @@ from diffgen.core.errors import DataError
 from diffgen.core.registry import Table
 from diffgen.data import images
 from diffgen.data.kinds import Kind, Pixels
+from diffgen.data.places import LeftOut
 from diffgen.nets.base import DataShape
 
 DATASETS = Table("dataset")
 """Rows are called as row(**settings) and give a `Source`."""
+
+RESIDENT_BYTES = 2 * 2**30
+"""Sets up to this size are kept on the device as they are."""
 
 PREVIEWED = 64
 """Examples of a preview that are drawn at once."""
@@ -59,6 +63,12 @@ class Source(ABC):
     classes: tuple[str, ...]
     home: str
     """Where its examples are, in words for the header of a run."""
+    found: str = ""
+    """What was found where they come from, in words for the header, if there was anything to find."""
+    notes: tuple[str, ...] = ()
+    """What a user should know before training on it, a sentence each."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What was found and is not used."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -96,7 +106,8 @@ class Part(Source):
         """See `Source.part` and `Source.renamed`."""
         self.whole, self.entries, self.numbers = whole, entries, numbers
         self.classes = whole.classes if classes is None else classes
-        self.kind, self.home = whole.kind, whole.home
+        self.kind, self.home, self.found = whole.kind, whole.home, whole.found
+        self.notes, self.left_out = whole.notes, whole.left_out
         self.shape = replace(whole.shape, num_classes=len(self.classes))
 
     def __len__(self) -> int:
@@ -137,6 +148,8 @@ class InMemory(Source):
         if len(labels) != len(examples) or not named:
             raise DataError(f"labels must be one for each of {len(examples)} {kind.unit}, -1 to {len(classes) - 1}")
         self.shape = DataShape(_size(examples[:1], kind), len(classes))
+        if examples.nbytes > RESIDENT_BYTES:
+            self.home = "kept in memory"
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -189,7 +202,13 @@ def _size(example: Tensor, kind: Kind) -> tuple[int, ...]:
 class Images(InMemory):
     """Pictures in memory: uint8 [N, C, H, W]."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        kind: Pixels = Pixels(),  # noqa: B008  frozen
+    ) -> None:
         """See `InMemory`.
 
         Raises:
@@ -198,7 +217,7 @@ class Images(InMemory):
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or not len(pixels):
             found = f"{pixels.dtype} {list(pixels.shape)}"
             raise DataError(f"pixels must be torch.uint8 [N, C, H, W] with N >= 1, and are {found}")
-        super().__init__(pixels, labels, classes, Pixels())
+        super().__init__(pixels, labels, classes, kind)
 
     @property
     def pixels(self) -> Tensor:
@@ -207,12 +226,14 @@ class Images(InMemory):
 
 
 def gather(values: Tensor, labels: Tensor, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
-    """Batches of tensors that are moved to the device once."""
-    values, labels = values.to(device), labels.to(device)
+    """Batches of tensors that are moved to the device once, or batch by batch if they are large."""
+    if values.nbytes <= RESIDENT_BYTES:
+        values, labels = values.to(device), labels.to(device)
     for chosen in entries:
-        chosen = chosen.to(device, non_blocking=True)
+        chosen = chosen.to(values.device, non_blocking=True)
         # on a CPU eight times faster than [chosen]
-        yield Stored(values.index_select(0, chosen), labels.index_select(0, chosen))
+        some = Stored(values.index_select(0, chosen), labels.index_select(0, chosen))
+        yield Stored(*(each.to(device) for each in some))
 
 
 def in_order(source: Source, count: int, device: torch.device) -> Iterator[Stored]:

@@ -1,4 +1,4 @@
-"""Between tensors in [-1, 1], 8-bit pixels, pictures and files."""
+"""Between tensors in [-1, 1], 8-bit pixels, pictures, and the files that are written; `reading` is the way in."""
 
 import io
 import math
@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from diffgen.core.errors import DataError, require
 from diffgen.core.files import write_atomically
 
 GAP = 2  # pixels of background between tiles, before enlargement
 PAPER = 255
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -52,31 +50,6 @@ def grid(pixels: Tensor, columns: int | None = None, tile: int = 64) -> Image.Im
         corner = (gap + i % columns * cell[0], gap + i // columns * cell[1])
         sheet.paste(image.resize((width * scale, height * scale), Image.Resampling.BICUBIC).convert(mode), corner)
     return sheet
-
-
-def eight_bit(image: Image.Image, mode: str) -> Image.Image:
-    """A picture in an 8-bit mode; 16-bit greys, which Pillow would clip at 255, are scaled."""
-    if image.mode.startswith("I"):
-        scaled = (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255)
-        image = Image.fromarray(scaled.astype(np.uint8))
-    return image.convert(mode)
-
-
-def read(path: str, shape: tuple[int, ...]) -> Tensor:
-    """A picture from a file as float [C, H, W] in [-1, 1], resized and centre-cropped to a model's shape.
-
-    Raises:
-        DataError: It is not there, or cannot be decoded.
-        UsageError: The model's images are not grey, RGB or RGBA.
-    """
-    channels, height, width = shape
-    require(channels in MODES, f"this model's images have {channels} channels: pictures have 1, 3 or 4")
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.fit(eight_bit(file, MODES[channels]), (width, height), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as a picture: {error}") from None
-    return to_float(torch.from_numpy(np.asarray(image).reshape(height, width, channels).copy())).permute(2, 0, 1)
 
 
 def save_gif(frames: list[Image.Image], path: Path) -> None:

@@ -5,6 +5,7 @@ checkpoint know examples by this interface alone: nobody else asks for a number 
 """
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from diffgen.core.devices import layout
-from diffgen.core.errors import UsageError, require
+from diffgen.core.errors import DataError, UsageError, require
 from diffgen.core.registry import Table
 from diffgen.data import augment, images
+from diffgen.data.reading import MODES, Reading
 
 KINDS = Table("kind")
 """Rows are classes, called as row(**settings); a data set holds one and a checkpoint names it."""
@@ -83,10 +85,14 @@ class Kind:
         """Stored examples as `arr_0` of samples.npz."""
         return examples.numpy()
 
-    def write(self, name: str, examples: Tensor, labels: Sequence[int]) -> bytes:
-        """The file `samples.<name>` of all examples; `npz` holds `arr_0` and `arr_1`, int64 labels, -1 for none."""
+    def write(self, name: str, examples: Tensor, labels: Sequence[int], classes: Sequence[str]) -> bytes:
+        """The file `samples.<name>` of all examples.
+
+        `npz` holds `arr_0`, `arr_1`, int64 labels, -1 for none, and `classes`, their names, where they have some.
+        """
         buffer = io.BytesIO()
-        np.savez(buffer, self.array(examples), np.asarray(labels, np.int64))
+        arrays = {"arr_0": self.array(examples), "arr_1": np.asarray(labels, np.int64)}
+        np.savez(buffer, **arrays, **({"classes": np.asarray(classes, np.str_)} if classes else {}))  # type: ignore[arg-type]
         return buffer.getvalue()
 
     def write_one(self, example: Tensor, path: Path) -> None:
@@ -126,7 +132,15 @@ class Kind:
 @KINDS.register("pixels")
 @dataclass(frozen=True, kw_only=True)
 class Pixels(Kind):
-    """Pictures: uint8 [C, H, W], x0 in [-1, 1]."""
+    """Pictures: uint8 [C, H, W], x0 in [-1, 1].
+
+    Attributes:
+        background: What transparent pixels of a file are laid on.
+        range: The numbers that are black and white in files that do not hold 8 bits; None where there were none.
+    """
+
+    background: str = "white"
+    range: tuple[float, ...] | None = None
 
     unit = "images"
     axes = 3
@@ -157,8 +171,16 @@ class Pixels(Kind):
         images.picture(example).save(path)
 
     def read(self, path: str, size: tuple[int, ...]) -> Tensor:
-        """A picture, resized and centre-cropped."""
-        return images.read(path, size)
+        """A picture, resized and centre-cropped, read as the training pictures were."""
+        require(
+            size[0] in MODES, f"image={path!r}: this model's images have {size[0]} channels; pictures have 1, 3 or 4"
+        )
+        reading = Reading(size[0], self.background, self.range)
+        try:
+            pixels, _ = reading.read(Path(path), path, (size[1], size[2]))
+        except DataError as error:  # a task has no setting for it
+            raise DataError(re.split(r": dataset\.range=|: raise that", str(error))[0]) from None
+        return images.to_float(pixels)
 
     def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:
         """Left and right swapped: as bytes, a fourth of the work."""

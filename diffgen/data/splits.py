@@ -14,9 +14,15 @@ from diffgen.data.base import Source
 class Splits:
     """The examples that a model is trained on, and those that are held out from training to judge it."""
 
-    def __init__(self, train: Source, held_out: Callable[[], Source | None]) -> None:
-        """Args: held_out: makes the others when they are first asked for; None where there are none."""
-        self.train, self._held_out = train, held_out
+    def __init__(self, train: Source, held_out: Callable[[], Source | None], *, chosen: bool = False) -> None:
+        """Put them together.
+
+        Args:
+            train: To train on.
+            held_out: Makes the others when they are first asked for; None where there are none.
+            chosen: Whether the user chose them, so that they are not the data set's own.
+        """
+        self.train, self._held_out, self.chosen = train, held_out, chosen
 
     @classmethod
     def of(cls, train: Source, test: Source | None) -> "Splits":

@@ -2,7 +2,7 @@
 
 A task changes three things about a sampling run, and nothing else: the state at which the sampler starts and the rest
 of its time grid, the denoiser that it sees, and the pictures that are kept. So each goes with every model and sampler.
-Pictures of the user's come in as [C, H, W] in [-1, 1] (`diffgen.data.images.read`).
+Pictures of the user's come in as [C, H, W] in [-1, 1] (`diffgen.data.reading`).
 """
 
 import math
@@ -108,7 +108,15 @@ def inpaint(run: Run, *, image: str | None, mask: str | None) -> Plan:
         image: The picture's path.
         mask: Path of a picture that is white where to paint and black where to keep.
     """
-    x0, paint = run.picture(given("image", image)), run.picture(given("mask", mask)).mean(0, keepdim=True) > 0
+    x0, shade = run.picture(given("image", image)), run.picture(given("mask", mask)).mean(0, keepdim=True)
+    paint = shade > 0
+    brightest = round((float(shade.max()) + 1) * 127.5)
+    require(
+        bool(paint.any()),
+        f"mask={mask!r} is black, and black is kept: nothing would be painted. Its brightest pixel has {brightest} of "
+        "255; from 128 on, and best in white, 255, it says where to paint",
+    )
+    require(not bool(paint.all()), f"mask={mask!r} is white all over: nothing would be kept, which is task=generate")
 
     def wrap(denoise: Denoise) -> Denoise:
         return lambda x, t: torch.where(paint, denoise(x, t), x0.to(x))

@@ -15,7 +15,7 @@ from diffgen.core.errors import require
 from diffgen.core.processes import accelerated, on_main, share_of
 from diffgen.core.settings import SampleSettings
 from diffgen.sampling.drawing import Sampling, batch_size
-from diffgen.sampling.labels import choose_labels, class_columns
+from diffgen.sampling.labels import choose_labels, class_columns, told
 from diffgen.sampling.setup import guides, make_plan, make_sampling, resolve_sampler
 from diffgen.sampling.words import shown, shown_average, shown_guidance
 from diffgen.sampling.writing import Files, Folder
@@ -44,14 +44,18 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
             settings.guidance in ("auto", 1) or settings.guide is not None or any(label >= 0 for label in labels),
             f"guidance={settings.guidance} needs labels or guide=CKPT, and these images have no label: guidance=1",
         )
-        folder = Folder(Path(settings.out) if settings.out else default_out, trained.kind, settings.saves)
+        folder = Folder(
+            Path(settings.out) if settings.out else default_out, trained.kind, settings.saves, trained.classes
+        )
         folder.check()
         sampler = resolve_sampler(sampler, saved.config["sampler"], trained.kind)
         sampling = make_sampling(settings, sampler, saved, trained, accelerator.device)
         sampling.plan = make_plan(settings, task, sampling)
         on_main(accelerator, lambda: folder.prepare(overwrite=settings.overwrite))
         reporter = Reporter(speaks=accelerator.is_main_process)
-        reporter.header(f"diffgen-sample: {saved.path}", _facts(settings, sampler, task, saved, sampling, accelerator))
+        reporter.header(
+            f"diffgen-sample: {saved.path}", _facts(settings, sampler, task, saved, sampling, accelerator, labels)
+        )
         started = time.monotonic()
         files = Files(folder)
         with accelerator.autocast():
@@ -75,10 +79,12 @@ def _facts(
     saved: Checkpoint,
     sampling: Sampling,
     accelerator: Accelerator,
+    labels: list[int],
 ) -> dict[str, str]:
     """The header of the command."""
+    drawn = told(labels, sampling.trained.classes)
     return {
-        "images": f"{settings.n} of {sampling.trained.shape}, seed {settings.seed}",
+        "images": f"{settings.n} of {sampling.trained.shape}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
         "model": f"{saved.config['model']['name']}, {saved.images:,} images seen{shown_average(saved)}",
         "task": shown(task),
         "sampler": shown(sampler),
@@ -94,7 +100,8 @@ def _tell(
     twice = ", some or all with a second one for guidance" if guides(sampling.guidance, labels) else ""
     reporter.say(f"{settings.n} images in {seconds:.1f} s ({pace} img/s), NFE {sampling.nfe}{twice}")
     more = f"   more: {', '.join(settings.saves)} in {out}" if set(settings.saves) - {"grid"} else ""
-    reporter.say(f"grid: {out / 'grid.png'}{more}")
+    drawn = told(labels, sampling.trained.classes)
+    reporter.say(f"grid: {out / 'grid.png'}{f' ({drawn})' if drawn else ''}{more}")
 
 
 def _draw_all(

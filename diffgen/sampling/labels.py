@@ -1,10 +1,11 @@
 """Which label each image of a run gets, and how a grid of them is laid out."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from diffgen.core.errors import require, unknown
+from diffgen.core.errors import UsageError, require, unknown
 from diffgen.core.settings import SampleSettings
+from diffgen.data.classes import number_of
+from diffgen.data.survey import named
 
 
 def cycle_labels(n: int, num_classes: int) -> list[int]:
@@ -32,25 +33,45 @@ def choose_labels(settings: SampleSettings, classes: Sequence[str], num_classes:
     if wanted == "auto" and (not num_classes or task not in ("generate", "trajectory")):
         wanted = "none"
     if wanted in (None, "none"):
+        _check_meant("none", "null", classes, given=settings.label)
         return [-1] * settings.n
     require(
         num_classes > 0,
         f"label={_shown(wanted)} asks for a class, but this model is unconditional: label=none",
     )
     if wanted in ("auto", "each"):
+        _check_meant("each", "auto", classes, given=wanted)
         return cycle_labels(settings.n, num_classes)
     chosen = [_label(item, num_classes, classes) for item in (wanted if isinstance(wanted, tuple) else (wanted,))]
     require(bool(chosen), "label=[] is empty: give a class, a list of classes, each or none")
     return [chosen[i % len(chosen)] for i in range(settings.n)]
 
 
-def _label(item: Any, num_classes: int, classes: Sequence[str]) -> int:
-    if isinstance(item, str):
-        require(item in classes, unknown(f"label={item!r}", [*classes, "each", "none", "auto"]))
-        return classes.index(item)
-    require(0 <= item < num_classes, f"label={item} is out of range: the model has classes 0 to {num_classes - 1}")
-    return int(item)
+def _check_meant(word: str, instead: str, classes: Sequence[str], *, given: object) -> None:
+    """Refuse a word that is also the name of a class."""
+    require(
+        given != word or word not in classes,
+        f"label={word} could be the class of that name: label=[{word}] is, and label={instead} is what it else means",
+    )
 
 
-def _shown(label: Any) -> str:
+def _label(item: object, num_classes: int, classes: Sequence[str]) -> int:
+    """The number of a class; see `classes.number_of`."""
+    number = number_of(item, classes, num_classes)
+    if number is None and classes and not isinstance(item, int):
+        raise UsageError(unknown(f"label={item!r}", [*classes, "each", "none", "auto"]))
+    if number is None:
+        names = f" ({named(classes)})" if classes else ""
+        raise UsageError(f"label={item} is out of range: the model has classes 0 to {num_classes - 1}{names}")
+    return number
+
+
+def told(labels: Sequence[int], classes: Sequence[str]) -> str:
+    """The classes that are drawn, by name; empty where there are none."""
+    drawn = list(dict.fromkeys(label for label in labels if label >= 0))
+    names = [classes[label] if classes else str(label) for label in drawn]
+    return f"class {names[0]}" if len(names) == 1 else f"classes {named(names)}" if names else ""
+
+
+def _shown(label: object) -> str:
     return str(list(label)) if isinstance(label, tuple) else str(label)

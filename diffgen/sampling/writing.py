@@ -22,6 +22,7 @@ class Folder(NamedTuple):
     path: Path
     kind: Kind
     saves: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
     @property
     def one_each(self) -> list[str]:
@@ -81,7 +82,7 @@ class Folder(NamedTuple):
     def _write_together(self, drawn: Tensor, labels: list[int]) -> None:
         for name in self.kind.together:
             if name in self.saves:
-                write_atomically(self.path / f"samples.{name}", self.kind.write(name, drawn, labels))
+                write_atomically(self.path / f"samples.{name}", self.kind.write(name, drawn, labels, self.classes))
 
 
 class Files:

@@ -2,8 +2,16 @@
 
 from typing import Any
 
+AS_READ: dict[str, Any] = {"background": "white", "range": None}
+"""What a kind of pictures did not say before there was a choice of how files are read."""
+
+AS_FOUND: dict[str, dict[str, Any]] = {
+    "image_folder": {"labels": None, **AS_READ, "undecodable": "refuse", "max_pixels": 178_956_970}
+}
+"""The same of the config of a data set."""
+
 NOTHING_HELD_OUT = {"held_out": None, "held_out_seed": 0}
-"""What the config of a data set without a split of its own did not say before there was a choice."""
+"""The same of every data set without a split of its own."""
 
 
 def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +30,14 @@ def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
         pixels = data.get("pixels", True)
         kind = {"name": "pixels" if pixels else "vectors"}
         config = {**config, "data": {"kind": kind, "size": sides if pixels else sides[:1], **kept}}
-    dataset = config.get("dataset")
+    return {"objective": {"name": "denoise"}, **config, **_of_data(config)}
+
+
+def _of_data(config: dict[str, Any]) -> dict[str, Any]:
+    """Those of its parts that say what the data are."""
+    data, dataset, told = config.get("data"), config.get("dataset"), dict[str, Any]()
+    if isinstance(data, dict) and isinstance(kind := data.get("kind"), dict) and kind.get("name") == "pixels":
+        told["data"] = {**data, "kind": {**kind, **{key: kind.get(key, value) for key, value in AS_READ.items()}}}
     if isinstance(dataset, dict) and "split" not in dataset:
-        config = {**config, "dataset": {**NOTHING_HELD_OUT, **dataset}}
-    return {"objective": {"name": "denoise"}, **config}
+        told["dataset"] = {**NOTHING_HELD_OUT, **AS_FOUND.get(str(dataset.get("name")), {}), **dataset}
+    return told

@@ -1,15 +1,17 @@
 """The folder of a run: which one, and its log, config and loss curve.
 
 config.yaml   metrics.jsonl   loss.png   status.json   samples/<images>.png   checkpoints/<images>/   checkpoints/latest
+left_out.txt, where some of the data is not used
 """
 
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffgen.core.errors import CheckpointError, EnvironmentFault, UsageError
+from diffgen.core.errors import CheckpointError, EnvironmentFault, UsageError, printable
 from diffgen.core.files import (
     MARK,
     append_text,
@@ -21,6 +23,7 @@ from diffgen.core.files import (
     writing,
 )
 from diffgen.core.lock import RunLock
+from diffgen.data.places import LeftOut
 from diffgen.storage import checkpoint
 
 OUR_MARKS = (".lock", MARK)
@@ -166,11 +169,14 @@ class RunLog:
         self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
         self.pending: list[str] = []
 
-    def start(self, config_yaml: str, images: int) -> None:
-        """Write the config, and drop rows from beyond `images`, where the run stands."""
+    def start(self, config_yaml: str, images: int, left_out: Sequence[LeftOut] = ()) -> None:
+        """Write the config, and what of the data is not used; drop rows from beyond `images`, where the run stands."""
         rows = [row for row in self.rows() if row["images"] <= images]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         write_atomically(self.run_dir / "config.yaml", config_yaml)
+        if left_out:
+            lines = (f"{printable(name)}: {reason}\n" for name, reason in left_out)
+            write_atomically(self.run_dir / "left_out.txt", "".join(lines))
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row, and those that a full disk did not take before.

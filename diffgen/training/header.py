@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from diffgen.build import Config
+from diffgen.build import Config, Trained
 from diffgen.core.console import clock, count
 from diffgen.core.settings import TrainSettings
-from diffgen.data import Source
-from diffgen.nets import DataShape
+from diffgen.data import survey
+from diffgen.data.splits import Splits
 from diffgen.training.parts import Parts
 
 
@@ -18,7 +18,8 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
     world = parts.accelerator.num_processes
     batch = f"{settings.batch_size} = {world} x {parts.local_batch}" if world > 1 else f"{settings.batch_size}"
     told = {
-        "data": data(parts.dataset, parts.sampling.trained.shape),
+        "data": data(parts.splits, parts.sampling.trained),
+        "found": parts.dataset.found,
         "model": model(config, parts.network, gflop),
         "method": method(config),
         "device": f"{parts.device.type} x {world}, precision {parts.accelerator.mixed_precision}",
@@ -30,10 +31,16 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
     return {name: row for name, row in told.items() if row}
 
 
-def data(dataset: Source, shape: DataShape) -> str:
-    """Number, size and classes of the training examples, and where they are kept."""
-    labels = f"{shape.num_classes} classes" if shape.num_classes else "no labels"
-    return f"{len(dataset):,} {dataset.kind.unit} {shape}, {labels}, {dataset.home}"
+def data(splits: Splits, trained: Trained) -> str:
+    """Number, size and classes of the training examples, where they are kept, and how many are held out."""
+    dataset, classes = splits.train, trained.shape.num_classes
+    labels = f"{classes} class{'es' * (classes > 1)} ({survey.named(trained.classes)})" if classes else "no labels"
+    return f"{len(dataset):,} {dataset.kind.unit} {trained.shape}, {labels}, {dataset.home}{held_out(splits)}"
+
+
+def held_out(splits: Splits) -> str:
+    """How many examples the data set keeps from training, if that was asked for."""
+    return f", {len(splits.test):,} held out" if splits.chosen and splits.test else ""
 
 
 def model(config: Config, network: torch.nn.Module, gflop: float) -> str:

@@ -85,7 +85,7 @@ class Trainer:
         self.at.first_images = self.at.images
         self.log = RunLog(self.run_dir)
         self.writer = Writer(self.run_dir / "checkpoints", self.settings.keep_checkpoints, self.reporter.warn)
-        on_main(self.accelerator, lambda: self.log.start(config_yaml, self.at.images))
+        on_main(self.accelerator, lambda: self.log.start(config_yaml, self.at.images, self.parts.dataset.left_out))
 
     def _save(self, *, wait: bool) -> None:
         """Write a checkpoint, on the main process; in the background unless `wait`."""
@@ -337,6 +337,8 @@ class Trainer:
         if self.changes:
             rows["changed"] = ", ".join(self.changes)
         self.reporter.header(f"diffgen-train: {parts.config['dataset']['name']}, {parts.config['method']}", rows)
+        for note in parts.dataset.notes:
+            self.reporter.warn(note)
 
     def _farewell(self) -> None:
         if self.writer.newest:

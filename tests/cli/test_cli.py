@@ -147,7 +147,7 @@ WRONG_TRAIN = [
     (["+train.foo=1"], "train.foo is unknown; choose one of ["),
     (["++optimizer.momentum=1"], "optimizer.momentum is unknown; choose one of ["),
     (["~train.images"], "train.images is missing"),
-    (["dataset=cifar"], "dataset='cifar' is unknown; choose one of [cifar10, digits, fashion_mnist, image_folder, mixture, mnist, points]"),
+    (["dataset=cifar"], "dataset='cifar' is unknown; choose one of [arrays, cifar10, digits, fashion_mnist, image_folder, mixture, mnist, parquet, points]"),
     (["method=edn"], "choose one of [ddpm, ddpm_cosine, edm, flow, vpred] (did you mean 'edm'?)"),
     (["model=unet"], "model='unet' is unknown; choose one of [mlp, unet_base, unet_large, unet_small, unet_tiny]"),
     (["experiment=fast"], "experiment='fast' is unknown; choose one of [cifar10_ddpm, cifar10_edm, cifar10_fast, quickstart, tutorial]"),

@@ -11,19 +11,21 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rows import row
 
 from diffgen.core.errors import DataError, UsageError
-from diffgen.data import Images, cifar, folder, mnist
+from diffgen.data import Images, Source, cifar, mnist, pictures
 from diffgen.data.cifar import cifar10
 from diffgen.data.digits import digits
 from diffgen.data.download import download_with_progress, fetch
-from diffgen.data.folder import Folder, image_folder
 from diffgen.data.mnist import IdxFile, parse_idx
+from diffgen.data.pictures import Pictures
 from diffgen.nets import DataShape
 
 Patch = pytest.MonkeyPatch
@@ -472,8 +474,16 @@ def save(path: Path, size: tuple[int, int] = (6, 4), mode: str = "RGB", seed: in
     return array
 
 
-def load(root: Path, **changes: object) -> Images:
-    data = image_folder(**{"root": str(root), "size": None, "channels": 3, "workers": 0, **changes})  # type: ignore[arg-type]
+def image_folder(root: Path | None, **changes: Any) -> Source:
+    """The data set with the settings of its YAML file."""
+    settings = row("dataset", "image_folder", **{"root": root and str(root), "workers": 0, **changes})
+    for key in ("name", "defaults", "held_out", "held_out_seed"):
+        del settings[key]
+    return pictures.image_folder(**settings)
+
+
+def load(root: Path, **changes: Any) -> Images:
+    data = image_folder(root, **changes)
     assert isinstance(data, Images)
     return data
 
@@ -519,6 +529,9 @@ def test_pictures_are_converted_to_the_channels_asked_for(tmp_path: Path, mode: 
     found = data.pixels[0].permute(1, 2, 0).numpy()
     if mode == "L":
         assert np.array_equal(found, np.broadcast_to(array, (4, 6, channels)))
+    elif mode == "RGBA" and channels == 3:  # on white
+        share = array[..., 3:] / 255
+        assert np.abs(found - (share * array[..., :3] + (1 - share) * 255)).max() <= 1
     elif channels >= 3:
         assert np.array_equal(found[..., :3], array[..., :3])
     if channels == 4 and mode == "RGB":
@@ -566,7 +579,7 @@ def damage(path: Path, kind: str) -> None:
 @pytest.mark.fault("a corrupt picture in a folder", "exit 3, the picture is named")
 @pytest.mark.parametrize(("kind", "workers"), [("empty", 0), ("text", 0), ("cut", 0), ("header", 0), ("cut", 2)])
 def test_a_corrupt_picture_is_named(tmp_path: Path, monkeypatch: Patch, kind: str, workers: int) -> None:
-    monkeypatch.setattr(folder, "FEW", 0)
+    monkeypatch.setattr(pictures, "FEW", 0)
     for i in range(3):
         save(tmp_path / f"{i}.png", seed=i)
     damage(tmp_path / "1.png", kind)
@@ -585,9 +598,9 @@ def test_the_first_picture_may_be_the_corrupt_one(tmp_path: Path) -> None:
 def test_streaming_gives_the_batches_of_memory(tmp_path: Path, monkeypatch: Patch, workers: int) -> None:
     make_classes(tmp_path)
     resident = load(tmp_path)
-    monkeypatch.setattr(folder, "RESIDENT_BYTES", 0)
-    streamed = image_folder(root=str(tmp_path), size=None, channels=3, workers=workers)
-    assert isinstance(streamed, Folder)
+    monkeypatch.setattr(pictures, "RESIDENT_BYTES", 0)
+    streamed = image_folder(tmp_path, workers=workers)
+    assert isinstance(streamed, Pictures)
     assert (streamed.shape, streamed.classes, len(streamed)) == (
         resident.shape,
         resident.classes,
@@ -603,8 +616,9 @@ def test_streaming_gives_the_batches_of_memory(tmp_path: Path, monkeypatch: Patc
 def test_streaming_names_the_corrupt_picture(tmp_path: Path, monkeypatch: Patch) -> None:
     make_classes(tmp_path)
     damage(tmp_path / "dogs" / "1.png", "cut")
-    monkeypatch.setattr(folder, "RESIDENT_BYTES", 0)
-    streamed = image_folder(root=str(tmp_path), size=None, channels=3, workers=2)
+    monkeypatch.setattr(pictures, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(pictures, "LOOKED_AT", 1)  # at the start, of a set as large as this seems
+    streamed = image_folder(tmp_path, workers=2)
     assert str(tmp_path / "dogs" / "1.png") in told(lambda: take(streamed, [[0, 1], [4, 2]]))
 
 
@@ -614,7 +628,7 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
     assert "is not a folder" in told(lambda: load(tmp_path / "nothing"))
     assert "is not a folder" in told(lambda: load(tmp_path / "notes.txt"))
     with pytest.raises(UsageError, match="root is missing: dataset.root=FOLDER"):
-        image_folder(root=None, size=None, channels=3, workers=0)
+        image_folder(None)
 
 
 @pytest.mark.parametrize(
@@ -636,8 +650,9 @@ def test_settings_out_of_range(tmp_path: Path, changes: dict[str, object], sente
 
 def test_a_picture_like_a_bomb_is_refused(tmp_path: Path, monkeypatch: Patch) -> None:
     save(tmp_path / "a.png", size=(60, 60))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert "a.png cannot be decoded" in told(lambda: load(tmp_path))
+    sentence = told(lambda: load(tmp_path, max_pixels=3599))
+    assert "a.png has 60 x 60 pixels, more than dataset.max_pixels=3599: raise that if it is meant" in sentence
+    assert len(load(tmp_path, max_pixels=3600)) == 1
 
 
 def test_a_mixture_of_classes_and_loose_pictures_is_refused(tmp_path: Path) -> None:
@@ -681,7 +696,7 @@ def test_damaged_pictures_of_every_format_are_named(tmp_path: Path, suffix: str)
 def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 257 * 100], [65535, 257 * 7]], np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
-    images = folder.image_folder(root=str(tmp_path), size=None, channels=1, workers=0)
+    images = load(tmp_path, channels=1)
     assert images.pixels[0, 0].tolist() == [[0, 100], [255, 7]]
 
 

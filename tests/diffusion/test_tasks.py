@@ -11,7 +11,7 @@ from rows import schedule
 
 from diffgen.core.errors import DataError, UsageError
 from diffgen.core.registry import bind, build
-from diffgen.data.images import read
+from diffgen.data.kinds import Pixels
 from diffgen.diffusion.samplers import SAMPLERS, time_grid
 from diffgen.diffusion.tasks import TASKS, Plan, Run, slerp
 
@@ -119,13 +119,13 @@ def test_what_does_not_fit_is_refused(config: dict[str, Any], sentence: str) -> 
 
 def test_pictures_are_fitted_to_the_model(tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 40, 3), [255, 0, 127], np.uint8)).save(tmp_path / "rgb.png")
-    assert read(str(tmp_path / "rgb.png"), (3, 8, 6)).shape == (3, 8, 6)
-    assert read(str(tmp_path / "rgb.png"), (1, 8, 8)).unique().numel() == 1
-    assert torch.allclose(read(str(tmp_path / "rgb.png"), (3, 8, 8))[:, 0, 0], torch.tensor([1, -1, -1 / 255]))
+    assert Pixels().read(str(tmp_path / "rgb.png"), (3, 8, 6)).shape == (3, 8, 6)
+    assert Pixels().read(str(tmp_path / "rgb.png"), (1, 8, 8)).unique().numel() == 1
+    assert torch.allclose(Pixels().read(str(tmp_path / "rgb.png"), (3, 8, 8))[:, 0, 0], torch.tensor([1, -1, -1 / 255]))
     (tmp_path / "bad.png").write_text("no picture")
     for name in ("bad.png", "missing.png"):
         with pytest.raises(DataError, match=name):
-            read(str(tmp_path / name), (3, 8, 8))
+            Pixels().read(str(tmp_path / name), (3, 8, 8))
 
 
 def test_commands(command: Any, tiny_run: Path, tmp_path: Path) -> None:

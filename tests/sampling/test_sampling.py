@@ -261,7 +261,7 @@ def test_labels_are_chosen(compose: Compose, override: str, expected: list[int])
         ("label=1", 0, "label=1 asks for a class, but this model is unconditional: label=none"),
         ("label=[1,2]", 0, "label=[1, 2] asks for a class, but this model is unconditional: label=none"),
         ("label=each", 0, "label=each asks for a class, but this model is unconditional: label=none"),
-        ("label=1.5", 3, "label=1.5 must be a whole number or text or a list"),
+        ("label=1.5", 3, "label=1.5 is unknown; choose one of [7, auto, cat, dog, each, none]"),
     ],
 )
 def test_impossible_labels_are_told(compose: Compose, override: str, num_classes: int, sentence: str) -> None:

@@ -44,8 +44,9 @@ def test_an_old_checkpoint_says_what_it_is_in_todays_words(run: str) -> None:
     loaded = checkpoint.load(GOLDEN / run)
     trained = restore(loaded)
     assert loaded.config["objective"] == {"name": "denoise"}
-    kind, size = {"digits": ("pixels", (1, 8, 8)), "points": ("vectors", (2,))}[run]
-    assert loaded.config["data"]["kind"] == {"name": kind}
+    pixels = {"name": "pixels", "background": "white", "range": None}
+    kind, size = {"digits": (pixels, (1, 8, 8)), "points": ({"name": "vectors"}, (2,))}[run]
+    assert loaded.config["data"]["kind"] == kind
     assert trained.shape.size == size
     assert trained.shape.num_classes == {"digits": 10, "points": 2}[run]
 
@@ -82,5 +83,6 @@ def test_what_makes_no_sense_is_left_for_the_tables_to_refuse(config: dict[str, 
 
 
 def test_todays_words_stay_what_they_are() -> None:
-    config = {"data": {"kind": {"name": "pixels"}, "size": [1, 8, 8]}, "objective": {"name": "other"}}
+    kind = {"name": "pixels", "background": "black", "range": [0, 1]}
+    config = {"data": {"kind": kind, "size": [1, 8, 8]}, "objective": {"name": "other"}}
     assert in_todays_words(config) == config

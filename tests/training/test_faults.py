@@ -881,15 +881,15 @@ def test_a_worker_that_dies(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> Non
 
     from PIL import Image
 
-    from diffgen.data import folder
+    from diffgen.data import pictures
 
     for number in range(4):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    monkeypatch.setattr(folder, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(pictures, "RESIDENT_BYTES", 0)
     at_step(monkeypatch, 5, lambda _: [child.kill() for child in multiprocessing.active_children()] and None)
-    pictures = ["dataset=image_folder", f"dataset.root={tmp_path}", "dataset.workers=2"]
+    folder = ["dataset=image_folder", f"dataset.root={tmp_path}", "dataset.workers=2"]
     with pytest.raises(EnvironmentFault, match="a process that decodes pictures was killed"):
-        fit(tmp_path / "run", *pictures, "train.images=1280")
+        fit(tmp_path / "run", *folder, "train.images=1280")
     assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "00000064") is None
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from diffgen.build import restore
 from diffgen.core.errors import CheckpointError, EnvironmentFault, UsageError
-from diffgen.data import folder as image_folder
 from diffgen.data import kinds
+from diffgen.data import pictures as image_folder
 from diffgen.diffusion.guidance import Guidance
 from diffgen.objectives import Batch, Denoise
 from diffgen.sampling.drawing import Sampling

@@ -1,0 +1,216 @@
+"""Where pictures lie, a folder or a zip file: which files are pictures, and which are left out and why."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+
+from diffgen.core.errors import DataError
+from diffgen.data import reading
+
+SYSTEM = {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+"""Folders that systems and storage boxes keep beside pictures; @eaDir holds thumbnails of each."""
+
+SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+
+RAW = {".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}
+"""Raw camera files, of which Pillow would read the small preview that they begin with."""
+
+LARGEST = 2**29
+"""Bytes of one file of a zip."""
+
+
+class LeftOut(NamedTuple):
+    """A file that is not used: its name below the place, and why, in few words."""
+
+    name: str
+    reason: str
+
+
+class Place(Protocol):
+    """Pictures by name; names are paths below the place, with slashes, in the order of their parts."""
+
+    title: str
+    """What sentences call the place."""
+    names: list[str]
+    left_out: list[LeftOut]
+
+    def open(self, name: str) -> Path | bytes:
+        """A picture's file, or what it holds."""
+
+    def called(self, name: str) -> str:
+        """What sentences call a picture."""
+
+    def text(self, name: str) -> bytes | None:
+        """What another file there holds, or None where there is none."""
+
+    def others(self) -> list[str]:
+        """Names of files in its top folder that are no pictures."""
+
+
+class Folder:
+    """Pictures below a folder; links are followed."""
+
+    def __init__(self, root: Path) -> None:
+        """List them.
+
+        Raises:
+            DataError: The folder cannot be read.
+        """
+        self.root, self.title = root, str(root)
+        found = list(_walk(root, "", ()))
+        self.names = sorted((name for name, reason in found if not reason), key=_parts)
+        self.left_out = sorted(LeftOut(name, reason) for name, reason in found if reason)
+
+    def open(self, name: str) -> Path:
+        """See `Place`."""
+        return self.root / name
+
+    def called(self, name: str) -> str:
+        """See `Place`."""
+        return str(self.root / name)
+
+    def text(self, name: str) -> bytes | None:
+        """See `Place`."""
+        path = self.root / name
+        return path.read_bytes() if path.is_file() else None
+
+    def others(self) -> list[str]:
+        """See `Place`."""
+        return [name for name, _ in self.left_out if "/" not in name]
+
+
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], why: str = "") -> Iterator[tuple[str, str]]:
+    """Each file below a folder with why it is left out, if it is; `why` is that of the whole folder."""
+    try:
+        at = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        yield prefix.rstrip("/") or str(folder), f"cannot be read ({error.strerror})"
+        return
+    here = (at.st_dev, at.st_ino)
+    if here in above:
+        yield prefix.rstrip("/"), "a link to a folder above it"
+        return
+    for entry in entries:
+        name = prefix + entry.name
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), f"{name}/", (*above, here), why or _unwanted_folder(entry.name))
+        else:
+            yield name, why or _unwanted(entry.name, Path(entry.path))
+
+
+def _unwanted_folder(name: str) -> str:
+    system = name.casefold() in SYSTEM
+    return f"in {name}" if system else "hidden" if name.startswith(".") else ""
+
+
+def _unwanted(name: str, path: Path) -> str:
+    """Why a file is left out, or an empty text."""
+    if reason := _unwanted_name(name):
+        return reason
+    if not path.exists():
+        return "a broken link"
+    if not path.is_file():
+        return "no file"
+    known = PurePosixPath(name).suffix.lower() in reading.suffixes()
+    return "" if known or reading.is_picture(path) else _no_picture(name)
+
+
+def _unwanted_name(name: str) -> str:
+    if name.startswith(".") or name.casefold() in SYSTEM_FILES:
+        return "hidden"
+    return "raw" if PurePosixPath(name).suffix.lower() in RAW else ""
+
+
+def _no_picture(name: str) -> str:
+    return PurePosixPath(name).suffix.lower() or "no picture"
+
+
+def _parts(name: str) -> list[str]:
+    return name.split("/")
+
+
+class Zip:
+    """Pictures in a zip file, which is not unpacked; a folder that holds all else is the zip's own name for itself."""
+
+    def __init__(self, path: Path) -> None:
+        """List them.
+
+        Raises:
+            DataError: It is no zip file, or one that needs a password.
+        """
+        self.path, self.title = path, str(path)
+        self._open: tuple[int, zipfile.ZipFile] | None = None
+        files = {_clean(info.filename): info for info in self._zip().infolist() if not info.is_dir()}
+        reasons = {name: _why_not(name) for name in files}
+        names = [name for name, reason in reasons.items() if not reason]
+        self.top = _common_top(names)
+        self.members = {name.removeprefix(self.top): info for name, info in files.items()}
+        self.names = sorted((name.removeprefix(self.top) for name in names), key=_parts)
+        left = [LeftOut(name.removeprefix(self.top), reason) for name, reason in reasons.items() if reason]
+        self.left_out = sorted(left)
+        secret = next((name for name in self.names if self.members[name].flag_bits & 1), None)
+        if secret:
+            raise DataError(f"{self.called(secret)} needs a password: unpack {path} and give the folder")
+
+    def _zip(self) -> zipfile.ZipFile:
+        """The file, opened by this process: workers must not share one position in it."""
+        if self._open is None or self._open[0] != os.getpid():
+            try:
+                self._open = os.getpid(), zipfile.ZipFile(self.path)
+            except (OSError, zipfile.BadZipFile, ValueError) as error:
+                raise DataError(f"{self.path} cannot be read as a zip file: {error}") from None
+        return self._open[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open": None}
+
+    def open(self, name: str) -> bytes:
+        """See `Place`.
+
+        Raises:
+            DataError: The file in it is damaged, or far larger than any picture.
+        """
+        info = self.members[name]
+        if info.file_size > LARGEST:
+            raise DataError(
+                f"{self.called(name)} has {info.file_size:,} bytes, more than the {LARGEST:,} of any picture"
+            )
+        try:
+            return self._zip().read(info)
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+            raise reading.UndecodableError(f"{self.called(name)} cannot be unpacked: {error}") from None
+
+    def called(self, name: str) -> str:
+        """See `Place`."""
+        return f"{self.path}/{self.top}{name}"
+
+    def text(self, name: str) -> bytes | None:
+        """See `Place`."""
+        return self.open(name) if name in self.members else None
+
+    def others(self) -> list[str]:
+        """See `Place`."""
+        return [name for name, _ in self.left_out if "/" not in name]
+
+
+def _clean(name: str) -> str:
+    return name.replace("\\", "/").removeprefix("./")
+
+
+def _why_not(name: str) -> str:
+    *folders, file = _parts(name)
+    unwanted = (_unwanted_folder(folder) for folder in folders)
+    reason = next((reason for reason in unwanted if reason), "") or _unwanted_name(file)
+    if reason:
+        return reason
+    return "" if PurePosixPath(file).suffix.lower() in reading.suffixes() else _no_picture(file)
+
+
+def _common_top(names: Sequence[str]) -> str:
+    """`pictures/` where all lie in that folder."""
+    tops = {name.partition("/")[0] for name in names if "/" in name}
+    return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""

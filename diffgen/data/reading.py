@@ -1,0 +1,311 @@
+"""From a file to pixels: the one reader of pictures, for data sets and for what a task names."""
+
+import io
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageOps
+from torch import Tensor
+
+from diffgen.core.errors import DataError, require
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+NEVER = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats for which Pillow would start another program, or that it knows by name alone."""
+
+SIGNED = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "JPEG2000", "AVIF", "BMP")
+"""Formats that are known by their first bytes, whatever the file is called."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks of a PNG that Pillow bounds in size, and that no pixel depends on here."""
+
+DEEPEST = 65535
+MAX_PIXELS = 178_956_970
+"""Of one picture: half a gigabyte of RGB, where Pillow begins to fear an attack."""
+
+RANGE = "dataset.range=[{:g},{:g}], say, tells which of them are black and white"
+
+
+class UndecodableError(DataError):
+    """A file is no whole picture."""
+
+
+class Seen(NamedTuple):
+    """What a picture was before it was read.
+
+    Attributes:
+        mode: Pillow's name of its channels, L, RGB, P, I;16, ...
+        size: Height and width.
+        transparent: Whether something shines through, and was laid on the background.
+        frames: Whether there are several, of which the first was read.
+    """
+
+    mode: str
+    size: tuple[int, int]
+    transparent: bool
+    frames: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pictures become pixels.
+
+    Attributes:
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA); pictures are converted.
+        background: The colour that transparent pixels are laid on, a name or #rrggbb.
+        range: The numbers that are black and white, in pictures that do not hold 8 bits; None where none do.
+        max_pixels: A larger picture is refused before it takes memory.
+    """
+
+    channels: int
+    background: str = "white"
+    range: tuple[float, ...] | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        require(self.channels in MODES, f"channels={self.channels} must be one of [1, 3, 4]")
+        require(
+            is_colour(self.background), f"background={self.background!r} must be a colour: white, black or '#8080ff'"
+        )
+        check_range(self.range)
+        require(self.max_pixels >= 1, f"max_pixels={self.max_pixels} must be at least 1")
+
+    def read(self, file: Path | bytes, name: str, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
+        """The pixels of a picture, upright: cameras note how they were held.
+
+        Args:
+            file: Its path, or what the file holds.
+            name: What sentences call it.
+            size: Height and width to resize and centre-crop to; None keeps the picture's own.
+
+        Returns:
+            uint8 [channels, H, W], and what the picture was.
+
+        Raises:
+            UndecodableError: It is no whole picture.
+            DataError: Its values have no known range, or it is too large.
+        """
+        try:
+            picture, seen = self._told(self._loaded(file, name), name)
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # decoders raise anything on damaged files
+            raise UndecodableError(f"{name} cannot be decoded: {error}") from None
+        if size and picture.size != size[::-1]:
+            picture = ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
+        pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), seen
+
+    def _loaded(self, file: Path | bytes, name: str) -> "Loaded":
+        try:
+            return _load(file, name, self.max_pixels)
+        except ValueError:
+            data = file.read_bytes() if isinstance(file, Path) else file
+            if not data.startswith(PNG):
+                raise
+            return _load(_without_notes(data), name, self.max_pixels)
+
+    def _told(self, loaded: "Loaded", name: str) -> tuple[Image.Image, Seen]:
+        """The picture in our channels, and what it was."""
+        image, see_through = loaded.image, False
+        mode, size = image.mode, (image.height, image.width)
+        if mode[0] in "IF" or (mode == "L" and self.range):
+            image = Image.fromarray(eight_bits(np.asarray(image), self.range, name))
+        if image.has_transparency_data and self.channels != 4:
+            image, see_through = _laid(image, self.background)
+        picture = image.convert(MODES[self.channels])
+        if loaded.deep:
+            _check_deep(picture, self.range, name)
+        return picture, Seen(mode, size, see_through, loaded.frames)
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+
+@cache
+def formats() -> list[str]:
+    """What Pillow can read here, without starting another program."""
+    Image.init()
+    return sorted(set(Image.OPEN) - NEVER)
+
+
+@cache
+def suffixes() -> set[str]:
+    """Endings of files that hold pictures."""
+    known = set(formats())
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in known}
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file holds a picture, by its first bytes."""
+    try:
+        with Image.open(path, formats=SIGNED):
+            return True
+    except Exception:  # decoders raise anything
+        return False
+
+
+class Loaded(NamedTuple):
+    """A picture, upright; whether its colours have more bits than Pillow keeps; whether it is the first of several."""
+
+    image: Image.Image
+    deep: bool
+    frames: bool
+
+
+def _load(file: Path | bytes, name: str, max_pixels: int) -> Loaded:
+    with _unbounded(), Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats()) as image:
+        if image.width * image.height > max_pixels:
+            size = f"{image.height:,} x {image.width:,} pixels"
+            raise DataError(f"{name} has {size}, more than dataset.max_pixels={max_pixels}: raise that if it is meant")
+        deep = image.mode[0] not in "IF" and any(";16" in str(tile) for tile in image.tile)
+        image.load()
+        frames = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # phones add a second picture
+        return Loaded(_upright(image), deep, frames)
+
+
+@contextmanager
+def _unbounded() -> Iterator[None]:
+    """Without Pillow's own limit of pixels, which has no name that a user could type."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _without_notes(data: bytes) -> bytes:
+    """A PNG without its text and colour profile, whose size Pillow bounds; pixels count."""
+    kept, at = [PNG], len(PNG)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        end = at + 12 + length
+        if kind not in NOTES:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as the camera notes; a note that cannot be read turns nothing, since the pixels are whole."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # readers of metadata raise anything
+        return image
+
+
+# --- colours ------------------------------------------------------------------------------------------------------
+
+
+def is_colour(name: str) -> bool:
+    """Whether Pillow knows a colour."""
+    try:
+        return bool(ImageColor.getrgb(name))
+    except ValueError:
+        return False
+
+
+def _laid(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
+    """A picture on a background, and whether that shows: what is hidden under transparent pixels is no picture."""
+    colours = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    see_through = colours.getchannel("A").getextrema() != (255, 255)
+    sheet = Image.new("RGBA", colours.size, ImageColor.getrgb(background))
+    sheet.alpha_composite(colours)
+    return sheet.convert("RGB"), see_through
+
+
+# --- ranges -------------------------------------------------------------------------------------------------------
+
+
+def check_range(given: tuple[float, ...] | None) -> None:
+    """Require two numbers that rise."""
+    fits = given is None or (len(given) == 2 and given[0] < given[1])
+    require(fits, f"range={list(given or ())} must be [black, white], two numbers that rise, or null")
+
+
+def eight_bits(values: np.ndarray, given: tuple[float, ...] | None, name: str) -> np.ndarray:
+    """Numbers as grey levels, uint8; see `settled`."""
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255
+    settled_range = settled(values.dtype, float(values.min()), float(values.max()), given, name)
+    return values if settled_range is None else scaled(values, settled_range)
+
+
+def settled(
+    dtype: np.dtype, low: float, high: float, given: tuple[float, ...] | None, name: str
+) -> tuple[float, ...] | None:
+    """Which numbers are black and white; None where they are grey levels as they are.
+
+    Bytes are grey levels, unless a range inside [0, 255] says otherwise. Unsigned numbers of 16 bits are taken for
+    such if they reach the upper half; below it nobody knows whether they are dark or have 10, 12 or 14 bits.
+
+    Args:
+        dtype: Of the numbers.
+        low: The smallest.
+        high: The largest.
+        given: [black, white] as the user says, or None.
+        name: What sentences call the numbers.
+
+    Raises:
+        DataError: The range is not known, or not kept to.
+    """
+    if dtype.kind not in "iuf":
+        raise DataError(f"{name} holds {dtype}, which are no grey levels")
+    if dtype == np.uint8 and (given is None or given[1] > 255):
+        return None
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError(f"{name} holds values that are not finite")
+    if given is None and dtype.kind in "iu" and low >= 0 and (DEEPEST // 2 < high <= DEEPEST or high == 0):
+        given = (0, DEEPEST)
+    if given is None:
+        raise DataError(f"{name} holds {dtype} values from {low:.6g} to {high:.6g}: {_suggestion(dtype, low, high)}")
+    black, white = given
+    slack = 1e-6 * (white - black)
+    if low < black - slack or high > white + slack:
+        raise DataError(
+            f"{name} holds values from {low:.6g} to {high:.6g}, outside dataset.range=[{black:g},{white:g}]"
+        )
+    return given
+
+
+def scaled(values: np.ndarray, given: tuple[float, ...]) -> np.ndarray:
+    """Numbers from black to white as uint8, rounded."""
+    black, white = given
+    return np.rint((values.astype(np.float64) - black) * (255 / (white - black))).clip(0, 255).astype(np.uint8)
+
+
+def fitted(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [C, H, W] of any channels, resized and centre-cropped as pictures are."""
+    if pixels.shape[1:] == size:
+        return pixels
+    bands = [ImageOps.fit(Image.fromarray(band), size[::-1], Image.Resampling.LANCZOS) for band in pixels.numpy()]
+    return torch.from_numpy(np.stack([np.asarray(band) for band in bands]))
+
+
+def _suggestion(dtype: np.dtype, low: float, high: float) -> str:
+    """The narrowest usual range that holds them."""
+    whole = [(0, 2**bits - 1) for bits in (8, 10, 12, 14, 16)]
+    usual = [*([(0, 1), (-1, 1)] if dtype.kind == "f" else []), *whole, (low, high)]
+    return RANGE.format(*next((a, b) for a, b in usual if a <= low and high <= b))
+
+
+def _check_deep(picture: Image.Image, given: tuple[float, ...] | None, name: str) -> None:
+    """Require 16-bit colours that use their range: Pillow keeps the upper 8 bits of each."""
+    highest = max(band[1] for band in np.atleast_2d(picture.getextrema()))
+    if given == (0, DEEPEST) or (given is None and highest > 127):
+        return
+    raise DataError(
+        f"{name} holds 16-bit colours that reach {highest} of 255 in their upper 8 bits, which alone are read: save it "
+        f"with 8 bits, or {RANGE.format(0, DEEPEST)}"
+    )

@@ -1,0 +1,96 @@
+"""What a set of pictures was found to be, in words for the header of a run."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from diffgen.data.places import LeftOut
+from diffgen.data.reading import Reading, Seen
+
+FEW = 4
+"""Modes, reasons or names that are listed before the rest is counted."""
+
+DIM = 64
+"""Grey level that the brightest pixel of a set should reach."""
+
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
+
+
+def found(
+    seen: Sequence[Seen], size: tuple[int, int], reading: Reading, left_out: Sequence[LeftOut], total: int
+) -> str:
+    """How many pictures, of which modes and sizes, what was done to them, and what is left out.
+
+    Args:
+        seen: The pictures that were looked at.
+        size: Height and width that they got.
+        reading: How they were read.
+        left_out: What is not used.
+        total: How many pictures there are.
+    """
+    some = f" (of {len(seen):,} looked at)" if len(seen) < total else ""
+    parts = [f"{total:,} pictures{some}: {counted(picture.mode for picture in seen)}", _sizes(seen, size)]
+    transparent, frames = (sum(getattr(picture, what) for picture in seen) for what in ("transparent", "frames"))
+    parts += [f"{transparent:,} with transparent pixels, laid on {reading.background}"] if transparent else []
+    parts += [f"{frames:,} of several frames, the first of which is read"] if frames else []
+    parts += [f"range [{reading.range[0]:g}, {reading.range[1]:g}]"] if reading.range else []
+    return "; ".join([*parts, told_left_out(left_out)])
+
+
+def told_left_out(left_out: Sequence[LeftOut]) -> str:
+    """How many files are left out, and why."""
+    if not left_out:
+        return "none left out"
+    return f"{len(left_out):,} left out: {counted(each.reason for each in left_out)}"
+
+
+def counted(words: Iterable[str]) -> str:
+    """`12 RGB, 3 L`, the most frequent first."""
+    common = Counter(words).most_common()
+    rest = sum(count for _, count in common[FEW:])
+    return ", ".join([f"{count:,} {word}" for word, count in common[:FEW]] + ([f"{rest:,} others"] if rest else []))
+
+
+def _sizes(seen: Sequence[Seen], size: tuple[int, int]) -> str:
+    sizes = sorted({picture.size for picture in seen}, key=lambda each: (each[0] * each[1], each))
+    words = ["x".join(map(str, each)) for each in sizes]
+    told = words[0] if len(words) == 1 else f"{words[0]} to {words[-1]} ({len(words)} sizes)"
+    return told if sizes == [size] else f"{told}, made {size[0]}x{size[1]}"
+
+
+def named(classes: Sequence[str]) -> str:
+    """The names of classes, as many as a line holds."""
+    shown = list(classes) if len(classes) <= 12 else [*classes[:8], "...", classes[-1]]
+    return ", ".join(shown)
+
+
+def notes(pixels: Tensor, classes: Sequence[str], root: str) -> list[str]:
+    """What a user would want to know before training on pictures uint8 [n, C, H, W]."""
+    told = []
+    if pixels.shape[1] == 3 and all(_is_grey(chunk) for chunk in pixels.split(256)):
+        told.append("all pictures are grey: dataset.channels=1 learns the same for a third of the numbers")
+    low, high = int(pixels.min()), int(pixels.max())
+    if low == high:
+        told.append(f"all pixels of all pictures have the value {low}")
+    elif high < DIM:
+        told.append(
+            f"no pixel is brighter than {high} of 255: if {high} stands for white, dataset.range=[0,{high}] (with "
+            "dataset.channels=1) says so"
+        )
+    return told + split_note(classes, root)
+
+
+def split_note(classes: Sequence[str], root: str) -> list[str]:
+    """Classes whose names are those of splits are a folder too high, most likely."""
+    splits = [name for name in classes if name.casefold() in SPLITS]
+    if len(splits) < min(2, len(classes)) or not splits:
+        return []
+    train = next((name for name in splits if name.casefold().startswith("train")), splits[0])
+    other = next((name for name in splits if name != train), None)
+    meant = f"dataset.root={root}/{train}" + (f" dataset.held_out={root}/{other}" if other else "")
+    return [f"the sub-folders {', '.join(splits)} are taken for classes; if they are splits, {meant} is meant"]
+
+
+def _is_grey(pixels: Tensor) -> bool:
+    return bool((pixels[:, :1] == pixels).all())
