@@ -188,8 +188,9 @@ def _rows(text: str) -> Iterator[list[str]]:
 
 
 def _is_head(cells: Sequence[str]) -> bool:
-    """Whether a first line names columns: no picture is called `file`, but one may be called 7."""
-    return cells[0].casefold() in FILE or cells[1].casefold() in LABEL
+    """Whether a first line names columns: one is that of the pictures, and neither is a picture."""
+    named = any(cell.casefold() in FILE for cell in cells)
+    return named and not any(PurePosixPath(cell).suffix for cell in cells)
 
 
 def _columns(names: Sequence[str], where: str) -> tuple[str, str]:
