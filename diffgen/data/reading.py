@@ -134,9 +134,10 @@ class Reading:
 
 @cache
 def formats() -> list[str]:
-    """What Pillow can read here, without starting another program."""
+    """What Pillow can read here, without starting another program; the usual ones are tried first."""
     Image.init()
-    return sorted(set(Image.OPEN) - NEVER)
+    usual = [kind for kind in SIGNED if kind in Image.OPEN]
+    return [*usual, *sorted(set(Image.OPEN) - NEVER - set(usual))]
 
 
 @cache
