@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock, Thread, Timer
 
 from diffgen.core.errors import DiffgenError
+from diffgen.core.paths import setting
 
 ECHO = 2.0  # seconds in which a launcher passes on the Ctrl-C that its processes have had from the terminal already
 
@@ -19,7 +20,8 @@ class Stopped(DiffgenError):
 
     def __init__(self, signum: int, images: int, run_dir: Path) -> None:
         name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name} at {images:,} images; go on with the same command and run_dir={run_dir}")
+        again = setting("run_dir", run_dir)
+        super().__init__(f"stopped by {name} at {images:,} images; go on with the same command and {again}")
         self.exit_code = 128 + signum
 
 

@@ -16,6 +16,7 @@ from diffgen.core import memory, speed
 from diffgen.core.console import count
 from diffgen.core.errors import DiffgenError, EnvironmentFault, NonFiniteError, UsageError
 from diffgen.core.lock import RunLock
+from diffgen.core.paths import setting
 from diffgen.core.processes import accelerated, faults_told, on_main
 from diffgen.core.settings import TrainSettings, section
 from diffgen.core.signals import Interrupted, Stopped, StopRequest, stop_requests
@@ -348,4 +349,6 @@ class Trainer:
         self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
         if self.examiner:
             self.reporter.say(f"best:    {self.run_dir}/checkpoints/best   curve: {self.run_dir}/eval/training.png")
-        self.reporter.say(f"next:    diffgen-sample ckpt={self.run_dir}")
+        plugins = self.parts.config["plugins"]
+        needed = [setting("plugins", plugins)] if plugins else []
+        self.reporter.say(" ".join(["next:    diffgen-sample", *needed, setting("ckpt", self.run_dir)]))
