@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ NAMES = ("label",)
 """Settings whose texts are names, of classes, say, and never paths."""
 
 
-def quoted(text: str) -> str:
-    r"""A text as a value of an override, in quotes unless the grammar reads it as it is.
+def literal(text: str) -> str:
+    """A text as OmegaConf is to be given it, so that no `${` in it is taken for another setting's name."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
-    Backslashes count double before a quote and at the end, as in Hydra's grammar, and before `${`, as in OmegaConf's.
-    """
+
+def quoted(text: str) -> str:
+    """A text as a value of an override, in quotes unless Hydra's grammar reads it as it is."""
     if PLAIN.fullmatch(text):
         return text
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    return '"' + re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ("\\" + m[2] if m[2] else ""), text) + '"'
+    # backslashes count double before a quote and at the end, and not elsewhere
+    inside = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ("\\" + m[2] if m[2] else ""), literal(text))
+    return f'"{inside}"'
 
 
 def setting(key: str, value: str | Path | Sequence[str]) -> str:
@@ -40,18 +43,23 @@ def setting(key: str, value: str | Path | Sequence[str]) -> str:
     return shlex.quote(f"{key}={spelled}")
 
 
-def at_home(value: Any, key: str = "") -> Any:
-    """A config, or a part of it, with `~` and `~user` at the beginning of its texts as those people's folders.
+def walk(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
+    """A config, or a part of it, with each of its texts as `change(key, text)` gives it."""
+    if isinstance(value, Mapping):
+        return {name: walk(item, change, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+    if isinstance(value, list):
+        return [walk(item, change, key) for item in value]
+    return change(key, value) if isinstance(value, str) else value
+
+
+def at_home(key: str, text: str) -> str:
+    """A setting's text with `~` or `~user` at its beginning as that person's folder.
 
     Raises:
-        UsageError: There is no such user; the sentence names the key.
+        UsageError: There is no such user.
     """
-    if isinstance(value, Mapping):
-        return {name: at_home(item, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
-    if isinstance(value, list):
-        return [at_home(item, key) for item in value]
-    if not isinstance(value, str) or not value.startswith("~") or key in NAMES:
-        return value
-    home = os.path.expanduser(value)  # noqa: PTH111  Path's would raise where nobody has that name
-    require(home != value, f"{key}={value!r}: no user here has that name; a folder called so is ./{value}")
+    if not text.startswith("~") or key in NAMES:
+        return text
+    home = os.path.expanduser(text)  # noqa: PTH111  Path's would raise where nobody has that name
+    require(home != text, f"{key}={text!r}: no user here has that name; a folder called so is ./{text}")
     return home
