@@ -15,6 +15,7 @@ from torch import Tensor
 from diffgen.core import memory, speed
 from diffgen.core.console import count
 from diffgen.core.errors import DiffgenError, EnvironmentFault, NonFiniteError, UsageError
+from diffgen.core.launcher import PRECISIONS
 from diffgen.core.lock import RunLock
 from diffgen.core.paths import setting
 from diffgen.core.processes import accelerated, faults_told, on_main
@@ -50,7 +51,7 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
     torch.set_num_threads(settings.threads or DEFAULT_THREADS)
     with (
         stop_requests(settings.preemption_signal) as request,
-        accelerated(settings.precision) as accelerator,
+        accelerated(settings.precision, PRECISIONS) as accelerator,
         RunLock() as lock,
     ):
         parts = Parts(config, settings, accelerator)
