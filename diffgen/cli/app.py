@@ -130,7 +130,7 @@ def _check_arguments() -> None:
 def _task(name: str, config: DictConfig, job: Job) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_against_defaults(name, plain)
-    plugins.check(plain["plugins"])
+    plugins.check(plain["plugins"], list(HydraConfig.get().overrides.task))
     plain = walk(plain, at_home)
     job(plain, as_yaml(plain))
 

@@ -31,9 +31,6 @@ MODULE = re.compile(r"\w+(\.\w+)*")
 SHIPPED: dict[str, set[str]] = {}
 """The rows that came with diffgen, by group."""
 
-LOADED: set[str] = set()
-"""What has been named and imported."""
-
 
 def named(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The modules and files that a command line names, and its other arguments.
@@ -59,15 +56,15 @@ def _names(argument: str) -> list[str]:
     return [at_home("plugins", name) for name in names]
 
 
-def check(plugins: object) -> None:
-    """Require that a composed config names no plugins but those of the command line, which are in it.
+def check(plugins: object, arguments: list[str]) -> None:
+    """Require that a composed config names no plugins but those that the command line does.
 
     Raises:
         UsageError: One stands in a YAML file, where nobody would import it.
     """
-    names = plugins if isinstance(plugins, list) else [plugins] if plugins else []
-    for name in names:
-        require(name in LOADED, f"plugins={name!r} of a YAML file is not read: name it on the command line, too")
+    known, _ = named(arguments)
+    for name in plugins if isinstance(plugins, list) else [plugins] if plugins else []:
+        require(name in known, f"plugins={name!r} of a YAML file is not read: name it on the command line, too")
 
 
 def load(names: list[str]) -> dict[str, list[str]]:
@@ -90,7 +87,6 @@ def load(names: list[str]) -> dict[str, list[str]]:
         SHIPPED.update({group: set(table) for group, table in TABLES.items()})
     for name in names:
         _add_rows(name, TABLES)
-        LOADED.add(name)
     added = {group: sorted(set(table) - SHIPPED[group]) for group, table in TABLES.items()}
     for group, choices in added.items():
         for row in choices:
