@@ -92,7 +92,8 @@ def _overdue_told(request: StopRequest, signals: set[signal.Signals]) -> Iterato
     So it is where a GPU waits for a process that has died: the launcher tells the others, and they cannot hear.
     """
     ear, mouth = os.pipe()
-    os.set_blocking(mouth, False)
+    if hasattr(os, "set_blocking"):  # on Windows since Python 3.12
+        os.set_blocking(mouth, False)
     late = Timer(LATE, request.overdue)
     late.daemon = True
 
@@ -129,9 +130,9 @@ def stop_requests(preemption: str | None) -> Iterator[StopRequest]:
     signals: set[signal.Signals] = {
         signal.SIGINT,
         signal.SIGTERM,
-        *([signal.Signals[preemption]] if preemption else []),
+        *([signal.Signals[preemption]] if preemption and hasattr(signal, preemption) else []),
     }
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # Windows has neither
         signals.add(signal.SIGHUP)
     before = {signum: signal.signal(signum, request.receive) for signum in signals}
     try:
