@@ -26,11 +26,14 @@ from diffgen.cli import plugins
 from diffgen.cli.configs import PLUGGED, as_yaml, config_dir, defaults, groups
 from diffgen.cli.explain import check_choice, explain
 from diffgen.core.console import WARNED, complain, tell_warning
-from diffgen.core.errors import DiffgenError, EnvironmentFault, UsageError, no_memory, out_of_memory, unknown
+from diffgen.core.errors import DiffgenError, EnvironmentFault, UsageError, no_memory, out_of_memory, typed, unknown
 from diffgen.core.files import cache_folder
-from diffgen.core.paths import at_home, quoted, setting, walk
+from diffgen.core.paths import at_home, check_folder, quoted, setting, walk
 
 Job = Callable[[dict[str, Any], str], None]
+
+FOLDERS = ("run_dir", "out", "cache")
+"""Settings that name a folder to write to."""
 
 
 def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
@@ -132,6 +135,8 @@ def _task(name: str, config: DictConfig, job: Job) -> None:
     check_against_defaults(name, plain)
     plugins.check(plain["plugins"], list(HydraConfig.get().overrides.task))
     plain = walk(plain, at_home)
+    for key in FOLDERS:
+        check_folder(key, plain.get(key))
     job(plain, as_yaml(plain))
 
 
@@ -194,13 +199,13 @@ def _compare(base: Any, value: Any, key: str) -> None:
         base = base[0]  # one item may stand for a list of one; whoever reads the setting decides
     if base is None or value is None or base in ("auto", "none", "???") or _kind(base) == _kind(value):
         if isinstance(base, int) and isinstance(value, float) and not value.is_integer() and base is not True:
-            raise UsageError(f"{key}={value!r} must be a whole number, like its default {base!r}")
+            raise UsageError(f"{key}={typed(value)} must be a whole number, like its default {typed(base)}")
         return
     if isinstance(base, dict):
         raise UsageError(
-            f"{key}={value!r} must be a group of settings: {key}.NAME=VALUE with NAME of [{', '.join(base)}]"
+            f"{key}={typed(value)} must be a group of settings: {key}.NAME=VALUE with NAME of [{', '.join(base)}]"
         )
-    raise UsageError(f"{key}={value!r} must be {_kind(base)}, like its default {base!r}")
+    raise UsageError(f"{key}={typed(value)} must be {_kind(base)}, like its default {typed(base)}")
 
 
 def _kind(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffgen.core.errors import require
+from diffgen.core.errors import EnvironmentFault, require
 
 PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)(\.{0,2}/|[a-z_])[\w./-]*", re.ASCII | re.IGNORECASE)
 """Text that the grammar of overrides reads as itself: no number, no word of YAML's, nothing that needs quotes."""
@@ -63,3 +63,16 @@ def at_home(key: str, text: str) -> str:
     home = os.path.expanduser(text)  # noqa: PTH111  Path's would raise where nobody has that name
     require(home != text, f"{key}={text!r}: no user here has that name; a folder called so is ./{text}")
     return home
+
+
+def check_folder(key: str, path: object) -> None:
+    """Require of a folder to write to that no file stands in its place, or in that of one above it.
+
+    Raises:
+        EnvironmentFault: One does; the sentence names the key.
+    """
+    if not isinstance(path, str):
+        return
+    for place in (Path(path), *Path(path).parents):
+        if place.is_file():
+            raise EnvironmentFault(f"cannot write {key}={path!r}: {place} is a file, and a folder is wanted")

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from diffgen.core.errors import UsageError
-from diffgen.core.paths import at_home, setting, walk
+from diffgen.core.errors import EnvironmentFault, UsageError, typed
+from diffgen.core.paths import at_home, check_folder, setting, walk
 
 NASTY = [
     "with space", "a=b", "it's", 'say "no"', "a,b", "[x]", "{x: 1}", "$HOME", "${run_dir}", "\\${x}", "~", "~/x", "#1", "my(1)",
@@ -73,3 +73,17 @@ def test_a_tilde_is_a_home_in_every_setting(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_user_that_is_not_there_is_told() -> None:
     with pytest.raises(UsageError, match=r"task.image='~no-such/x': no user here has that name; .* is ./~no-such/x"):
         walk({"task": {"image": "~no-such/x"}}, at_home)
+
+
+def test_a_file_where_a_folder_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (str(tmp_path / "file"), str(tmp_path / "file" / "below")):
+        with pytest.raises(EnvironmentFault, match=f"cannot write out='{path}': .*/file is a file"):
+            check_folder("out", path)
+    check_folder("out", str(tmp_path / "new" / "below"))
+    check_folder("out", None)
+
+
+def test_values_are_told_as_they_are_typed() -> None:
+    told = {"null": None, "true": True, "1": 1, "'a'": "a", "[null, false, 'b']": (None, False, "b"), "0.5": 0.5}
+    assert {typed(value): value for value in told.values()} == told
