@@ -5,6 +5,7 @@ Nothing here imports torch, so that `--help`, `--cfg job` and a wrong override a
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import time
@@ -34,6 +35,9 @@ Job = Callable[[dict[str, Any], str], None]
 
 FOLDERS = ("run_dir", "out", "cache")
 """Settings that name a folder to write to."""
+
+PATHS = (*FOLDERS, "ckpt", "guide", "images", "train.resume", "train.init", "dataset.root", "dataset.path")
+"""Settings whose value may look like a number, and is a path."""
 
 
 def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
@@ -69,7 +73,8 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     WARNED.clear()
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
-    sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]  # wherever it stands
+    others = [as_path(argument) for argument in sys.argv[1:] if argument not in flags]
+    sys.argv[1:] = [*flags, *others]  # wherever they stand
     try:
         code = answer(_load_plugins) or answer(_check_arguments) or answer(main, name)
     except SystemExit as error:
@@ -101,6 +106,12 @@ def _tune_libraries() -> None:
     if processes > 1:  # all compile at once, each with a worker for every core
         workers = max(1, min(32, os.cpu_count() or 1) // processes)
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(workers))
+
+
+def as_path(argument: str) -> str:
+    """An argument, in quotes where a path looks like a number: `run_dir=2026_11_27` is not 20261127."""
+    key, _, value = argument.partition("=")
+    return f"{key}={quoted(value)}" if key in PATHS and re.fullmatch(r"[\d.][\d._e+-]*", value) else argument
 
 
 def _load_plugins() -> None:

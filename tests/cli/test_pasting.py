@@ -95,6 +95,12 @@ def test_lists_and_what_is_no_setting(command: Command, typed: str, spelled: str
     assert "settings are KEY=VALUE" in refused.err
 
 
+def test_a_folder_may_look_like_a_number(command: Command, tmp_path: Path) -> None:
+    for name in ("2026_11_27", "007", "1e5", "1_0.5"):
+        assert command("train", *QUICK, "train.images=1", f"run_dir={name}").code == 0
+        assert (tmp_path / name / "config.yaml").is_file()
+
+
 def test_commas_outside_a_sweep_show_both_ways(command: Command, tmp_path: Path) -> None:
     said = command("train", *QUICK, "run_dir=a,b").err
     assert "add -m" in said
