@@ -26,8 +26,7 @@ def read_back(command: str) -> Any:
     override = OverridesParser.create().parse_override(argument)
     config = OmegaConf.create({"run_dir": None})
     OmegaConf.update(config, override.key_or_group, override.value())
-    OmegaConf.resolve(config)
-    return OmegaConf.to_container(config)["run_dir"]  # type: ignore[call-overload, index]
+    return OmegaConf.to_container(config, resolve=True)["run_dir"]  # type: ignore[call-overload, index]
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -36,11 +35,11 @@ def test_texts_are_read_back(text: str) -> None:
 
 
 @given(st.text(st.sampled_from("ab1_/.~ '\"\\${}[]()=,:#é\n-+"), min_size=1))
+@example("${")
 @example("\\${\\")
 def test_any_text_is_read_back(text: str) -> None:
     assert read_back(setting("run_dir", text)) == text
-    if "${" not in text:  # which OmegaConf's lists resolve twice
-        assert read_back(setting("run_dir", [text, "b"])) == [text, "b"]
+    assert read_back(setting("run_dir", [text, "b"])) == [text, "b"]
 
 
 @pytest.mark.parametrize(
