@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from diffgen import __version__
 from diffgen.build import Trained, restore
+from diffgen.core import processes
 from diffgen.core.console import ProgressLine, Reporter, clock, count
 from diffgen.core.errors import require
 from diffgen.core.files import append_text, cache_folder, make_writable
@@ -76,7 +77,7 @@ def evaluate(
             row["pictures"] = settings.images
         network = _extractor(extractor, splits, cache, accelerator, reporter) if settings.needs_images else None
         on_main(accelerator, lambda: make_writable(out))
-        _header(reporter, settings, row, network, splits, given)
+        _header(reporter, settings, row, network, splits, given, processes.told(accelerator))
         if network:
             if saved:
                 drawn = _draw(settings, sampling, network, accelerator, reporter, n)
@@ -254,6 +255,7 @@ def _header(
     extractor: Extractor | None,
     splits: Splits,
     given: Source | None,
+    device: str,
 ) -> None:
     held_out = "no held-out images" if splits.test is splits.train else f"{len(splits.test):,} held out"
     facts = getattr(extractor, "facts", {})
@@ -262,6 +264,7 @@ def _header(
         "images": f"{row['images']:,}, seed {row['seed']}" + (f", {given.home}" if given and given.home else ""),
         "reference": f"{row['dataset']}: {len(splits.train):,} training images, {held_out}",
         "metrics": ", ".join(settings.wanted),
+        "device": device,
     }
     if extractor:
         rows["extractor"] = f"{extractor.name} {extractor.hash[:12]}, {extractor.dim} features{known}"
