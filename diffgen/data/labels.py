@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from diffgen.core.errors import DataError
+from diffgen.core.paths import setting
 from diffgen.data.classes import sort_names
 from diffgen.data.places import Folder, Place
 
@@ -37,7 +38,7 @@ def labelled(place: Place, labels: str | None) -> Labelled:
     """
     if labels is None:
         unused = [place.called(name) for name in place.others() if name.casefold() in USUAL]
-        notes = [f"{path} is not used: dataset.labels={path} reads labels from it" for path in unused]
+        notes = [f"{path} is not used: {setting('dataset.labels', path)} reads labels from it" for path in unused]
         return numbered(_of_folders(place), place.title, notes)
     own, strangers = _of_file(place, labels)
     without = own.count(None)
