@@ -71,6 +71,7 @@ class TrainSettings:
         require(0 <= self.augment <= 1, f"train.augment={self.augment} must be in [0, 1]")
         require(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
         require(0 <= self.seed < 2**63, f"train.seed={self.seed} must be in [0, 2^63)")
+        require(self.init != "", "train.init is empty: give a checkpoint, or null")
         require(
             self.init is None or self.resume in ("auto", "none"),
             f"train.init={self.init!r} begins a new run and train.resume={self.resume!r} goes on with one: "

@@ -454,7 +454,9 @@ def test_a_finished_run_has_nothing_to_do(fit: Fit, tmp_path: Path, capsys: Capt
 
 
 def test_resume_none_refuses_a_folder_that_holds_a_run(fit: Fit, tiny_run: Path) -> None:
-    with pytest.raises(UsageError, match="holds a run and train.resume=none: choose another run_dir, or train.resume=auto"):
+    with pytest.raises(
+        UsageError, match="holds a run and train.resume=none: choose another run_dir, or train.resume=auto"
+    ):
         fit(tiny_run, "train.resume=none")
 
 
