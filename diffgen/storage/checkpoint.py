@@ -26,7 +26,7 @@ import torch
 from diffgen.core.errors import CheckpointError
 from diffgen.core.files import folder_atomically, write_atomically, write_json
 from diffgen.storage.formats import in_todays_words
-from diffgen.storage.instead import follow, is_part_of_run, refusal
+from diffgen.storage.instead import follow, holds_no_model, refusal
 from diffgen.storage.tensor_file import (
     MAX_DEPTH,
     Tensors,
@@ -83,7 +83,7 @@ def find_model(path: Path, key: str = "ckpt") -> Path:
         UsageError: It is a folder of several runs.
     """
     path = follow(path, key)
-    if path.exists() and not path.is_dir() and not is_part_of_run(path):
+    if path.exists() and not path.is_dir() and not holds_no_model(path):
         return path
     if (path / "model.safetensors").exists():
         return path / "model.safetensors"

@@ -23,10 +23,11 @@ def follow(path: Path, key: str) -> Path:
     """
     if path.is_symlink() and not path.exists():
         raise CheckpointError(f"{key}={str(path)!r} is a link to {path.readlink()}, which does not exist")
-    if path.name != "latest" or not path.is_file():
+    file = path.resolve()
+    if file.name != "latest" or not file.is_file():
         return path
-    name = path.read_bytes()[:32].decode("ascii", "replace").strip()
-    newest = path.resolve().parent / name
+    name = file.read_bytes()[:32].decode("ascii", "replace").strip()
+    newest = (file if path.is_symlink() else path).parent / name
     if not name.isdecimal() or not newest.is_dir():
         raise CheckpointError(f"{key}={str(path)!r} names the checkpoint {name!r}, which is not beside it")
     return newest
@@ -62,9 +63,10 @@ def of_diffusers(path: Path) -> bool:
     return config.is_file() and b"_diffusers_version" in config.read_bytes()[: 2**16]
 
 
-def is_part_of_run(file: Path) -> bool:
-    """Whether it is one of the files of a run that hold no weights."""
-    return file.suffix in BESIDE and _around(file) is not None
+def holds_no_model(file: Path) -> bool:
+    """Whether it is one of those files of a run that hold no weights, or one of diffusers'."""
+    theirs = file.is_file() and file.name != "model.safetensors" and of_diffusers(file)
+    return theirs or (file.suffix in BESIDE and _around(file) is not None)
 
 
 def _around(path: Path) -> Path | None:

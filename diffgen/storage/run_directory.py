@@ -25,7 +25,7 @@ from diffgen.core.files import (
 from diffgen.core.lock import RunLock
 from diffgen.data.places import LeftOut
 from diffgen.storage import checkpoint
-from diffgen.storage.instead import follow, is_part_of_run, refusal
+from diffgen.storage.instead import follow, holds_no_model, refusal
 
 OUR_MARKS = (".lock", MARK)
 """Files of a run that was killed before it had written anything."""
@@ -149,7 +149,7 @@ def _is_weights(path: Path) -> bool:
     Raises:
         CheckpointError: It is something else.
     """
-    lone = path.is_file() and not (path.parent / "state.json").is_file() and not is_part_of_run(path)
+    lone = path.is_file() and not (path.parent / "state.json").is_file() and not holds_no_model(path)
     return lone and bool(checkpoint.describe(path, "train.resume"))
 
 

@@ -80,7 +80,8 @@ def fit(network: nn.Module, weights: Tensors, ours: Sequence[str], theirs: Seque
     taken = {name: weights[name] for name, weight in own.items() if name in weights and _alike(weights[name], weight)}
     by_name = {}
     pairs = [(number, theirs.index(name)) for number, name in enumerate(ours) if name in theirs]
-    for name in filter(weights.__contains__, _of_labels(network)):
+    of_labels = _of_labels(network) if list(ours) != list(theirs) else []
+    for name in filter(weights.__contains__, of_labels):
         taken.pop(name, None)
         if pairs and weights[name].dtype == own[name].dtype and len(weights[name]) == len(own[name]):
             taken[name] = carry_classes(own[name].cpu(), weights[name], pairs)

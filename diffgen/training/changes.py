@@ -96,7 +96,7 @@ def check_optimizer(error: CheckpointError, here: Config, there: Config, folder:
     Raises:
         CheckpointError: It is; the sentence names its keys.
     """
-    keys = differences(here, there, ["optimizer"])
+    keys = differences(here, there, ["optimizer.name"]) or differences(here, there, ["optimizer"])
     if keys:
         raise CheckpointError(
             f"cannot go on from {folder}: its optimizer keeps another state, {keys}; "
