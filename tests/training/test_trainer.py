@@ -25,7 +25,7 @@ from diffgen.objectives import Batch, Denoise
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
 from diffgen.training import stopwatch, trainer
-from diffgen.training.state import flatten
+from diffgen.training.changes import flatten
 
 Fit = Callable[..., Path]
 Compose = Callable[..., dict[str, Any]]
