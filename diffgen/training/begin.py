@@ -19,7 +19,7 @@ from diffgen.training.parts import Parts
 LEAST, NAMED = 0.5, 5
 """Share of the network's numbers that must fit, else it is another network; and how many names a row holds."""
 
-MEANING = (*(part for part in MODEL_SIDE if part != "data"), "data.kind", "data.size")
+MEANING = (*(part for part in MODEL_SIDE if part != "data"), "data.kind.name", "data.size")
 """Parts of a config by which weights mean something else, though they fit."""
 
 

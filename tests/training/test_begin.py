@@ -16,6 +16,8 @@ from torch import nn
 
 from diffgen.build import make_model, make_trained
 from diffgen.core.errors import CheckpointError, UsageError
+from diffgen.core.registry import named
+from diffgen.data.kinds import KINDS, Pixels
 from diffgen.nets.base import DataShape
 from diffgen.nets.layers import Embedding, carry_classes
 from diffgen.storage import checkpoint
@@ -28,7 +30,7 @@ Capture = pytest.CaptureFixture[str]
 
 def parts_of(config: dict[str, Any], classes: list[str], size: tuple[int, ...]) -> Parts:
     """What `begin` looks at, of a run on data of this shape."""
-    data = {"kind": {"name": "pixels"}, "size": list(size), "num_classes": len(classes), "classes": classes}
+    data = {"kind": named(KINDS, Pixels()), "size": list(size), "num_classes": len(classes), "classes": classes}
     config = {**config, "data": {**data, "augment_labels": 0}}
     torch.manual_seed(1)
     network = make_model(config)
