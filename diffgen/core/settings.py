@@ -31,6 +31,7 @@ class TrainSettings:
     augment: float
     stratified_times: bool
     seed: int
+    init: str | None
     resume: str
     checkpoint_every: int
     preview_every: int
@@ -70,10 +71,20 @@ class TrainSettings:
         require(0 <= self.augment <= 1, f"train.augment={self.augment} must be in [0, 1]")
         require(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
         require(0 <= self.seed < 2**63, f"train.seed={self.seed} must be in [0, 2^63)")
+        require(self.init != "", "train.init is empty: give a checkpoint, or null")
+        require(
+            self.init is None or self.resume in ("auto", "none"),
+            f"train.init={self.init!r} begins a new run and train.resume={self.resume!r} goes on with one: "
+            "give one of them",
+        )
         require(
             self.threads is None or self.threads >= 1,
             f"train.threads={self.threads} must be at least 1 or null",
         )
+
+    def share(self, images: int, seconds: float) -> float:
+        """Share of the run that is done, by images seen or by the time it took, whichever is further."""
+        return max(images / (self.images or math.inf), seconds / (60 * (self.minutes or math.inf)))
 
 
 LONGEST_WARMUP = 0.1  # of a run, so that a short trial of a long recipe learns too

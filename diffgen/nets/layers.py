@@ -1,6 +1,7 @@
 """Layers that networks share: convolutions and linear layers with their weights, norms, attention, embeddings."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,23 @@ class Embedding(nn.Module):
         if self.augment is not None and augment is not None:
             h = h + self.augment(augment)
         return F.silu(self.layer1(F.silu(self.layer0(h))))
+
+
+def carry_classes(own: Tensor, theirs: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """The label weights of an `Embedding` with some classes of another's, which then add the same to the embedding.
+
+    Args:
+        own: [channels, classes].
+        theirs: [channels, their classes].
+        pairs: Numbers of the same class here and there.
+
+    Returns:
+        [channels, classes]; one-hot labels grow with the number of classes, so the columns shrink with it.
+    """
+    carried = own.clone()
+    for here, there in pairs:
+        carried[:, here] = theirs[:, there] * math.sqrt(theirs.shape[1] / own.shape[1])
+    return carried
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

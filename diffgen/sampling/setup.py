@@ -113,7 +113,7 @@ def make_guide(path: str, trained: Trained) -> Denoiser:
     Raises:
         UsageError: It was trained on other examples, for another objective, or by another schedule.
     """
-    weaker = restore(load_guide(path))
+    weaker = restore(checkpoint.load(Path(path), "guide"))
     theirs, ours = ((each.kind, replace(each.shape, augment_labels=0), each.classes) for each in (weaker, trained))
     require(
         theirs == ours,
@@ -130,11 +130,3 @@ def make_guide(path: str, trained: Trained) -> Denoiser:
 def guides(guidance: Guidance, labels: list[int]) -> bool:
     """Whether a network call stands for two evaluations."""
     return guidance.scale != 1 and (guidance.guide is not None or any(label >= 0 for label in labels))
-
-
-def load_guide(path: str) -> Checkpoint:
-    """The checkpoint to guide away from; its errors name the key `guide`."""
-    try:
-        return checkpoint.load(Path(path))
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace("ckpt=", "guide=", 1)) from None

@@ -26,6 +26,7 @@ import torch
 from diffgen.core.errors import CheckpointError
 from diffgen.core.files import folder_atomically, write_atomically, write_json
 from diffgen.storage.formats import in_todays_words
+from diffgen.storage.instead import follow, holds_no_model, refusal
 from diffgen.storage.tensor_file import (
     MAX_DEPTH,
     Tensors,
@@ -70,24 +71,26 @@ class Checkpoint:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def find_model(path: Path) -> Path:
-    """The model file that a path means: a file, a checkpoint folder, or a run directory (its newest checkpoint).
+def find_model(path: Path, key: str = "ckpt") -> Path:
+    """The model file that a path means.
+
+    Args:
+        path: A file, a checkpoint folder, a run directory or its `checkpoints` (the newest one), or `latest` in there.
+        key: The setting that it stands at, for sentences.
 
     Raises:
-        CheckpointError: There is none; the sentence says what was looked for.
+        CheckpointError: There is none; the sentence says what was looked for, or what stands there instead.
+        UsageError: It is a folder of several runs.
     """
-    if path.is_dir():
-        if (path / "model.safetensors").exists():
-            return path / "model.safetensors"
-        newest = find_newest(path)
-        if newest is None:
-            raise CheckpointError(
-                f"ckpt={str(path)!r} holds neither model.safetensors nor a complete checkpoints/<images> folder"
-            )
-        return newest / "model.safetensors"
-    if not path.exists():
-        raise CheckpointError(f"ckpt={str(path)!r} does not exist")
-    return path
+    path = follow(path, key)
+    if path.exists() and not path.is_dir() and not holds_no_model(path):
+        return path
+    if (path / "model.safetensors").exists():
+        return path / "model.safetensors"
+    newest = next(iter(complete(path)), None) or find_newest(path)
+    if newest is None:
+        raise refusal(path, key, "holds neither model.safetensors nor a complete checkpoints/<images> folder")
+    return newest / "model.safetensors"
 
 
 def find_newest(run_dir: Path) -> Path | None:
@@ -142,14 +145,18 @@ def damage(folder: Path) -> str | None:
     return None if len(images) == 1 else f"{folder} is not what its name says: its files are of other numbers of images"
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, key: str = "ckpt") -> Checkpoint:
     """Read a checkpoint that may come from anyone.
+
+    Args:
+        path: See `find_model`.
+        key: The setting that it stands at, for sentences.
 
     Raises:
         CheckpointError: It is missing, damaged, foreign or hostile. No code is run, and no more memory is taken than
             the size of the file.
     """
-    about = describe(path)
+    about = describe(path, key)
     path, metadata = about.path, about.metadata
     weights = load_tensors(path)
     if digest(weights, metadata["config"]) != metadata.get("sha256"):
@@ -170,17 +177,17 @@ class Description:
     metadata: dict[str, str]
 
 
-def describe(path: Path) -> Description:
-    """What stands in the header of a model file, without its weights.
+def describe(path: Path, key: str = "ckpt") -> Description:
+    """What stands in the header of a model file, without its weights; see `load` for the arguments.
 
     Raises:
         CheckpointError: See `load`; only the weights' checksum and values are left unchecked.
     """
     try:
-        path = find_model(path)
+        path = find_model(path, key)
         metadata = read_header(path)["__metadata__"]
     except OSError as error:
-        raise CheckpointError(f"ckpt={str(path)!r} cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{key}={str(path)!r} cannot be read: {error.strerror}") from None
     if "format_version" not in metadata:
         raise CheckpointError(f"{path} is the state of a run, not its model: give model.safetensors beside it")
     if metadata["format_version"] != FORMAT:

@@ -23,8 +23,10 @@ from diffgen.core.files import (
     writing,
 )
 from diffgen.core.lock import RunLock
+from diffgen.core.paths import setting
 from diffgen.data.places import LeftOut
 from diffgen.storage import checkpoint
+from diffgen.storage.instead import follow, holds_no_model, refusal
 
 OUR_MARKS = (".lock", MARK)
 """Files of a run that was killed before it had written anything."""
@@ -68,7 +70,7 @@ def choose_run(run_dir: str | None, resume: str, default: str, lock: RunLock) ->
     newest = checkpoint.find_newest(target)
     if newest and resume == "none":
         raise UsageError(
-            f"run_dir={run_dir!r} holds a run and train.resume=none: choose another run_dir, or resume=auto"
+            f"run_dir={run_dir!r} holds a run and train.resume=none: choose another run_dir, or train.resume=auto"
         )
     if newest is None and not (target / "metrics.jsonl").exists() and _holds_files(target):
         raise UsageError(f"run_dir={run_dir!r} holds files that are no run of diffgen's: choose another folder")
@@ -117,16 +119,43 @@ def _holds_files(path: Path) -> bool:
     return any(not item.is_dir() and item.name not in OUR_MARKS for item in path.rglob("*"))
 
 
-def _checkpoint_folder(path: Path) -> Path:
-    folder = path.parent if path.is_file() else path
-    if (folder / "state.json").is_file():
-        return folder
-    if (folder / "model.safetensors").is_file():
-        raise CheckpointError(f"train.resume={str(path)!r} holds weights alone: nothing can go on from them")
-    newest = checkpoint.find_newest(folder)
-    if newest is None:
-        raise CheckpointError(f"train.resume={str(path)!r} holds no complete checkpoint; choose auto, none or a path")
+def _checkpoint_folder(given: Path) -> Path:
+    """The checkpoint folder that a path means: itself, that of its file, or the newest of a run."""
+    key, words = "train.resume", f"train.resume={str(given)!r}"
+    try:
+        path = follow(given, key)
+        if not path.exists():
+            raise CheckpointError(f"{words} does not exist; choose auto, none or a path")
+        folder = path.parent if path.is_file() else path
+        if _is_weights(path) or _holds_weights_alone(folder):
+            raise CheckpointError(f"{words} holds weights alone, and nothing can go on from them: {begin_from(given)}")
+        if (folder / "state.json").is_file():
+            return folder
+        newest = next(iter(checkpoint.complete(folder)), None) or checkpoint.find_newest(folder)
+        if newest is None:
+            raise refusal(path, key, "holds no complete checkpoint; choose auto, none or a path")
+    except OSError as error:
+        raise CheckpointError(f"{words} cannot be read: {error.strerror}") from None
     return newest
+
+
+def begin_from(path: Path) -> str:
+    """The advice to whom going on is refused, and beginning anew is open."""
+    return f"{setting('train.init', path)} begins a new run from its weights"
+
+
+def _is_weights(path: Path) -> bool:
+    """Whether it is a file that is no part of a checkpoint folder: a model's, if it is one of diffgen's.
+
+    Raises:
+        CheckpointError: It is something else.
+    """
+    lone = path.is_file() and not (path.parent / "state.json").is_file() and not holds_no_model(path)
+    return lone and bool(checkpoint.describe(path, "train.resume"))
+
+
+def _holds_weights_alone(folder: Path) -> bool:
+    return (folder / "model.safetensors").is_file() and not (folder / "state.json").is_file()
 
 
 def _unused(path: Path) -> Path:

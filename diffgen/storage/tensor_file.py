@@ -46,6 +46,8 @@ def read_header(path: Path) -> dict[str, Any]:
         OSError: It cannot be opened.
     """
     size = size_of(path)
+    if size == 0:
+        raise CheckpointError(f"{path} is an empty file: it was cut short")
     with path.open("rb") as file:
         start = file.read(9)
         _refuse_other_formats(path, start)

@@ -22,7 +22,7 @@ from diffgen.core.errors import DiffgenError, UsageError, first_line, require, t
 from diffgen.core.files import append_bytes, writing
 from diffgen.core.registry import Table, build
 from diffgen.storage.run_directory import RunLog
-from diffgen.training.state import flatten
+from diffgen.training.changes import flatten
 
 LOGGERS = Table("logger")
 

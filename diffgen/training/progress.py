@@ -1,7 +1,5 @@
 """Where a run stands."""
 
-import math
-
 import torch
 
 from diffgen.core.settings import TrainSettings
@@ -29,8 +27,7 @@ class Progress:
 
     def share(self) -> float:
         """Share of the run that is done, by images or by minutes, whichever is further."""
-        by_images = self.images / (self.settings.images or math.inf)
-        return max(by_images, self.watch.seconds / (60 * (self.settings.minutes or math.inf)))
+        return self.settings.share(self.images, self.watch.seconds)
 
     def crossed(self, every: int | None) -> bool:
         """Whether the latest step passed a multiple of so many images."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from diffgen.core.errors import CheckpointError
 from diffgen.storage import checkpoint
-from diffgen.training import state
+from diffgen.training import changes, state
 from diffgen.training.parts import Parts
 from diffgen.training.progress import Progress
 from diffgen.training.tally import Tally
@@ -21,7 +21,7 @@ def load(folder: Path, parts: Parts, at: Progress) -> list[str]:
     """
     saved = checkpoint.load(folder)
     counters, tensors = checkpoint.load_state(folder)
-    changes = state.compare(parts.config, counters["config"], folder)
+    told = changes.compare(parts.config, counters["config"], folder)
     others = [checkpoint.load(folder / f"model-{ema.profile}.safetensors") for ema in parts.emas[1:]]
     for ema, average in zip(parts.emas, [saved, *others], strict=True):
         checkpoint.check_fit(ema.averaged, average.weights, folder)
@@ -31,17 +31,33 @@ def load(folder: Path, parts: Parts, at: Progress) -> list[str]:
         at.tally = Tally.from_tensors(tensors, accelerator.process_index, accelerator.num_processes, parts.device)
         at.step, at.images = counters["step"], counters["images"]
         stepped = at.step > int(at.tally.skipped)
-        state.apply(tensors, parts.learned, parts.optimizer.optimizer, folder, stepped=stepped)
+        try:
+            state.apply(tensors, parts.learned, parts.optimizer.optimizer, folder, stepped=stepped)
+        except CheckpointError as error:
+            changes.check_optimizer(error, parts.config, counters["config"], folder)
+            raise
         if counters["scaler"] and accelerator.scaler:
             accelerator.scaler.load_state_dict(counters["scaler"])
         at.watch.go_on(counters["seconds"])
         if counters["data_images"] != len(parts.dataset):
-            changes.append(f"images in the data set: {counters['data_images']} -> {len(parts.dataset)}")
+            told.append(_other_images(parts, counters["data_images"], folder))
         if parts.settings.micro_batch == "auto":
             parts.gradients.micro_batch = min(parts.local_batch, counters["micro_batch"])
     except KeyError as error:
         raise CheckpointError(f"{folder} is not a whole training state: it lacks {error}") from None
-    return changes
+    where = (at.images, at.watch.seconds)
+    return told + changes.learning_rate(parts.config, counters["config"], parts.base_lrs[0], *where)
+
+
+def _other_images(parts: Parts, then: int, folder: Path) -> str:
+    """That the data set has another number of images now, which is fatal to a share that is held out from it."""
+    share, now = parts.config["dataset"].get("held_out"), len(parts.dataset)
+    if isinstance(share, float):
+        raise CheckpointError(
+            f"cannot go on from {folder}: the data set had {then:,} images to train on and has {now:,}, so that "
+            f"dataset.held_out={share:g} would hold out some that it has seen"
+        )
+    return f"images in the data set: {then:,} -> {now:,}"
 
 
 def snapshot(parts: Parts, at: Progress, losses: Tensor) -> Snapshot:

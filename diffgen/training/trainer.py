@@ -7,6 +7,7 @@ in images seen, so one GPU and eight run the same recipe.
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,10 @@ from diffgen.core.settings import TrainSettings, section
 from diffgen.core.signals import Interrupted, Stopped, StopRequest, stop_requests
 from diffgen.data.base import Stored
 from diffgen.sampling.labels import columns, cycle_labels
-from diffgen.storage.run_directory import RunLog, choose_run
+from diffgen.storage.checkpoint import find_newest
+from diffgen.storage.run_directory import RunLog, begin_from, choose_run
 from diffgen.training import header, saving
+from diffgen.training.begin import begin
 from diffgen.training.clipping import clipped_step, finite
 from diffgen.training.parts import Parts
 from diffgen.training.progress import Progress
@@ -78,7 +81,10 @@ class Trainer:
 
     def open_run(self, config_yaml: str, default_run_dir: str, lock: RunLock) -> None:
         """Decide where to write and where to go on from, on the main process; then load."""
-        wanted = (self.parts.config["run_dir"], self.settings.resume, default_run_dir, lock)
+        run_dir, init = self.parts.config["run_dir"], self.settings.init
+        anew = on_main(self.accelerator, lambda: run_dir is None or find_newest(Path(run_dir)) is None)
+        self.begun = begin(init, self.parts) if init and anew else ""  # refused before a folder is made
+        wanted = (run_dir, self.settings.resume, default_run_dir, lock)
         place = on_main(self.accelerator, lambda: choose_run(*wanted))
         self.run_dir, self.resumed_from = place.run_dir, place.resumed_from
         for note in place.notes:
@@ -130,14 +136,19 @@ class Trainer:
         self.parts.model.train()
         over = self.at.share() >= 1
         if over and self.resumed_from and self.resumed_from.resolve().parents[1] != self.run_dir.resolve():
-            raise UsageError(f"{self.resumed_from} has seen {self.at.images:,} images: give more of them to go on")
+            advice = begin_from(self.resumed_from)
+            raise UsageError(
+                f"{self.resumed_from} has seen {self.at.images:,} images: give more of them to go on; {advice}"
+            )
         self.examiner = self._examiner()
         self.parts.sampling.before_each = request.check
         self.at.watch.start(self.at.images)
         if self.resumed_from and not self._examined(again=True):  # the evaluation in which the run was stopped
             raise Stopped(self._agree(request, always=True), self.at.images, self.run_dir)
         if over:
-            self.reporter.say(f"nothing to do: {self.at.images:,} images are done")
+            other = any(change.startswith("dataset.") for change in self.changes)
+            advice = f"; {begin_from(self.run_dir)}, in another run_dir" if other else ""
+            self.reporter.say(f"nothing to do: {self.at.images:,} images are done{advice}")
             return self._farewell()
         if stop := self._agree(request, always=True):
             raise Stopped(stop, self.at.images, self.run_dir)
@@ -336,6 +347,7 @@ class Trainer:
         parts = self.parts
         state = f"resumed at {self.at.images:,} images from {self.resumed_from}" if self.resumed_from else "new run"
         rows = header.rows(parts, self.gflop) | {"run": f"{self.run_dir}", "state": state}
+        rows |= {"init": self.begun} if self.begun else {}
         if self.changes:
             rows["changed"] = ", ".join(self.changes)
         self.reporter.header(f"diffgen-train: {parts.config['dataset']['name']}, {parts.config['method']}", rows)

@@ -90,6 +90,20 @@ def test_notes_are_said_once(command: Command, tmp_path: Path) -> None:
     assert answer.out.count("taken for classes") == answer.out.count("dataset.json is not used") == 1
 
 
+def test_a_run_goes_on_with_the_same_held_out(command: Command, tmp_path: Path) -> None:
+    root = inputs.classes(tmp_path / "in", each=6)
+    held = (*folder(root, "run_dir=run"), "dataset.held_out=0.25")
+    assert command("train", *held).code == 0
+    more = (*held, "train.images=128")
+    other = command("train", *more, "dataset.held_out_seed=1")
+    assert other.code == 4 and "another dataset.held_out_seed (0 there, 1 here)" in other.err
+    inputs.fill(root / "cat", ["new.png"])
+    grown = command("train", *more)
+    assert grown.code == 4 and "had 9 images to train on and has 10" in grown.err
+    (root / "cat" / "new.png").unlink()
+    assert "resumed at 64 images" in command("train", *more).out
+
+
 # --- names of classes ---------------------------------------------------------------------------------------------
 
 

@@ -50,10 +50,13 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, fit: Callable[..., Path]) -> dict[str, Path]:
-    """The same run of twenty steps on one process (this one) and on two: run directories, and what the two said."""
-    root = tmp_path_factory.mktemp("processes")
-    fit(root / "one", *RUN)
+def runs(tmp_path_factory: pytest.TempPathFactory, fit: Callable[..., Path], tiny_run: Path) -> dict[str, Path]:
+    """The same run of twenty steps on one process (this one) and on two: run directories, and what the two said.
+
+    It begins from the weights of another run.
+    """
+    root, init = tmp_path_factory.mktemp("processes"), f"train.init={tiny_run}"
+    fit(root / "one", *RUN, init)
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -61,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, fit: Callable[..., Path]) -> 
         "COLUMNS": "200",
     }
     (root / "counted.py").write_text(COUNTED)
-    command = [sys.executable, *TWO[:-1], "counted.py", *RUN]
+    command = [sys.executable, *TWO[:-1], "counted.py", *RUN, init]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     (root / "said").write_text(done.stdout)
@@ -74,6 +77,7 @@ def test_two_processes_really_ran(runs: dict[str, Path]) -> None:
     said = runs["said"].read_text()
     assert "cpu x 2" in said
     assert "16 = 2 x 8" in said
+    assert "(10.7 k of 10.7 k numbers)" in " ".join(said.split()), "the weights that it begins from"
 
 
 def test_the_main_process_alone_tells_loggers(runs: dict[str, Path], metrics: Metrics) -> None:

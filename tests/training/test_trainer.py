@@ -25,7 +25,7 @@ from diffgen.objectives import Batch, Denoise
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
 from diffgen.training import stopwatch, trainer
-from diffgen.training.state import flatten
+from diffgen.training.changes import flatten
 
 Fit = Callable[..., Path]
 Compose = Callable[..., dict[str, Any]]
@@ -454,7 +454,9 @@ def test_a_finished_run_has_nothing_to_do(fit: Fit, tmp_path: Path, capsys: Capt
 
 
 def test_resume_none_refuses_a_folder_that_holds_a_run(fit: Fit, tiny_run: Path) -> None:
-    with pytest.raises(UsageError, match="holds a run and train.resume=none: choose another run_dir, or resume=auto"):
+    with pytest.raises(
+        UsageError, match="holds a run and train.resume=none: choose another run_dir, or train.resume=auto"
+    ):
         fit(tiny_run, "train.resume=none")
 
 
@@ -470,11 +472,9 @@ def test_a_run_goes_on_elsewhere_from_a_checkpoint(fit: Fit, tmp_path: Path, tin
     assert "00000144" in names(run / "checkpoints")
 
 
-@pytest.mark.parametrize("path", ["nothing", "."])
-def test_resuming_from_nothing_is_told(fit: Fit, tmp_path: Path, path: str) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"train.resume='.*' holds no complete checkpoint; choose auto, none or a path"
-    ):
+@pytest.mark.parametrize(("path", "words"), [("nothing", "does not exist"), (".", "holds no complete checkpoint")])
+def test_resuming_from_nothing_is_told(fit: Fit, tmp_path: Path, path: str, words: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"train.resume='.*' {words}; choose auto, none or a path"):
         fit(tmp_path / "run", f"train.resume={tmp_path / path}")
     assert not (tmp_path / "run").exists()
 

@@ -1,0 +1,121 @@
+"""A new run that begins from another's averaged weights: what fits is taken, the rest is new, and it is said."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from diffgen.build import MODEL_SIDE, Trained, restore
+from diffgen.core.console import count
+from diffgen.core.errors import CheckpointError
+from diffgen.nets.layers import Embedding, carry_classes
+from diffgen.storage import checkpoint
+from diffgen.storage.checkpoint import Checkpoint
+from diffgen.storage.tensor_file import Tensors
+from diffgen.training.changes import differences
+from diffgen.training.parts import Parts
+
+LEAST, NAMED = 0.5, 5
+"""Share of the network's numbers that must fit, else it is another network; and how many names a row holds."""
+
+MEANING = (*(part for part in MODEL_SIDE if part != "data"), "data.kind.name", "data.size")
+"""Parts of a config by which weights mean something else, though they fit."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a network takes from another's weights.
+
+    Attributes:
+        taken: Weights by name, on the CPU.
+        numbers: How many numbers in them are the other's.
+        by_name: The classes whose part of each weight of labels was found by name.
+    """
+
+    taken: Tensors
+    numbers: int
+    by_name: dict[str, list[str]]
+
+
+def begin(path: str, parts: Parts) -> str:
+    """Put a checkpoint's averaged weights into a run's network and its averages; the header's row.
+
+    Args:
+        path: What `ckpt` of `diffgen-sample` takes.
+        parts: Of a run that has made no step.
+
+    Raises:
+        CheckpointError: It is no checkpoint, of another kind of data, or under half of the network fits.
+        UsageError: It is a folder of several runs.
+    """
+    saved = checkpoint.load(Path(path), "train.init")
+    theirs, ours = restore(saved), parts.sampling.trained
+    if len(theirs.shape.size) != len(ours.shape.size):
+        said = f"made for {theirs.kind.unit} of {theirs.shape}, and this run's are {ours.kind.unit} of {ours.shape}"
+        raise CheckpointError(f"train.init={path!r} is of another kind of data: it was {said}")
+    other = differences(parts.config, saved.config, MEANING)
+    found = fit(parts.network, saved.weights, _classes(ours), _classes(theirs))
+    own = parts.network.state_dict()
+    size = sum(weight.numel() for weight in own.values())
+    if found.numbers < LEAST * size:
+        raise CheckpointError(
+            f"train.init={path!r} is of another network: {len(found.taken)} of {len(own)} weights fit, "
+            f"{found.numbers / size:.0%} of the numbers; it was made with another {other or 'model'}"
+        )
+    parts.network.load_state_dict({**own, **found.taken})
+    for ema in parts.emas:
+        ema.averaged.load_state_dict(parts.network.state_dict())
+    return "; ".join(row for row in [*told(saved, own, found, size), other and f"another {other}"] if row)
+
+
+def _classes(trained: Trained) -> Sequence[str]:
+    """Names of the classes; before they had names, their numbers."""
+    return trained.classes or [str(number) for number in range(trained.shape.num_classes)]
+
+
+def fit(network: nn.Module, weights: Tensors, ours: Sequence[str], theirs: Sequence[str]) -> Fit:
+    """Of weights, those that have the name, shape and type of one of the network's; of labels, the classes by name."""
+    own = network.state_dict()
+    taken = {name: weights[name] for name, weight in own.items() if name in weights and _alike(weights[name], weight)}
+    by_name = {}
+    pairs = [(number, theirs.index(name)) for number, name in enumerate(ours) if name in theirs]
+    of_labels = _of_labels(network) if list(ours) != list(theirs) else []
+    for name in filter(weights.__contains__, of_labels):
+        taken.pop(name, None)
+        if pairs and weights[name].dtype == own[name].dtype and len(weights[name]) == len(own[name]):
+            taken[name] = carry_classes(own[name].cpu(), weights[name], pairs)
+            by_name[name] = [ours[number] for number, _ in pairs]
+    numbers = sum(weight.numel() for name, weight in taken.items() if name not in by_name)
+    return Fit(taken, numbers + sum(len(own[name]) * len(names) for name, names in by_name.items()), by_name)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
+def _of_labels(network: nn.Module) -> list[str]:
+    """Names of the weights that have a column for each class."""
+    modules = network.named_modules()
+    return [f"{name}.label.weight" for name, layer in modules if isinstance(layer, Embedding) and layer.label]
+
+
+def told(saved: Checkpoint, own: Tensors, found: Fit, size: int) -> list[str]:
+    """What was taken, what is new and what was not used, for the header."""
+    counted = f"{len(found.taken)} of {len(own)} weights ({count(found.numbers)} of {count(size)} numbers)"
+    new = [_new(name, weight, saved.weights.get(name)) for name, weight in own.items() if name not in found.taken]
+    left = [name for name in saved.weights if name not in own]
+    rows = [f"{saved.path} at {saved.images:,} images: {counted}"]
+    for name, classes in found.by_name.items():
+        rows.append(f"{name} by the names of {len(classes)} of {own[name].shape[1]} classes: {_some(classes)}")
+    return [*rows, f"new: {_some(new)}" if new else "", f"not used: {_some(left)}" if left else ""]
+
+
+def _new(name: str, own: Tensor, there: Tensor | None) -> str:
+    was = "" if there is None or _alike(own, there) else f" (was {list(there.shape)})"
+    return f"{name} {list(own.shape)}{was}"
+
+
+def _some(names: Iterable[str]) -> str:
+    every = list(names)
+    return ", ".join(every[:NAMED] + ([f"{len(every) - NAMED} more"] if len(every) > NAMED else []))

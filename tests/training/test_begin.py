@@ -1,0 +1,174 @@
+"""A new run from another's weights: what is taken, what is new, and what is refused."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from diffgen.build import make_model, make_trained
+from diffgen.core.errors import CheckpointError, UsageError
+from diffgen.core.registry import named
+from diffgen.data.kinds import KINDS, Pixels
+from diffgen.nets.base import DataShape
+from diffgen.nets.layers import Embedding, carry_classes
+from diffgen.storage import checkpoint
+from diffgen.training.begin import begin
+from diffgen.training.parts import Parts
+
+Fit = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+
+
+def parts_of(config: dict[str, Any], classes: list[str], size: tuple[int, ...]) -> Parts:
+    """What `begin` looks at, of a run on data of this shape."""
+    data = {"kind": named(KINDS, Pixels()), "size": list(size), "num_classes": len(classes), "classes": classes}
+    config = {**config, "data": {**data, "augment_labels": 0}}
+    torch.manual_seed(1)
+    network = make_model(config)
+    emas = [SimpleNamespace(averaged=make_model(config)) for _ in range(2)]
+    sampling = SimpleNamespace(trained=make_trained(config, network))
+    return cast(Parts, SimpleNamespace(network=network, emas=emas, config=config, sampling=sampling))
+
+
+@pytest.fixture
+def config(compose: Callable[..., dict[str, Any]], tiny: list[str]) -> dict[str, Any]:
+    return compose("train", *tiny)
+
+
+def said(capsys: Capture) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_what_fits_is_taken_and_the_rest_is_new(config: dict[str, Any], tiny_run: Path) -> None:
+    """Other channels, classes of which two are known by name, and no weight changed that is not said to be."""
+    parts = parts_of(config, ["7", "cat", "0"], (3, 8, 8))
+    fresh = {name: weight.clone() for name, weight in parts.network.state_dict().items()}
+    row = begin(str(tiny_run), parts)
+    theirs, ours = checkpoint.load(tiny_run).weights, parts.network.state_dict()
+    new = {"stem.weight", "head.weight", "head.bias"}
+    for name, weight in ours.items():
+        if name != "embedding.label.weight":
+            assert torch.equal(weight, fresh[name] if name in new else theirs[name]), name
+    labels, known = ours["embedding.label.weight"], theirs["embedding.label.weight"]
+    assert torch.allclose(labels[:, [0, 2]], known[:, [7, 0]] * math.sqrt(10 / 3))
+    assert torch.equal(labels[:, 1], fresh["embedding.label.weight"][:, 1])
+    assert f"{len(ours) - 3} of {len(ours)} weights" in row
+    assert "at 128 images" in row and "by the names of 2 of 3 classes: 7, 0" in row
+    assert "head.weight [3, 8, 3, 3] (was [1, 8, 3, 3])" in row
+    assert "data.size ([1, 8, 8] there, [3, 8, 8] here)" in row
+
+
+def test_averages_begin_from_the_weights(config: dict[str, Any], tiny_run: Path) -> None:
+    parts = parts_of(config, [], (1, 8, 8))
+    assert "not used: embedding.label.bias, embedding.label.weight" in begin(str(tiny_run), parts)
+    for ema in parts.emas:
+        assert all(torch.equal(w, parts.network.state_dict()[name]) for name, w in ema.averaged.state_dict().items())
+
+
+def test_classes_of_no_known_name_are_new_though_the_shape_fits(config: dict[str, Any], tiny_run: Path) -> None:
+    parts = parts_of(config, [*"abcdefghij"], (1, 8, 8))
+    fresh = parts.network.state_dict()["embedding.label.weight"].clone()
+    assert "new: embedding.label.weight [8, 10]" in begin(str(tiny_run), parts)
+    assert torch.equal(parts.network.state_dict()["embedding.label.weight"], fresh)
+
+
+def test_a_known_class_adds_to_the_embedding_what_it_did() -> None:
+    theirs, ours = (Embedding(8, 8, DataShape((1, 8, 8), classes)) for classes in (5, 3))
+    label = carry_classes(cast(nn.Linear, ours.label).weight.detach(), cast(nn.Linear, theirs.label).weight, [(2, 4)])
+    ours.load_state_dict({**theirs.state_dict(), "label.weight": label})
+    condition = torch.tensor([0.3, 0.7])
+    a, b = theirs(condition, torch.tensor([4, -1])), ours(condition, torch.tensor([2, -1]))
+    assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_another_meaning_of_the_weights_is_said(
+    config: dict[str, Any], compose: Any, tiny: list[str], tiny_run: Path
+) -> None:
+    other = compose("train", *tiny, "schedule=cosine", "parameterization=v")
+    row = begin(str(tiny_run), parts_of(other, [], (1, 8, 8)))
+    assert (
+        "another parameterization.name (flow there, v here), schedule.name (rectified_flow there, cosine here)" in row
+    )
+
+
+def test_a_network_that_does_not_fit_is_refused(
+    fit: Fit, tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is made, and nothing begins from scratch in silence."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"of another network: .* model.channels \(8 there, 16 here\)"):
+        fit(tmp_path / "run", f"train.init={tiny_run}", "model.channels=16")
+    with pytest.raises(CheckpointError, match=r"'nothing' does not exist"):
+        fit(tmp_path / "run", "train.init=nothing")
+    with pytest.raises(UsageError, match=r"train.init is empty"):
+        fit(tmp_path / "run", "train.init=")
+    with pytest.raises(UsageError, match=r"train.init='x' begins a new run and train.resume='y' goes on with one"):
+        fit(tmp_path / "run", "train.init=x", "train.resume=y")
+    with pytest.raises(UsageError, match=r"is a folder of runs: give one of \[.*tiny"):
+        fit(tmp_path / "run", f"train.init={tiny_run.parent}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_kind_of_data_is_refused(config: dict[str, Any], tiny_run: Path) -> None:
+    parts = parts_of(config, [], (1, 8, 8))
+    vectors = SimpleNamespace(kind=SimpleNamespace(unit="vectors"), shape=DataShape((2,)), classes=())
+    cast(Any, parts).sampling = SimpleNamespace(trained=vectors)
+    with pytest.raises(CheckpointError, match="made for images of 1x8x8, and this run's are vectors of 2"):
+        begin(str(tiny_run), parts)
+
+
+@pytest.mark.fault(
+    "a run begun from another's weights is interrupted",
+    "the same command goes on with it, bit for bit; they are not read",
+)
+def test_a_run_begun_from_weights_goes_on_without_them(
+    fit: Fit, tmp_path: Path, tiny_run: Path, capsys: Capture
+) -> None:
+    source, constant = tmp_path / "source", "lr_schedule.decay=constant"
+    shutil.copytree(tiny_run, source)
+    settings = [constant, "ema.profile=power", f"train.init={source}"]
+    through = fit(tmp_path / "through", *settings)
+    row = said(capsys)
+    assert "state new run" in row and "init " in row and "weights (" in row
+    fit(tmp_path / "halves", *settings, "train.images=64")
+    shutil.rmtree(source)
+    capsys.readouterr()
+    halves = fit(tmp_path / "halves", *settings)
+    again = said(capsys)
+    assert "resumed at 64 images" in again and "init " not in again
+    for file in ("model", "model-0.100", "state"):
+        a, b = (run / "checkpoints" / "00000128" / f"{file}.safetensors" for run in (through, halves))
+        assert a.read_bytes() == b.read_bytes(), file
+    scratch = fit(tmp_path / "scratch", constant, "ema.profile=power")
+    a, b = (load_file(run / "checkpoints" / "00000128" / "model.safetensors") for run in (through, scratch))
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_other_weights_to_begin_from_are_not_read_on_the_way(fit: Fit, tmp_path: Path, capsys: Capture) -> None:
+    run = fit(tmp_path / "run", "train.images=64")
+    capsys.readouterr()
+    fit(run, "train.images=64", "train.init=elsewhere")
+    assert "train.init: null -> elsewhere (not read: the run goes on)" in said(capsys)
+
+
+def test_pictures_of_other_classes_and_channels(fit: Fit, tmp_path: Path, tiny_run: Path, capsys: Capture) -> None:
+    for number in range(32):
+        pixels = np.full((8, 8, 3), 255 * (number % 2), dtype=np.uint8)
+        folder = tmp_path / "pictures" / ("black", "white")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    settings = ["dataset=image_folder", f"dataset.root={tmp_path / 'pictures'}", "dataset.size=8"]
+    settings += ["method=flow", "train.images=64"]
+    fit(tmp_path / "run", *settings, f"train.init={tiny_run}")
+    row = said(capsys)
+    assert "new: embedding.label.weight [8, 2] (was [8, 10]), stem.weight [8, 3, 3, 3]" in row
+    assert "another data.size ([1, 8, 8] there, [3, 8, 8] here)" in row
