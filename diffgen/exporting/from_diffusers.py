@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from diffgen.build import Config, check_sampler, restore
+from diffgen.build import Config, check_sampler, make_model, restore
 from diffgen.core.errors import CheckpointError, require, unknown
 from diffgen.exporting.foreign import CONFIG, SCHEDULER, WEIGHTS, Keys, find_unet, read_config, read_weights, refusing
-from diffgen.exporting.names import layers, to_ours
+from diffgen.exporting.names import layers_of, to_ours
 from diffgen.exporting.to_diffusers import ENTRIES, PREDICTIONS
 from diffgen.storage.checkpoint import Checkpoint
 from diffgen.storage.tensor_file import Tensors
@@ -105,14 +105,16 @@ def read(folder: Path, samplers: Mapping[str, Config]) -> Found:
     try:
         _, unet = read_config(home / CONFIG, UNET)
         with refusing(home / CONFIG):
-            model, data = model_config(unet), data_config(unet)
+            parts = {"data": data_config(unet), "model": model_config(unet)}
+            with torch.device("meta"):
+                make_model(parts)  # which bounds its layers, before a list is made of them
         diffusion, notes = read_scheduler(folder, home, samplers)
-        weights = to_ours(read_weights(home / WEIGHTS), layers(len(model["channel_mult"]), model["blocks"]))
+        weights = to_ours(read_weights(home / WEIGHTS), layers_of(parts["model"]))
     except OSError as error:
         raise CheckpointError(f"ckpt={str(folder)!r} cannot be read: {error.strerror}") from None
     if not unet["flip_sin_to_cos"]:
         weights = cosines_first(weights)
-    found = Found(home / WEIGHTS, {"data": data, "model": model, **diffusion}, 0, weights, notes)
+    found = Found(home / WEIGHTS, {**parts, **diffusion}, 0, weights, notes)
     check_sampler(found, restore(found))
     return found
 

@@ -4,6 +4,9 @@ The two differ in names and in attention alone, where diffusers has a linear lay
 one convolution of a pixel for all three.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from diffgen.storage.tensor_file import Tensors
@@ -34,13 +37,9 @@ EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_a
 """What diffusers called attention before version 0.14, and what most public files still do."""
 
 
-def layers(levels: int, blocks: int) -> Layers:
-    """Every layer that a U-Net may have.
-
-    Args:
-        levels: Resolutions.
-        blocks: Residual blocks a level in the encoder.
-    """
+def layers_of(settings: Mapping[str, Any]) -> Layers:
+    """Every layer that a U-Net of these settings may have; they are sound, so that there are few."""
+    levels, blocks = len(settings["channel_mult"]), settings["blocks"]
     table: Layers = {ours: (theirs,) for ours, theirs in ENDS.items()}
     number = 0
     for level in range(levels):

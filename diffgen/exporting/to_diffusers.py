@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffgen.build import Config, Trained, check_sampler, sampler_settings
@@ -15,7 +16,7 @@ from diffgen.core.files import write_atomically, write_json, writing
 from diffgen.data.kinds import Pixels
 from diffgen.diffusion.denoiser import name_of
 from diffgen.diffusion.schedules import DDPMLinear
-from diffgen.exporting.names import layers, to_theirs
+from diffgen.exporting.names import layers_of, to_theirs
 from diffgen.nets import DataShape, UNet, UNet2D
 from diffgen.nets.unet import Attention
 from diffgen.nets.unet2d import DownsamplePaddedAfter
@@ -28,6 +29,9 @@ PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 ENTRIES = 1000
 """Of a table of betas: for this number the two count the steps of the time embedding alike."""
+
+FULL = 0.9999
+"""The size of noise that passes for 1, where a pipeline starts."""
 
 HELD = {"patch": 1, "resample": "conv", "skip_scale": 1.0, "decoder_attention": "all"}
 """The settings of `unet` that UNet2DModel has one value of."""
@@ -48,8 +52,9 @@ Written by diffgen-export from {path}, {images:,} images seen.
 
 ALIKE = (
     "From the same noise these are the images of diffgen-sample with {sampler} sampler.clip={clip} "
-    "sampler.spacing=uniform and the same sampler.steps, where that divides 1000."
+    "sampler.spacing=uniform and {steps}."
 )
+ANY_STEPS, ALL_STEPS = "the same sampler.steps, where that divides 1000", "sampler.steps=1000"
 
 
 def write(folder: Path, saved: Checkpoint, trained: Trained) -> list[str]:
@@ -70,19 +75,19 @@ def write(folder: Path, saved: Checkpoint, trained: Trained) -> list[str]:
     if wrong:
         raise UsageError(f"format=diffusers cannot hold {saved.path}: {'; '.join(wrong)}. format=onnx or torch can")
     settings = saved.config["model"]
-    levels, blocks = len(settings["channel_mult"]), settings["blocks"]
     scheduler, alike = scheduler_config(saved, trained)
-    steps = saved.config["sampler"]["steps"]
     with writing(folder):
         for part in ("unet", "scheduler"):
             (folder / part).mkdir()
-        renamed = to_theirs(saved.weights, layers(levels, blocks))
+        renamed = to_theirs(saved.weights, layers_of(settings))
         path = folder / "unet" / "diffusion_pytorch_model.safetensors"
         save_tensors(on_cpu(renamed), path, {"format": "pt"})
     write_json(folder / "unet" / "config.json", unet_config(settings, trained))
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / "model_index.json", index(scheduler["_class_name"]))
-    about = {"path": saved.path, "images": saved.images, "steps": steps if ENTRIES % steps == 0 else ENTRIES}
+    steps = saved.config["sampler"]["steps"]
+    steps = steps if ENTRIES % steps == 0 and ALL_STEPS not in alike else ENTRIES
+    about = {"path": saved.path, "images": saved.images, "steps": steps}
     write_atomically(folder / "README.md", README.format(**about, alike=alike))
     return [alike]
 
@@ -102,6 +107,8 @@ def misfits(config: Config, trained: Trained) -> Iterator[str]:
     schedule, target = denoiser.schedule, name_of(denoiser.parameterization)
     if not (isinstance(schedule, DDPMLinear) and schedule.steps == ENTRIES):
         yield f"its schedule is no table of {ENTRIES} linear betas (schedule=ddpm_linear)"
+    elif (end := float(schedule.sigma(torch.tensor(1.0, dtype=torch.float64)))) < FULL:
+        yield f"its schedule ends at sigma={end:.4f}, and a pipeline starts from noise of size 1 (schedule.beta_end)"
     if target not in PREDICTIONS:
         yield f"parameterization={target} is none of [{', '.join(PREDICTIONS)}]"
     if denoiser.scale_input:
@@ -200,7 +207,10 @@ def scheduler_config(saved: Checkpoint, trained: Trained) -> tuple[dict[str, Any
         "timestep_spacing": "trailing",
     }
     if own["name"] == "ddim" and own["eta"] == 0 and not clip:
-        return {"_class_name": "DDIMScheduler", **config}, ALIKE.format(sampler="sampler=ddim", clip="false")
+        alike = ALIKE.format(sampler="sampler=ddim", clip="false", steps=ANY_STEPS)
+        return {"_class_name": "DDIMScheduler", **config}, alike
     variance = own["variance"] if own["name"] == "ancestral" else "small"
-    alike = ALIKE.format(sampler=f"sampler=ancestral sampler.variance={variance}", clip=str(clip).lower())
+    steps = ANY_STEPS if variance == "small" else ALL_STEPS  # with fewer, theirs adds noise to the image itself
+    sampler = f"sampler=ancestral sampler.variance={variance}"
+    alike = ALIKE.format(sampler=sampler, clip=str(clip).lower(), steps=steps)
     return {"_class_name": "DDPMScheduler", **config, "variance_type": f"fixed_{variance}"}, alike
