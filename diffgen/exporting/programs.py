@@ -164,7 +164,7 @@ def compare(program: Program, trained: Trained) -> float:
 def readme(saved: Checkpoint, trained: Trained, file: str, difference: float) -> str:
     """What the program takes and gives, in words."""
     classes, schedule = trained.classes or range(trained.shape.num_classes), trained.denoiser.schedule
-    named = ", ".join(f"{number} {name}" for number, name in enumerate(classes))
+    named = ", ".join(f"{i}" if str(name) == f"{i}" else f"{i} {name}" for i, name in enumerate(classes))
     return README.format(
         path=saved.path,
         images=saved.images,
