@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SOURCES = (".py", ".md", ".yaml", ".toml")
 """Endings of files that are named because they are in the repository; others are what a run writes."""
 
-OUTPUTS = (".png", ".gif", ".npz", ".gz", ".json", ".jsonl", ".csv", ".txt", ".safetensors")
+OUTPUTS = (".png", ".gif", ".npz", ".gz", ".json", ".jsonl", ".csv", ".txt", ".safetensors", ".onnx", ".pt2")
 
 ELSEWHERE = {"train_unconditional.py", r"logger.csv.delimiter=\t"}
 """What is not here: a script of diffusers, a setting of an example."""

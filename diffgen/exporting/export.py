@@ -35,6 +35,8 @@ def export(settings: ExportSettings, samplers: Mapping[str, Config]) -> None:
         checkpoint.save_model(folder, found.config, found.images, found.weights)
         notes = found.notes
     else:
+        if (source / "model_index.json").exists():
+            raise UsageError(f"ckpt={str(source)!r} is a folder of diffusers: format=diffgen makes a checkpoint of it")
         saved = checkpoint.load(source)
         trained = restore(saved)
         with folder_atomically(folder) as temporary:

@@ -80,6 +80,11 @@ SCHEDULE = Keys(
 VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large"}
 """Of a DDPMScheduler, by diffgen's names."""
 
+CLIPPED = (
+    "DDIMScheduler keeps the direction of the network's own noise where it clips, and sampler=ddim that of the clipped "
+    "image: from the same noise the two draw images that differ a little"
+)
+
 PADDINGS = {0: "after", 1: "both"}
 
 
@@ -198,15 +203,16 @@ def attention_resolutions(unet: Config) -> list[int]:
 
 
 def read_scheduler(folder: Path, home: Path, samplers: Mapping[str, Config]) -> tuple[dict[str, Any], list[str]]:
-    """What a scheduler's config says, and a note where there is none: then it is DDPM's by default."""
+    """What a scheduler's config says, and what to tell of it; where there is none, it is DDPM's by default."""
     places = (folder / "scheduler" / SCHEDULER, home / SCHEDULER, home.parent / "scheduler" / SCHEDULER)
     path = next((path for path in places if path.exists()), None)
     if path is None:
         note = f"no {SCHEDULER} is there: the network is taken to predict noise, by the linear betas of DDPM"
         return diffusion_config("DDPMScheduler", SCHEDULE.defaults, samplers), [note]
     name, scheduler = read_config(path, SCHEDULE)
+    notes = [CLIPPED] if name == "DDIMScheduler" and scheduler["clip_sample"] else []
     with refusing(path):
-        return diffusion_config(name, scheduler, samplers), []
+        return diffusion_config(name, scheduler, samplers), notes
 
 
 def diffusion_config(name: str, scheduler: Config, samplers: Mapping[str, Config]) -> dict[str, Any]:

@@ -266,6 +266,17 @@ def test_a_network_alone_is_taken_for_ddpms_and_that_is_said(
     assert "no scheduler_config.json is there" in capsys.readouterr().out
 
 
+def test_a_sampler_that_clips_otherwise_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs(tmp_path / "a", TUTORIAL, diffusers.DDIMScheduler())
+    run(tmp_path / "a", tmp_path / "b", "diffgen")
+    assert "draw images that differ a little" in capsys.readouterr().out
+
+
+def test_a_folder_of_diffusers_wants_the_way_in(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="format=diffgen makes a checkpoint of it"):
+        run(folder, tmp_path / "b", "onnx")
+
+
 def changed(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
