@@ -7,6 +7,7 @@ from diffgen.build import Config, restore
 from diffgen.core.console import Reporter
 from diffgen.core.errors import UsageError
 from diffgen.core.files import folder_atomically
+from diffgen.core.paths import setting
 from diffgen.core.settings import ExportSettings
 from diffgen.exporting import from_diffusers, programs, to_diffusers
 from diffgen.storage import checkpoint
@@ -33,7 +34,7 @@ def export(settings: ExportSettings, samplers: Mapping[str, Config]) -> None:
     if settings.format == "diffgen":
         found = from_diffusers.read(source, samplers)
         checkpoint.save_model(folder, found.config, found.images, found.weights)
-        notes = found.notes
+        notes = [*found.notes, f"next: diffgen-sample {setting('ckpt', folder)}"]
     else:
         if (source / "model_index.json").exists():
             raise UsageError(f"ckpt={str(source)!r} is a folder of diffusers: format=diffgen makes a checkpoint of it")
@@ -44,9 +45,8 @@ def export(settings: ExportSettings, samplers: Mapping[str, Config]) -> None:
                 notes = to_diffusers.write(temporary, saved, trained)
             else:
                 notes = programs.write(temporary, saved, trained, settings.format)
-    for note in notes:
-        reporter.say(note)
-    reporter.say(f"written: {folder}")
+    for line in (f"written: {folder}", *notes):
+        reporter.say(line)
 
 
 def check_folder(folder: Path, source: Path, *, overwrite: bool) -> None:

@@ -12,6 +12,8 @@ import torch
 
 from diffgen.build import Config, check_sampler, make_model, restore
 from diffgen.core.errors import CheckpointError, require, unknown
+from diffgen.core.registry import named
+from diffgen.data.kinds import KINDS, Pixels
 from diffgen.exporting.foreign import CONFIG, SCHEDULER, WEIGHTS, Keys, find_unet, read_config, read_weights, refusing
 from diffgen.exporting.names import layers_of, to_ours
 from diffgen.exporting.to_diffusers import ENTRIES, PREDICTIONS
@@ -140,7 +142,7 @@ def data_config(unet: Config) -> dict[str, Any]:
     require(len(sides) == 2, f"sample_size={size} must be a side or [height, width]")
     require(unet["out_channels"] == channels, f"out_channels={unet['out_channels']} must be in_channels={channels}")
     shape = {"size": [channels, *sides], "num_classes": 0, "augment_labels": 0}
-    return {"kind": {"name": "pixels"}, **shape, "classes": []}
+    return {"kind": named(KINDS, Pixels()), **shape, "classes": []}
 
 
 def model_config(unet: Config) -> dict[str, Any]:

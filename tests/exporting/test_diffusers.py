@@ -62,7 +62,8 @@ def stirred(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def saved(folder: Path, *overrides: str, size: tuple[int, ...] = (1, 8, 8), classes: int = 0) -> Path:
     """A checkpoint of random weights, as a run of these settings would write it."""
     config = compose_config("train", ["dataset=digits", "method=ddpm", *overrides])
-    data = {"kind": {"name": "pixels"}, "size": list(size), "num_classes": classes, "augment_labels": 0, "classes": []}
+    kind = {"name": "pixels", "background": "white", "range": None}
+    data = {"kind": kind, "size": list(size), "num_classes": classes, "augment_labels": 0, "classes": []}
     parts = ("objective", "model", "schedule", "parameterization", "denoiser", "sampler")
     config = {"data": data, **{part: config[part] for part in parts}}
     checkpoint.save_model(folder, config, 128, stirred(make_model(config)).state_dict())
@@ -329,7 +330,7 @@ def refusal(folder: Path) -> str:
         ({"layers_per_block": 2}, "weight"),
         ({"downsample_padding": 2}, "downsample_padding=2 must be one of [0, 1]"),
         ({"norm_num_groups": 5}, "groups=5 must divide"),
-        ({"norm_num_groups": None}, "norm_num_groups=None must be a whole number"),
+        ({"norm_num_groups": None}, "norm_num_groups=null must be a whole number"),
         ({"attention_head_dim": 7}, "head_channels=7 must divide"),
         ({"attn_norm_num_groups": 8}, "attn_norm_num_groups=8 has no place"),
         ({"time_embedding_dim": 64}, "time_embedding_dim=64 has no place"),

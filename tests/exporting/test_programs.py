@@ -1,7 +1,10 @@
 """The denoiser as a program: torch.export's and ONNX Runtime's give what the original gives, or nothing is written."""
 
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,3 +137,20 @@ def test_an_earlier_export_is_replaced_where_that_is_asked_for(folders: dict[str
     before = (tmp_path / "to" / "model_index.json").stat().st_mtime_ns
     export(ExportSettings(ckpt=str(there), to=str(tmp_path / "to"), format="diffusers", overwrite=True), SAMPLERS)
     assert (tmp_path / "to" / "model_index.json").stat().st_mtime_ns > before
+
+
+def test_the_command_from_a_run_to_a_sample(
+    command: Callable[..., Any], fit: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Out to diffusers, in again, and the command that is printed draws."""
+    few = ["model.channels=8", "model.channel_mult=[1]", "model.attention_resolutions=[]", "model.groups=4"]
+    fit(tmp_path / "a run", "conditional=false", "method=ddpm", "model=unet2d", *few, "sampler.steps=4")
+    assert command("export", f"ckpt='{tmp_path / 'a run'}'", "to=out").code == 0
+    said = command("export", "ckpt=out", "to='a net'", "format=diffgen")
+    assert said.code == 0, said.err
+    printed = next(line for line in said.out.splitlines() if line.startswith("next: "))
+    program, *arguments = shlex.split(printed.removeprefix("next: "))
+    drawn = command(program.removeprefix("diffgen-"), *arguments, "n=2", "sampler.steps=2", "out=drawn")
+    assert drawn.code == 0, drawn.err
+    assert (tmp_path / "drawn" / "grid.png").exists()
+    assert command("export", "ckpt=out", "to=out").code == 2
