@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffgen.build import Config, check_sampler, make_model, restore
-from diffgen.core.errors import CheckpointError, require, unknown
+from diffgen.core.errors import CheckpointError, require, typed, unknown
 from diffgen.core.registry import named
 from diffgen.data.kinds import KINDS, Pixels
 from diffgen.exporting.foreign import CONFIG, SCHEDULER, WEIGHTS, Keys, find_unet, read_config, read_weights, refusing
@@ -139,7 +139,7 @@ def data_config(unet: Config) -> dict[str, Any]:
     """What the examples are: pictures without labels."""
     size, channels = unet["sample_size"], unet["in_channels"]
     sides = [size, size] if isinstance(size, int) else list(size or ())
-    require(len(sides) == 2, f"sample_size={size} must be a side or [height, width]")
+    require(len(sides) == 2, f"sample_size={typed(size)} must be a side or [height, width]")
     require(unet["out_channels"] == channels, f"out_channels={unet['out_channels']} must be in_channels={channels}")
     shape = {"size": [channels, *sides], "num_classes": 0, "augment_labels": 0}
     return {"kind": named(KINDS, Pixels()), **shape, "classes": []}

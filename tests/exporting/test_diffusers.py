@@ -336,7 +336,7 @@ def refusal(folder: Path) -> str:
         ({"time_embedding_dim": 64}, "time_embedding_dim=64 has no place"),
         ({"freq_shift": 3}, "frequency_shift=3.0 must be in [0, 1]"),
         ({"in_channels": 6}, "out_channels=1 must be in_channels=6"),
-        ({"sample_size": None}, "sample_size=None must be a side"),
+        ({"sample_size": None}, "sample_size=null must be a side"),
         ({"sample_size": 18}, "must divide both sides"),
         ({"sample_size": 10**6}, "out of range"),
         ({"_class_name": "UNet2DConditionModel"}, "_class_name='UNet2DConditionModel' is none of [UNet2DModel]"),
