@@ -126,7 +126,7 @@ def command(
 ) -> Callable[..., Answer]:
     """`command("train", "dataset=digits")` runs a command in this process from an empty folder; plugins do not stay."""
     from diffgen.cli import eval as evaluation
-    from diffgen.cli import sample, train
+    from diffgen.cli import export, sample, train
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
@@ -134,7 +134,7 @@ def command(
     def run(name: str, *arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", [f"diffgen-{name}", *arguments])
         capsys.readouterr()
-        code = {"train": train, "sample": sample, "eval": evaluation}[name].main()
+        code = {"train": train, "sample": sample, "eval": evaluation, "export": export}[name].main()
         said = capsys.readouterr()
         return Answer(code, said.out, said.err)
 

@@ -24,14 +24,14 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SOURCES = (".py", ".md", ".yaml", ".toml")
 """Endings of files that are named because they are in the repository; others are what a run writes."""
 
-OUTPUTS = (".png", ".gif", ".npz", ".gz", ".json", ".jsonl", ".csv", ".txt", ".safetensors")
+OUTPUTS = (".png", ".gif", ".npz", ".gz", ".json", ".jsonl", ".csv", ".txt", ".safetensors", ".onnx", ".pt2")
 
 ELSEWHERE = {"train_unconditional.py", r"logger.csv.delimiter=\t"}
 """What is not here: a script of diffusers, a setting of an example."""
 
 LIBRARIES = {"torch", "nn", "numpy", "hydra", "omegaconf", "safetensors", "accelerate"}
 
-COMMANDS = ("train", "sample", "eval")
+COMMANDS = ("train", "sample", "eval", "export")
 PROGRAMS = tuple(f"diffgen-{name}" for name in COMMANDS)
 
 
@@ -106,7 +106,7 @@ def is_setting(name: str) -> bool:
 
 @cache
 def settings() -> set[str]:
-    """Full names of all settings and groups of the three commands, with any choice of a group."""
+    """Full names of all settings and groups of the commands, with any choice of a group."""
     composed = {name for command in COMMANDS for name in names(configs.defaults(command, []), "")}
     shipped = (names(yaml.safe_load(path.read_text()), package(path)) for path in configs.config_dir().glob("*/*.yaml"))
     return composed.union(*shipped)
@@ -267,12 +267,14 @@ def test_commands_are_understood(
     """All but the work itself: keys, choices and values, of a checkpoint that is there."""
     from diffgen.cli import eval as evaluation
     from diffgen.evaluation import evaluate
+    from diffgen.exporting import export
     from diffgen.sampling import generate
     from diffgen.training import trainer
 
     monkeypatch.setattr(trainer, "train", lambda *given: None)
     monkeypatch.setattr(generate, "generate", lambda *given: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda *given: {})
+    monkeypatch.setattr(export, "export", lambda *given: None)
     monkeypatch.setattr(evaluation, "_tell_sweep", lambda folder: None)
     there = [re.sub(r"^ckpt=.*", f"ckpt={tiny_run}", word) for word in words[1:]]
     there = [word.replace("docs/examples", str(ROOT / "docs" / "examples")) for word in there]

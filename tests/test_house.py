@@ -23,6 +23,7 @@ ROOMS = (
     "sampling",
     "evaluation",
     "training",
+    "exporting",
     "tables",
     "cli",
 )

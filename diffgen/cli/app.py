@@ -33,7 +33,7 @@ from diffgen.core.paths import at_home, check_folder, quoted, setting, walk
 
 Job = Callable[[dict[str, Any], str], None]
 
-FOLDERS = ("run_dir", "out", "cache")
+FOLDERS = ("run_dir", "out", "cache", "to")
 """Settings that name a folder to write to."""
 
 PATHS = (*FOLDERS, "ckpt", "guide", "images", "train.resume", "train.init", "dataset.root", "dataset.path")

@@ -315,3 +315,27 @@ class EvalSettings(DrawSettings):
 def eval_settings(config: Mapping[str, Any]) -> EvalSettings:
     """The checked settings of `diffgen-eval`."""
     return EvalSettings(**_converted(EvalSettings, config, "sampler", "extractor", "dataset"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """The settings of `diffgen-export`."""
+
+    ckpt: str | None
+    to: str | None
+    format: Literal["diffusers", "onnx", "torch", "diffgen"]
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.ckpt), "ckpt is missing: ckpt=PATH, a checkpoint, or a folder of diffusers with format=diffgen"
+        )
+        require(bool(self.to), "to is missing: to=FOLDER says where to write")
+
+
+def export_settings(config: Mapping[str, Any]) -> ExportSettings:
+    """The checked settings of `diffgen-export`."""
+    hints = get_type_hints(ExportSettings)
+    for key in config:
+        require(key in hints, unknown(key, hints))
+    return ExportSettings(**{key: convert(key, config[key], hint) for key, hint in hints.items()})

@@ -3,5 +3,6 @@
 from diffgen.nets.base import MODELS, DataShape
 from diffgen.nets.mlp import MLP
 from diffgen.nets.unet import UNet
+from diffgen.nets.unet2d import UNet2D
 
-__all__ = ["MLP", "MODELS", "DataShape", "UNet"]
+__all__ = ["MLP", "MODELS", "DataShape", "UNet", "UNet2D"]

@@ -44,16 +44,19 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class SinusoidalEmbedding(nn.Module):
-    """cos and sin of the noise condition at geometric frequencies from 1 to 1e-4 (Vaswani et al. 2017)."""
+    """cos and sin of the noise condition at geometric frequencies from 1 to 1e-4 (Vaswani et al. 2017).
 
-    def __init__(self, channels: int) -> None:
+    `shift` is 1 where the last frequency is 1e-4 itself, as in the code of DDPM, and 0 where it would be the next.
+    """
+
+    def __init__(self, channels: int, shift: float = 0.0) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.shift = channels, shift
 
     def forward(self, condition: Tensor) -> Tensor:
         """[B] -> [B, channels]."""
         half = self.channels // 2
-        frequencies = torch.arange(half, device=condition.device, dtype=torch.float32) / half
+        frequencies = torch.arange(half, device=condition.device, dtype=torch.float32) / (half - self.shift)
         angles = condition[:, None] * torch.exp(-math.log(10_000) * frequencies)  # [B, channels / 2]
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 

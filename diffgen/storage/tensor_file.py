@@ -45,6 +45,20 @@ def read_header(path: Path) -> dict[str, Any]:
         CheckpointError: Not a regular file, not safetensors, cut short, or not diffgen's.
         OSError: It cannot be opened.
     """
+    header = read_any_header(path)
+    if header["__metadata__"].get("library") != "diffgen":
+        found = ", ".join(repr(name[:40]) for name in sorted(header.keys() - {"__metadata__"})[:3]) or "none"
+        raise CheckpointError(f"{path} is not a diffgen checkpoint (tensors in it: {found})")
+    return header
+
+
+def read_any_header(path: Path) -> dict[str, Any]:
+    """The header of any safetensors file, checked alike.
+
+    Raises:
+        CheckpointError: Not a regular file, not safetensors, or cut short.
+        OSError: It cannot be opened.
+    """
     size = size_of(path)
     if size == 0:
         raise CheckpointError(f"{path} is an empty file: it was cut short")
@@ -59,10 +73,7 @@ def read_header(path: Path) -> dict[str, Any]:
         file.seek(8)
         header = parse(file.read(length).decode("utf-8", "replace"), path)
     _check_layout(header, size - 8 - length, path)
-    metadata = header.setdefault("__metadata__", {})
-    if metadata.get("library") != "diffgen":
-        found = ", ".join(repr(name[:40]) for name in sorted(header.keys() - {"__metadata__"})[:3]) or "none"
-        raise CheckpointError(f"{path} is not a diffgen checkpoint (tensors in it: {found})")
+    header.setdefault("__metadata__", {})
     return header
 
 

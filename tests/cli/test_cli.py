@@ -67,6 +67,15 @@ print("CODE", code, "HEAVY", heavy)
         ("sample", ["--help"], 0, "diffgen-sample ckpt=PATH"),
         ("sample", ["--cfg", "job"], 0, "guidance: auto"),
         ("sample", [], 2, "ckpt is missing"),
+        ("export", ["--help"], 0, "diffgen-export ckpt=PATH to=FOLDER"),
+        ("export", [], 2, "ckpt is missing"),
+        ("export", ["ckpt=a"], 2, "to is missing"),
+        (
+            "export",
+            ["ckpt=a", "to=b", "format=onx"],
+            2,
+            "choose one of [diffgen, diffusers, onnx, torch] (did you mean 'onnx'?)",
+        ),
         ("sample", ["n=0"], 2, "n=0 must be in [1, 10000000]"),
     ],
 )
@@ -96,7 +105,7 @@ def test_settings_called_alike_are_not_all_listed(command: Command) -> None:
     assert ".name" not in one_sentence(command("train", "name=x"), 2)
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "eval"])
+@pytest.mark.parametrize("name", ["train", "sample", "eval", "export"])
 def test_help_names_every_exit_code(command: Command, name: str) -> None:
     said = command(name, "--help").out.partition("exit codes:\n")[2]
     listed = {int(code): meaning for code, meaning in re.findall(r"^  (\d+) +(.+)$", said, re.MULTILINE)}
@@ -116,6 +125,7 @@ def test_the_commands_are_installed_under_their_names() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
         "diffgen-train": "diffgen.cli.train:main", "diffgen-sample": "diffgen.cli.sample:main", "diffgen-eval": "diffgen.cli.eval:main",
+        "diffgen-export": "diffgen.cli.export:main",
     }  # fmt: skip
 
 
@@ -149,7 +159,7 @@ WRONG_TRAIN = [
     (["~train.images"], "train.images is missing"),
     (["dataset=cifar"], "dataset='cifar' is unknown; choose one of [arrays, cifar10, digits, fashion_mnist, image_folder, mixture, mnist, parquet, points]"),
     (["method=edn"], "choose one of [ddpm, ddpm_cosine, edm, flow, vpred] (did you mean 'edm'?)"),
-    (["model=unet"], "model='unet' is unknown; choose one of [mlp, unet_base, unet_large, unet_small, unet_tiny]"),
+    (["model=unet"], "model='unet' is unknown; choose one of [mlp, unet2d, unet_base, unet_large, unet_small, unet_tiny]"),
     (["experiment=fast"], "experiment='fast' is unknown; choose one of [cifar10_ddpm, cifar10_edm, cifar10_fast, quickstart, tutorial]"),
     (["dataset=null"], "dataset='null' is unknown; choose one of ["),
     (["model={name:unet}", "model=3"], "model='{name:unet}' is unknown; choose one of ["),
