@@ -33,7 +33,7 @@ from diffgen.training.loggers import Figures
 from diffgen.training.trainer import train_until
 
 DRAWING, TRAINING = Lock(), Lock()
-"""One thread of a process draws at a time, since memory is for one; one run is trained, since Accelerate's state is one."""
+"""One thread of a process draws at a time, as memory is for one; and one run is trained, as Accelerate's state is."""
 
 
 def load(path: str | Path, *, device: str | torch.device = "auto", plugins: Sequence[str] = ()) -> "Run":

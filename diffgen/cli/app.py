@@ -174,13 +174,15 @@ def checked(name: str, config: DictConfig, overrides: list[str]) -> dict[str, An
         overrides: From which it was composed.
 
     Raises:
-        UsageError: See `check_against_defaults`.
+        UsageError: See `check_against_defaults`; or a folder is a file.
         OmegaConfBaseException: A value is missing, or names another one that is not there.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_against_defaults(name, plain, overrides)
     plugins.check(plain["plugins"], overrides)
     told: dict[str, Any] = walk(plain, at_home)
+    for key in FOLDERS:
+        check_folder(key, told.get(key))
     return told
 
 
@@ -225,16 +227,21 @@ def check_against_defaults(name: str, config: Mapping[str, Any], overrides: list
     Raises:
         UsageError: A key that the defaults do not have, or a value of another kind.
     """
-    _compare(defaults(name, overrides), config, "")
+    compare(defaults(name, overrides), config)
 
 
-def _compare(base: Any, value: Any, key: str) -> None:
+def compare(base: Any, value: Any, key: str = "") -> None:
+    """The same of defaults that are at hand; `key` is where both stand.
+
+    Raises:
+        UsageError: See `check_against_defaults`.
+    """
     if isinstance(base, dict) and isinstance(value, Mapping):
         for name in value:
             path = f"{key}.{name}".lstrip(".")
             if name not in base:
                 raise UsageError(unknown(path, [f"{key}.{k}".lstrip(".") for k in base]))
-            _compare(base[name], value[name], path)
+            compare(base[name], value[name], path)
         return
     if "." not in key and not isinstance(base, dict):
         return  # settings outside groups are checked by `diffgen.core.settings`

@@ -40,8 +40,8 @@ class Reporter:
 
     def __init__(self, *, speaks: bool) -> None:
         """Args: speaks: whether this process writes at all."""
-        told = {"force_jupyter": False, "force_terminal": False} if Console().is_jupyter else {}  # plain lines there
-        self.console = Terminal(quiet=not speaks, soft_wrap=True, **told)
+        plain = False if Console().is_jupyter else None  # lines there: a notebook can go back over none
+        self.console = Terminal(quiet=not speaks, soft_wrap=True, force_jupyter=False, force_terminal=plain)
         self.warned: set[str] = set()
 
     def header(self, title: str, rows: Mapping[str, str]) -> None:

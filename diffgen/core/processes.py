@@ -62,6 +62,8 @@ def accelerated(precision: str, known: Collection[str] = DRAWN_IN) -> Iterator[A
     cpu = launcher.wants_cpu() or (not gpu and not torch.backends.mps.is_available())
     if cpu:
         memory.keep_freed()
+    foreign = [(state, dict(state._shared_state)) for state in (AcceleratorState, GradientState)]
+    _forget_states()  # a caller's own, from Python
     patient = InitProcessGroupKwargs(timeout=PATIENCE)
     with memory.as_fault():
         accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patient])
@@ -73,8 +75,15 @@ def accelerated(precision: str, known: Collection[str] = DRAWN_IN) -> Iterator[A
         compilation.forget()
         accelerator.free_memory()
         accelerator.end_training()
-        AcceleratorState._reset_state(False)
-        GradientState._reset_state()
+        _forget_states()
+        for state, kept in foreign:
+            state._shared_state.update(kept)
+
+
+def _forget_states() -> None:
+    """Let the next accelerator choose its precision."""
+    AcceleratorState._reset_state(False)
+    GradientState._reset_state()
 
 
 def told(accelerator: Accelerator) -> str:
