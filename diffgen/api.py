@@ -21,6 +21,7 @@ from diffgen.cli.configs import as_yaml
 from diffgen.core import compilation, memory
 from diffgen.core.compilation import Compiled
 from diffgen.core.errors import UsageError, first_line, require
+from diffgen.core.paths import at_home
 from diffgen.core.processes import autocast
 from diffgen.core.registry import convert
 from diffgen.core.settings import SampleSettings
@@ -36,22 +37,22 @@ DRAWING, TRAINING = Lock(), Lock()
 """One thread of a process draws at a time, as memory is for one; and one run is trained, as Accelerate's state is."""
 
 
-def load(path: str | Path, *, device: str | torch.device = "auto", plugins: Sequence[str] = ()) -> "Run":
+def load(path: str | Path, *, device: str | torch.device = "auto", plugins: str | Sequence[str] = ()) -> "Run":
     """Read a checkpoint.
 
     Args:
         path: A .safetensors file, a checkpoint folder, or a run directory, whose newest is read.
         device: Where it draws: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
-        plugins: Modules or files of your own that it needs.
+        plugins: Modules or files of your own that it needs: one or several.
 
     Raises:
         UsageError: There is no such device, or a plugin cannot be imported.
         CheckpointError: The checkpoint is missing, damaged, foreign or hostile; no code in it is run.
     """
     if plugins:
-        compose.plug([str(name) for name in plugins])
+        compose.plug([plugins] if isinstance(plugins, str) else [*plugins])
     place = _device(device)
-    return Run(checkpoint.load(Path(path).expanduser()), place)
+    return Run(checkpoint.load(Path(at_home("ckpt", str(path)))), place)
 
 
 def train(overrides: Sequence[str] = (), progress: Callable[[dict[str, Any]], None] | None = None) -> "Run":

@@ -29,6 +29,7 @@ from diffgen.data.kinds import Pixels
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "python.md"
+EXAMPLES = ROOT / "docs" / "examples"
 
 VECTORS = ["dataset=mixture", "model=mlp", "model.width=8", "model.blocks=1", "train.images=64", "preview.n=2"]
 
@@ -184,6 +185,8 @@ def test_what_can_be_loaded(tiny_model: Path, tmp_path: Path, monkeypatch: pytes
     assert diffgen.load(tiny_model.parent).images == 128
     with pytest.raises(CheckpointError, match="'nowhere' does not exist"):
         diffgen.load("nowhere")
+    with pytest.raises(UsageError, match="no user here has that name"):
+        diffgen.load("~nobody.here/run")
     for device in ("gpu", "cuda:99"):
         with pytest.raises(UsageError, match=f"device='{device}' cannot be used"):
             diffgen.load(copy, device=device)
@@ -192,8 +195,14 @@ def test_what_can_be_loaded(tiny_model: Path, tmp_path: Path, monkeypatch: pytes
 def test_plugins_can_be_loaded_with(run: diffgen.Run, plugged: None, tiny_run: Path) -> None:
     with pytest.raises(UsageError, match="sampler='quiet_euler' is unknown"):
         run.sample(2, sampler="quiet_euler")
-    other = diffgen.load(tiny_run, plugins=[str(ROOT / "docs" / "examples" / "sampler.py")])
+    other = diffgen.load(tiny_run, plugins=str(EXAMPLES / "sampler.py"))
     assert other.sample(2, sampler="quiet_euler", shrink=0.98, steps=3).shape == (2, 1, 8, 8)
+
+
+def test_plugins_can_be_trained_with(plugged: None, tiny: list[str], tmp_path: Path) -> None:
+    here = [*tiny, "train.images=16", f"run_dir={tmp_path / 'run'}"]
+    run = diffgen.train([f"plugins=[{EXAMPLES / 'time.py'}]", *here, "time=early", "time.power=3"])
+    assert "name: early" in (tmp_path / "run" / "config.yaml").read_text() and run.images == 16
 
 
 def test_a_grid(run: diffgen.Run) -> None:

@@ -91,7 +91,7 @@ def plug(plugins: list[str]) -> None:
         UsageError: One cannot be found, or fails.
     """
     with _composing("sample", []):
-        app.PLUGGED.update(app.plugins.load(plugins))
+        app.PLUGGED.update(app.plugins.load([at_home("plugins", str(name)) for name in plugins]))
 
 
 @contextmanager
