@@ -47,6 +47,7 @@ docs: $(READY)  ## write what scripts write in docs/ anew (not docs/combinations
 	$(BIN)/python scripts/device_mutations.py --table
 	$(BIN)/python scripts/bench_table.py
 	$(BIN)/python scripts/gpu_table.py
+	$(BIN)/python scripts/notebook.py
 
 # k-diffusion without its dependencies: its samplers need none of them but torchsde and torchdiffeq.
 bench: $(READY)  ## measure beside the peers on this machine, about ten minutes

@@ -115,9 +115,19 @@ def as_path(argument: str) -> str:
 
 
 def _load_plugins() -> None:
-    names, others = plugins.named(sys.argv[1:])
+    sys.argv[1:] = plug(sys.argv[1:])
+
+
+def plug(arguments: list[str]) -> list[str]:
+    """Import the plugins that are named among arguments; returns these with one list of them.
+
+    Raises:
+        UsageError: One cannot be found, or fails.
+        HydraException: Hydra's grammar cannot read their names.
+    """
+    names, others = plugins.named(arguments)
     PLUGGED.update(plugins.load(names))
-    sys.argv[1:] = [*others, f"plugins=[{','.join(map(quoted, names))}]"] if names else others
+    return [*others, f"plugins=[{','.join(map(quoted, names))}]"] if names else others
 
 
 def _check_arguments() -> None:
@@ -132,23 +142,48 @@ def _check_arguments() -> None:
         raise UsageError(f"{foreign[0]} is no flag; settings are KEY=VALUE, --help lists them")
     if arguments.resolve and not arguments.cfg:
         raise UsageError("--resolve goes with --cfg job")
-    for key, _, value in (override.partition("=") for override in arguments.overrides):
-        if not key.strip("+~"):
-            raise UsageError(f"'{key}={value}' names no setting; settings are KEY=VALUE, --help lists them")
-        if key in groups():
-            check_choice(key, value)
+    check_overrides(arguments.overrides)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"-m", "--multirun"} & set(sys.argv[1:]):
         raise UsageError("-m cannot run inside several processes: sweep with a shell loop over torchrun commands")
 
 
+def check_overrides(overrides: list[str]) -> None:
+    """Answer what Hydra would answer with a traceback.
+
+    Raises:
+        UsageError: An override names no setting, or something that is no row's name for a group.
+    """
+    for key, _, value in (override.partition("=") for override in overrides):
+        if not key.strip("+~"):
+            raise UsageError(f"'{key}={value}' names no setting; settings are KEY=VALUE, --help lists them")
+        if key in groups():
+            check_choice(key, value)
+
+
 def _task(name: str, config: DictConfig, job: Job) -> None:
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    check_against_defaults(name, plain)
-    plugins.check(plain["plugins"], list(HydraConfig.get().overrides.task))
-    plain = walk(plain, at_home)
-    for key in FOLDERS:
-        check_folder(key, plain.get(key))
+    plain = checked(name, config, list(HydraConfig.get().overrides.task))
     job(plain, as_yaml(plain))
+
+
+def checked(name: str, config: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """A composed config as plain data, its keys and kinds of values checked.
+
+    Args:
+        name: The top-level config.
+        config: As Hydra composes it.
+        overrides: From which it was composed.
+
+    Raises:
+        UsageError: See `check_against_defaults`; or a folder is a file.
+        OmegaConfBaseException: A value is missing, or names another one that is not there.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_against_defaults(name, plain, overrides)
+    plugins.check(plain["plugins"], overrides)
+    told: dict[str, Any] = walk(plain, at_home)
+    for key in FOLDERS:
+        check_folder(key, told.get(key))
+    return told
 
 
 def _tell(sentence: str, *, silent: bool) -> None:
@@ -167,7 +202,7 @@ def answer(call: Callable[[], object], name: str = "") -> int:
         _tell(str(error), silent=error.told_elsewhere or not error.alone)
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
-        _tell(explain(name, error), silent=True)
+        _tell(explain(name, error, sys.argv[1:]), silent=True)
         return UsageError.exit_code
     except KeyboardInterrupt:
         complain("stopped by Ctrl-C")
@@ -186,23 +221,27 @@ def answer(call: Callable[[], object], name: str = "") -> int:
 # --- keys and types -------------------------------------------------------------------------------------------------
 
 
-def check_against_defaults(name: str, config: Mapping[str, Any]) -> None:
+def check_against_defaults(name: str, config: Mapping[str, Any], overrides: list[str]) -> None:
     """Compare keys and kinds of values with the defaults of the chosen groups.
 
     Raises:
         UsageError: A key that the defaults do not have, or a value of another kind.
     """
-    base = defaults(name, list(HydraConfig.get().overrides.task))
-    _compare(base, config, "")
+    compare(defaults(name, overrides), config)
 
 
-def _compare(base: Any, value: Any, key: str) -> None:
+def compare(base: Any, value: Any, key: str = "") -> None:
+    """The same of defaults that are at hand; `key` is where both stand.
+
+    Raises:
+        UsageError: See `check_against_defaults`.
+    """
     if isinstance(base, dict) and isinstance(value, Mapping):
         for name in value:
             path = f"{key}.{name}".lstrip(".")
             if name not in base:
                 raise UsageError(unknown(path, [f"{key}.{k}".lstrip(".") for k in base]))
-            _compare(base[name], value[name], path)
+            compare(base[name], value[name], path)
         return
     if "." not in key and not isinstance(base, dict):
         return  # settings outside groups are checked by `diffgen.core.settings`

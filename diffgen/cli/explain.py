@@ -3,7 +3,6 @@
 import difflib
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,21 +30,22 @@ NO_CHOICE = r"(null|true|false|[-+.\d]*|\{.*)"
 """What Hydra would take for something else than a row's name, and answer with a traceback."""
 
 
-def explain(name: str, error: Exception) -> str:
+def explain(name: str, error: Exception, arguments: list[str]) -> str:
     """One sentence for an error of Hydra's, naming key, value and choices.
 
     Args:
         name: The top-level config, `train`, `sample` or `eval`.
         error: What Hydra or OmegaConf raised.
+        arguments: What was typed.
     """
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(name, match[1])
+        return _unknown_key(name, match[1], arguments)
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):  # load: one of a list
         group, _, choice = match[1].partition("/")
         return unknown_choice(group, choice)
     if isinstance(error, OverrideParseException):
-        return unreadable(error.override)
+        return unreadable(error.override, arguments)
     if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", text):
         return _several(match[1])
     if match := re.search(r"Multiple values for (\w+)", text):
@@ -81,22 +81,21 @@ def unknown_choice(group: str, choice: str) -> str:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def unreadable(override: str) -> str:
+def unreadable(override: str, arguments: list[str]) -> str:
     """The sentence for an override that the grammar cannot read: how that very value is spelled."""
     key, equals, value = override.partition("=")
     if key in groups():
         return unknown_choice(key, value)
-    spelled = _spelled(key, value)
+    spelled = _spelled(key, value, swept=bool({"-m", "--multirun"} & set(arguments)))
     sentence = f"cannot read {override!r}: settings are KEY=VALUE, with lists as 'KEY=[1,2]'"
     if not equals or not _readable(spelled):
         return sentence
     return f"{sentence} and quotes inside quotes around a text like this one, {shlex.quote(spelled)}"
 
 
-def _spelled(key: str, value: str) -> str:
+def _spelled(key: str, value: str, *, swept: bool) -> str:
     """The override with quotes around what is not readable: the items of a list or a sweep, or the whole."""
     is_list = len(value) > 1 and value[0] == "[" and value[-1] == "]"
-    swept = bool({"-m", "--multirun"} & set(sys.argv[1:]))
     inside = value[1:-1] if is_list else value
     items = inside.split(",") if is_list or swept else [inside]
     text = ",".join(item if _readable(f"x={item}") else quoted(_bare(item)) for item in items)
@@ -128,9 +127,9 @@ def _several(override: str) -> str:
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
-def _unknown_key(name: str, key: str) -> str:
+def _unknown_key(name: str, key: str, arguments: list[str]) -> str:
     """A wrong key: its neighbours if it stands in a known group, else the groups; and the nearest of all keys."""
-    overrides = [arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")]
+    overrides = [arg for arg in arguments if "=" in arg and not arg.startswith("-")]
     try:
         config = defaults(name, [o for o in overrides if o.split("=")[0] != key])
     except (HydraException, OmegaConfBaseException):

@@ -9,14 +9,12 @@ from typing import Any
 from diffgen.cli import app, configs
 from diffgen.cli.train import choices_line, codes_text, indent
 from diffgen.core.errors import EXIT_CODES, UsageError
-from diffgen.core.settings import sample_settings
+from diffgen.core.settings import SampleSettings, sample_settings
 
 
 def job(config: dict[str, Any], config_yaml: str) -> None:
     """Check the settings, then sample."""
-    settings = sample_settings(
-        {key: value for key, value in config.items() if key not in ("sampler", "task", "plugins")}
-    )
+    settings = check(config)
     if config["ckpt"] is None:
         raise UsageError(
             "ckpt is missing: diffgen-sample ckpt=PATH, a .safetensors file, checkpoint folder or run directory"
@@ -27,6 +25,11 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
     from diffgen.sampling.generate import generate  # torch, and all that takes seconds to import
 
     generate(settings, config["sampler"], config["task"], default_out)
+
+
+def check(config: dict[str, Any]) -> SampleSettings:
+    """The checked settings beside the sampler and the task."""
+    return sample_settings({key: value for key, value in config.items() if key not in ("sampler", "task", "plugins")})
 
 
 def help_text() -> str:

@@ -14,18 +14,33 @@ from diffgen.core.settings import SECTIONS, TOP, section
 
 def job(config: dict[str, Any], config_yaml: str) -> None:
     """Check the settings, then train."""
+    default_run_dir = check(config)
+    if app.is_sweep():
+        config["run_dir"] = str(app.job_folder(config["run_dir"]))
+    from diffgen.training.trainer import train  # torch, and all that takes seconds to import
+
+    train(config, config_yaml, default_run_dir)
+
+
+def check(config: dict[str, Any]) -> str:
+    """Check the settings outside the tables, and convert those outside any group, in place.
+
+    Args:
+        config: As it was composed, plain data.
+
+    Returns:
+        Where a new run goes if `run_dir` is null.
+
+    Raises:
+        UsageError: A setting has the wrong type or range.
+    """
     if config["run_dir"] == "":
         raise UsageError("run_dir is empty: give a folder, or null for outputs/<dataset>-<method>/<time>")
     config.update({key: convert(key, config[key], hint) for key, hint in TOP.items()})
     for name in SECTIONS:
         section(config, name)
     name = f"{config['dataset']['name']}-{config['method']}"
-    default_run_dir = Path("outputs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    if app.is_sweep():
-        config["run_dir"] = str(app.job_folder(config["run_dir"]))
-    from diffgen.training.trainer import train  # torch, and all that takes seconds to import
-
-    train(config, config_yaml, str(default_run_dir))
+    return str(Path("outputs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
 
 
 def help_text() -> str:
@@ -75,10 +90,14 @@ def indent(text: str) -> str:
     return "\n".join(f"  {line}" if line else "" for line in text.splitlines())
 
 
+DEMO = "experiment=quickstart"
+"""What is trained where nothing is asked for."""
+
+
 def main() -> int:
-    """Entry point; without arguments it is experiment=quickstart."""
+    """Entry point; without arguments it is `DEMO`."""
     if len(sys.argv) == 1:
-        sys.argv.append("experiment=quickstart")
+        sys.argv.append(DEMO)
     return app.run("train", job, help_text)
 
 

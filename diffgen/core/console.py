@@ -40,7 +40,8 @@ class Reporter:
 
     def __init__(self, *, speaks: bool) -> None:
         """Args: speaks: whether this process writes at all."""
-        self.console = Terminal(quiet=not speaks, soft_wrap=True)
+        plain = False if Console().is_jupyter else None  # lines there: a notebook can go back over none
+        self.console = Terminal(quiet=not speaks, soft_wrap=True, force_jupyter=False, force_terminal=plain)
         self.warned: set[str] = set()
 
     def header(self, title: str, rows: Mapping[str, str]) -> None:

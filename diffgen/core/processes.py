@@ -25,6 +25,9 @@ PATIENCE = timedelta(hours=1)
 One that dies is noticed at once by the launcher, and by gloo; NCCL waits this long.
 """
 
+DRAWN_IN = ("no", "bf16")
+"""Precisions of a network that draws."""
+
 DRIVER = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/nvidia0"))
 """What an NVIDIA driver leaves on Linux; elsewhere its nvidia-smi is found."""
 
@@ -35,7 +38,7 @@ NO_CUDA = (
 
 
 @contextmanager
-def accelerated(precision: str, known: Collection[str] = ("no", "bf16")) -> Iterator[Accelerator]:
+def accelerated(precision: str, known: Collection[str] = DRAWN_IN) -> Iterator[Accelerator]:
     """An accelerator on the GPU if there is one, for the length of a run.
 
     Its state ends with the block: a sweep's next job may want another precision, and a process that leaves while
@@ -50,9 +53,8 @@ def accelerated(precision: str, known: Collection[str] = ("no", "bf16")) -> Iter
     """
     launcher.check()
     gpu = not launcher.wants_cpu() and _find_gpu()
-    asked, precision = precision, launcher.precision(precision, known)
-    if precision == "auto":
-        precision = "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    asked = precision
+    precision = _chosen(precision, known, gpu=gpu)
     of_launcher = "" if asked == precision else " (the launcher's mixed_precision)"
     require(
         precision != "fp16" or gpu, f"train.precision=fp16{of_launcher} needs a GPU; choose one of [auto, no, bf16]"
@@ -60,6 +62,8 @@ def accelerated(precision: str, known: Collection[str] = ("no", "bf16")) -> Iter
     cpu = launcher.wants_cpu() or (not gpu and not torch.backends.mps.is_available())
     if cpu:
         memory.keep_freed()
+    foreign = [(state, dict(state._shared_state)) for state in (AcceleratorState, GradientState)]
+    _forget_states()  # a caller's own, from Python
     patient = InitProcessGroupKwargs(timeout=PATIENCE)
     with memory.as_fault():
         accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patient])
@@ -71,14 +75,40 @@ def accelerated(precision: str, known: Collection[str] = ("no", "bf16")) -> Iter
         compilation.forget()
         accelerator.free_memory()
         accelerator.end_training()
-        AcceleratorState._reset_state(False)
-        GradientState._reset_state()
+        _forget_states()
+        for state, kept in foreign:
+            state._shared_state.update(kept)
+
+
+def _forget_states() -> None:
+    """Let the next accelerator choose its precision."""
+    AcceleratorState._reset_state(False)
+    GradientState._reset_state()
 
 
 def told(accelerator: Accelerator) -> str:
     """What a run works on: device, number of processes, and precision."""
     device, processes = accelerator.device.type, accelerator.num_processes
     return f"{device} x {processes}, precision {launcher.told(accelerator.mixed_precision)}"
+
+
+def _chosen(precision: str, known: Collection[str], *, gpu: bool) -> str:
+    """The precision that `auto` stands for."""
+    precision = launcher.precision(precision, known)
+    if precision != "auto":
+        return precision
+    return "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """What an accelerator's own does, for who has none: its state is one for a whole process, and perhaps another's.
+
+    Args:
+        precision: `no`, `bf16` or `auto`; see `accelerated`.
+        device: Where the networks are.
+    """
+    low = _chosen(precision, DRAWN_IN, gpu=device.type == "cuda") == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=low)
 
 
 def _find_gpu() -> bool:

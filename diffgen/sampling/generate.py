@@ -1,7 +1,8 @@
-"""`diffgen-sample`: a checkpoint to a folder of samples, shared among processes."""
+"""A checkpoint to samples: what `diffgen-sample` writes to a folder, and what `diffgen.load` gives in Python."""
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffgen.core.console import Reporter, count
 from diffgen.core.errors import require
 from diffgen.core.processes import accelerated, on_main, share_of
 from diffgen.core.settings import SampleSettings
+from diffgen.diffusion.tasks import Plan
 from diffgen.sampling.drawing import Sampling, batch_size
 from diffgen.sampling.labels import choose_labels, class_columns, told
 from diffgen.sampling.setup import guides, make_plan, make_sampling, resolve_sampler
@@ -37,58 +39,101 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         DiffgenError: The checkpoint, a label, a picture or the output folder cannot be used.
     """
     with accelerated(settings.precision) as accelerator:
-        saved = posthoc.of_length(checkpoint.load(Path(str(settings.ckpt))), settings.sigma_rel)
-        trained = restore(saved)  # from here on the config is known to be sound
-        shape = trained.shape
-        labels = choose_labels(settings, trained.classes, shape.num_classes, str(task.get("name")))
-        require(
-            settings.guidance in ("auto", 1) or settings.guide is not None or any(label >= 0 for label in labels),
-            f"guidance={settings.guidance} needs labels or guide=CKPT, and these images have no label: guidance=1",
-        )
-        folder = Folder(
-            Path(settings.out) if settings.out else default_out, trained.kind, settings.saves, trained.classes
-        )
+        order = prepare(settings, sampler, task, checkpoint.load(Path(str(settings.ckpt))), accelerator.device)
+        labels, sampling, trained = order.labels, order.sampling, order.sampling.trained
+        out = Path(settings.out) if settings.out else default_out
+        folder = Folder(out, trained.kind, settings.saves, trained.classes)
         folder.check()
-        sampler = resolve_sampler(sampler, saved.config["sampler"], trained.kind)
-        sampling = make_sampling(settings, sampler, saved, trained, accelerator.device)
-        sampling.plan = make_plan(settings, task, sampling)
         on_main(accelerator, lambda: folder.prepare(overwrite=settings.overwrite))
         reporter = Reporter(speaks=accelerator.is_main_process)
-        reporter.header(
-            f"diffgen-sample: {saved.path}", _facts(settings, sampler, task, saved, sampling, accelerator, labels)
-        )
+        reporter.header(f"diffgen-sample: {order.saved.path}", _facts(order, accelerator))
         started = time.monotonic()
         files = Files(folder)
         with accelerator.autocast():
-            drawn = _draw_all(sampling, labels, settings, accelerator, reporter, files)
+            drawn = _draw_all(order, accelerator, reporter, files)
         files.finish()
         if accelerator.is_main_process:
             seconds = max(time.monotonic() - started, 1e-9)
-            notes = {"diffgen": f"ckpt={saved.path} seed={settings.seed} {shown(task)}, {shown(sampler)}"}
-            if sampling.plan.frames:
+            notes = {"diffgen": f"ckpt={order.saved.path} seed={settings.seed} {shown(task)}, {shown(order.sampler)}"}
+            if order.plan.frames:
                 folder.write_films(drawn, labels, notes)
             else:
-                in_line = settings.n if sampling.plan.path else None
-                folder.write(drawn, labels, in_line or class_columns(labels, shape.num_classes), notes)
+                in_line = settings.n if order.plan.path else None
+                folder.write(drawn, labels, in_line or class_columns(labels, trained.shape.num_classes), notes)
             _tell(reporter, settings, sampling, labels, folder.path, seconds)
 
 
-def _facts(
+@dataclass(frozen=True)
+class Order:
+    """What is to be drawn, checked, and what draws it.
+
+    Attributes:
+        settings: As they were given.
+        task: The same of the task.
+        saved: The checkpoint, its average of the length that was asked for.
+        sampler: Its config, with what the checkpoint says where nothing was given.
+        labels: One for each example, -1 for none.
+        sampling: On the device.
+        plan: Of the task.
+    """
+
+    settings: SampleSettings
+    task: Mapping[str, Any]
+    saved: Checkpoint
+    sampler: Mapping[str, Any]
+    labels: list[int]
+    sampling: Sampling
+    plan: Plan
+
+    def batches(self, mine: list[int]) -> Iterator[Tensor]:
+        """Examples of these numbers as stored, in batches [B, ...] on the CPU; or films of them, [B, F, ...]."""
+        sampling, at_once = self.sampling, self.settings.batch_size
+        draw = sampling.films if self.plan.frames else sampling.examples
+        batch = at_once if isinstance(at_once, int) else batch_size(sampling.trained.shape.size, sampling.device)
+        return draw(mine, [self.labels[i] for i in mine], batch)
+
+
+def prepare(
     settings: SampleSettings,
     sampler: Mapping[str, Any],
     task: Mapping[str, Any],
     saved: Checkpoint,
-    sampling: Sampling,
-    accelerator: Accelerator,
-    labels: list[int],
-) -> dict[str, str]:
+    device: torch.device,
+) -> Order:
+    """Check all that can be wrong before a network is called.
+
+    Args:
+        settings: Checked settings.
+        sampler: Config of the sampler; `name: auto` stands for the checkpoint's own.
+        task: Config of the task, a row of `tasks.TASKS`.
+        saved: What to sample.
+        device: Where.
+
+    Raises:
+        DiffgenError: The checkpoint, a label or a picture cannot be used, or a setting does not suit them.
+    """
+    saved = posthoc.of_length(saved, settings.sigma_rel)
+    trained = restore(saved)  # from here on the config is known to be sound
+    labels = choose_labels(settings, trained.classes, trained.shape.num_classes, str(task.get("name")))
+    require(
+        settings.guidance in ("auto", 1) or settings.guide is not None or any(label >= 0 for label in labels),
+        f"guidance={settings.guidance} needs labels or guide=CKPT, and these images have no label: guidance=1",
+    )
+    sampler = resolve_sampler(sampler, saved.config["sampler"], trained.kind)
+    sampling = make_sampling(settings, sampler, saved, trained, device)
+    sampling.plan = plan = make_plan(settings, task, sampling)
+    return Order(settings, task, saved, sampler, labels, sampling, plan)
+
+
+def _facts(order: Order, accelerator: Accelerator) -> dict[str, str]:
     """The header of the command."""
-    drawn = told(labels, sampling.trained.classes)
+    settings, saved, sampling = order.settings, order.saved, order.sampling
+    drawn = told(order.labels, sampling.trained.classes)
     return {
         "images": f"{settings.n} of {sampling.trained.shape}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
         "model": f"{saved.config['model']['name']}, {saved.images:,} images seen{shown_average(saved)}",
-        "task": shown(task),
-        "sampler": shown(sampler),
+        "task": shown(order.task),
+        "sampler": shown(order.sampler),
         "guidance": shown_guidance(sampling.guidance, settings.guide),
         "device": processes.told(accelerator),
     }
@@ -105,22 +150,15 @@ def _tell(
     reporter.say(f"grid: {out / 'grid.png'}{f' ({drawn})' if drawn else ''}{more}")
 
 
-def _draw_all(
-    sampling: Sampling,
-    labels: list[int],
-    settings: SampleSettings,
-    accelerator: Accelerator,
-    reporter: Reporter,
-    files: Files,
-) -> Tensor:
+def _draw_all(order: Order, accelerator: Accelerator, reporter: Reporter, files: Files) -> Tensor:
     """All examples as stored, [n, ...], or films [n, F, ...], on the main process (elsewhere the same or a part)."""
-    n, world = settings.n, accelerator.num_processes
+    n, world = order.settings.n, accelerator.num_processes
     mine = share_of(n, accelerator)
     parts: list[Tensor] = []
     started, done = time.monotonic(), 0
     with reporter.progress(len(mine), 0) as line:
-        for part in _batches(sampling, settings, mine, [labels[i] for i in mine]):
-            whole = part[:, -1] if sampling.plan and sampling.plan.frames else part
+        for part in order.batches(mine):
+            whole = part[:, -1] if order.plan.frames else part
             files.add(dict(zip(mine[done:], whole, strict=False)))
             parts.append(part)
             done += len(part)
@@ -129,10 +167,3 @@ def _draw_all(
     if world > 1:
         drawn = accelerator.gather(drawn.to(accelerator.device)).cpu()
     return drawn[:n]
-
-
-def _batches(sampling: Sampling, settings: SampleSettings, mine: list[int], labels: list[int]) -> Iterator[Tensor]:
-    draw = sampling.films if sampling.plan and sampling.plan.frames else sampling.examples
-    at_once = settings.batch_size
-    batch = at_once if isinstance(at_once, int) else batch_size(sampling.trained.shape.size, sampling.device)
-    return draw(mine, labels, batch)

@@ -6,7 +6,7 @@ in images seen, so one GPU and eight run the same recipe.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from diffgen.storage.run_directory import RunLog, begin_from, choose_run
 from diffgen.training import header, saving
 from diffgen.training.begin import begin
 from diffgen.training.clipping import clipped_step, finite
+from diffgen.training.loggers import Logger
 from diffgen.training.parts import Parts
 from diffgen.training.progress import Progress
 from diffgen.training.writer import Writer
@@ -51,17 +52,43 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
         DiffgenError: Something a user can mend; see `diffgen.core.errors`.
     """
     settings: TrainSettings = section(config, "train")
+    with stop_requests(settings.preemption_signal) as request:
+        train_until(request, config, config_yaml, default_run_dir)
+
+
+def train_until(
+    request: StopRequest,
+    config: dict[str, Any],
+    config_yaml: str,
+    default_run_dir: str,
+    told: Mapping[str, Logger] | None = None,
+) -> Path:
+    """The same for whoever listens for signals, or has none: the run ends early when `request` is made.
+
+    Args:
+        request: Looked at after every step.
+        config: See `train`.
+        config_yaml: See `train`.
+        default_run_dir: See `train`.
+        told: Who hears of the run, by name, beside the loggers that the config names.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        DiffgenError: See `train`.
+    """
+    settings: TrainSettings = section(config, "train")
     torch.set_num_threads(settings.threads or DEFAULT_THREADS)
-    with (
-        stop_requests(settings.preemption_signal) as request,
-        accelerated(settings.precision, PRECISIONS) as accelerator,
-        RunLock() as lock,
-    ):
+    with accelerated(settings.precision, PRECISIONS) as accelerator, RunLock() as lock:
         parts = Parts(config, settings, accelerator)
+        if parts.main:
+            parts.loggers.running.update(told or {})
         trainer = Trainer(parts)
         trainer.open_run(config_yaml, default_run_dir, lock)
         with parts.loggers.opened(trainer.run_dir, parts.config, trainer.at.images):
             trainer.run(request)
+    return trainer.run_dir
 
 
 class Trainer:
