@@ -35,13 +35,14 @@ FEW = 3
 """Settings of one name that a hint still lists."""
 
 
-def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
+def run(name: str, job: Job, help_text: Callable[[], str], checked_by_job: tuple[str, ...] = ()) -> int:
     """Run one command.
 
     Args:
         name: The top-level config, `train` or `sample`.
         job: Called with the resolved config as plain data and as YAML text.
         help_text: What `--help` prints.
+        checked_by_job: Groups of settings whose keys no default has: the job knows which there are.
 
     Returns:
         The exit code; see `diffgen.core.errors.EXIT_CODES`.
@@ -54,7 +55,7 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     codes: list[int] = []
 
     def task(config: DictConfig) -> None:
-        codes.append(answer(lambda: _task(name, config, job)))
+        codes.append(answer(lambda: _task(name, config, job, checked_by_job)))
         if codes[-1] > 128:
             if is_sweep():
                 alone = " ".join([*HydraConfig.get().overrides.task, f"run_dir={sweep_folder()}"])
@@ -117,10 +118,10 @@ def _check_arguments() -> None:
         raise UsageError("-m cannot run inside several processes: sweep with a shell loop over torchrun commands")
 
 
-def _task(name: str, config: DictConfig, job: Job) -> None:
+def _task(name: str, config: DictConfig, job: Job, checked_by_job: tuple[str, ...]) -> None:
     OmegaConf.resolve(config)
     plain: Any = OmegaConf.to_container(config, throw_on_missing=True)
-    check_against_defaults(name, plain)
+    check_against_defaults(name, {key: value for key, value in plain.items() if key not in checked_by_job})
     job(plain, OmegaConf.to_yaml(config))
 
 

@@ -66,8 +66,7 @@ class Examiner:
             DiffgenError: The data has no labels, or the extractor cannot be had.
         """
         self.settings, self.sampling, self.accelerator = settings, sampling, accelerator
-        held_out = main_first(accelerator, lambda: splits.test)
-        splits = Splits.of(splits.train, held_out or splits.train)
+        main_first(accelerator, lambda: splits.test)
         cache = cache_folder() / "eval" / str(config["dataset"]["name"])
         extractor = shared_extractor(config["extractor"], splits, cache, accelerator)
         self.reference = Reference(splits, extractor, cache)
