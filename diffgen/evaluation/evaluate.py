@@ -71,10 +71,7 @@ def evaluate(
     with accelerated(settings.precision) as accelerator:
         reporter = Reporter(speaks=accelerator.is_main_process)
         saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
-        if saved:
-            held_out.check_unseen(saved, dataset)
-        splits = main_first(accelerator, lambda: _opened(dataset, moved))
-        repeated = held_out.check_apart(splits)
+        splits, apart, held = _opened(saved, dataset, moved, accelerator)
         trained = restore(saved) if saved else None
         _check_shape(trained, splits, str(dataset["name"]))
         splits, classes = _classes_of(trained, splits, str(dataset["name"]))
@@ -83,9 +80,7 @@ def evaluate(
         cache = Path(settings.cache) if settings.cache else cache_folder() / "eval"
         cache = cache / str(dataset["name"])
         n = _number(settings, splits, given)
-        row: Row = {"images": n, "dataset": dataset["name"], "seed": settings.seed}
-        row |= {"training_images": len(splits.train), "held_out": len(splits.test) if splits.test else 0}
-        row |= {"held_out_repeated": repeated} if repeated else {}
+        row: Row = {"images": n, "dataset": dataset["name"], "seed": settings.seed, **held}
         started = time.monotonic()
         if saved and trained:
             sampling, facts = _sampling(settings, sampler, saved, trained, accelerator, n)
@@ -94,7 +89,7 @@ def evaluate(
             row["pictures"] = settings.images
         network = _extractor(extractor, splits, cache, accelerator, reporter) if settings.needs_images else None
         on_main(accelerator, lambda: make_writable(out))
-        _header(reporter, settings, row, network, given, held_out.words(splits, repeated, saved))
+        _header(reporter, settings, row, network, given, apart)
         if network:
             if saved:
                 labels = [classes[i] if classes else i for i in cycle_labels(n, len(classes))]
@@ -104,17 +99,8 @@ def evaluate(
                 assert given is not None
                 with reporter.progress(n, 0) as line:
                     drawn = featured(given, network, n, lambda done: line.update(done, "pictures seen"))
-            reference = Reference(splits, network, cache)
             row |= {"extractor": network.name, "extractor_hash": network.hash, "features": network.dim}
-
-            def judge() -> Row:
-                return measured(settings.wanted, Judged.of(drawn, reference, out, settings.seed, accelerator.device))
-
-            row |= on_main(accelerator, judge)
-            require(
-                set(row.get("left_out", ())) != set(settings.wanted),
-                f"metrics={','.join(settings.wanted)} need labels, classes or held-out images, and there are none",
-            )
+            row |= _of_images(settings, drawn, Reference(splits, network, cache), out, accelerator)
         if saved:
             row |= on_main(accelerator, lambda: _of_model(settings, sampling, splits, n, out, reporter))
         row["too_few"] = list(too_few(row))
@@ -140,13 +126,25 @@ def _check_shape(trained: Trained | None, splits: Splits, name: str) -> None:
         require(made == wanted, f"ckpt makes images of {made} and dataset={name} has {wanted}")
 
 
-def _opened(dataset: Mapping[str, Any], moved: str) -> Splits:
-    try:
-        splits = make_splits({"dataset": dataset})
-        _ = splits.test
-    except DataError as error:
-        raise DataError(f"{error}{moved}") from None
-    return splits
+def _opened(
+    saved: Checkpoint | None, dataset: Mapping[str, Any], moved: str, accelerator: Accelerator
+) -> tuple[Splits, str, Row]:
+    """The splits, what of them is held out in words, and in numbers for the row."""
+
+    def opened() -> Splits:
+        try:
+            return make_splits({"dataset": dataset})
+        except DataError as error:
+            raise DataError(f"{error}{moved}") from None
+
+    unseen = held_out.check_unseen(saved, dataset) if saved else False
+    splits = main_first(accelerator, opened)
+    repeated = main_first(accelerator, lambda: held_out.check_apart(splits))
+    if saved:
+        held_out.check_examples(saved, dataset, splits.train)
+    numbers: Row = {"training_images": len(splits.train), "held_out": len(splits.test) if splits.test else 0}
+    numbers |= {"held_out_repeated": repeated} if repeated else {}
+    return splits, held_out.words(splits, repeated, unseen=unseen), numbers
 
 
 def _classes_of(trained: Trained | None, splits: Splits, name: str) -> tuple[Splits, list[int]]:
@@ -272,6 +270,21 @@ def _foretell(reporter: Reporter, line: ProgressLine, n: int) -> None:
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
+
+
+def _of_images(settings: EvalSettings, drawn: Drawn, reference: Reference, out: Path, accelerator: Accelerator) -> Row:
+    """Metrics of images.
+
+    Raises:
+        UsageError: There is none that can be told of them.
+    """
+    judged = Judged.of(drawn, reference, out, settings.seed, accelerator.device)
+    row: Row = on_main(accelerator, lambda: measured(settings.wanted, judged))
+    require(
+        set(row.get("left_out", ())) != set(settings.wanted),
+        f"metrics={','.join(settings.wanted)} need labels, classes or held-out images, and there are none",
+    )
+    return row
 
 
 def _of_model(settings: EvalSettings, sampling: Sampling, splits: Splits, n: int, out: Path, reporter: Reporter) -> Row:

@@ -7,6 +7,7 @@ from typing import Any
 from diffgen.core.errors import DataError, UsageError
 from diffgen.data import InMemory, Source
 from diffgen.data.splits import Splits
+from diffgen.evaluation.classifier import identity
 from diffgen.storage.checkpoint import Checkpoint
 
 Config = Mapping[str, Any]
@@ -25,17 +26,31 @@ def kept_apart(dataset: Config) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value != NOTHING[key]}
 
 
+def note(dataset: Config, train: Source) -> dict[str, Any]:
+    """What a checkpoint says of its data set: the name, `kept_apart`, and of which examples a share was held out."""
+    apart = kept_apart(dataset)
+    of = {"identity": identity(train)} if isinstance(apart.get("held_out"), float) else {}
+    return {"dataset": dataset["name"], **apart, **of}
+
+
 def noted(config: Config) -> dict[str, Any]:
     """What a checkpoint's config says of its data set: the name, and `kept_apart` of it."""
-    own = config.get("trained")
-    told = own if isinstance(own, Mapping) else {}
+    told = _note(config)
     return {"name": told.get("dataset", ""), **kept_apart(told)}
 
 
-def check_unseen(saved: Checkpoint, dataset: Config) -> None:
+def _note(config: Config) -> Config:
+    own = config.get("trained")
+    return own if isinstance(own, Mapping) else {}
+
+
+def check_unseen(saved: Checkpoint, dataset: Config) -> bool:
     """Require that what a data set's config holds out is what the run of a checkpoint held out of it.
 
     Another folder is nobody's training images, so it may be held out from a run that was trained on its data whole.
+
+    Returns:
+        Whether the checkpoint itself says that it was not trained on what is held out.
 
     Raises:
         UsageError: The run was trained on images that would be called held out, or not on some called training images.
@@ -43,8 +58,9 @@ def check_unseen(saved: Checkpoint, dataset: Config) -> None:
     own, given = kept_apart(noted(saved.config)), kept_apart(dataset)
     whole = not any(isinstance(each.get("held_out"), float) for each in (own, given))
     same_split = own.get("split") == given.get("split")
-    if noted(saved.config)["name"] != dataset["name"] or own == given or (whole and same_split):
-        return
+    same_data = noted(saved.config)["name"] == dataset["name"]
+    if not same_data or own == given or (whole and same_split):
+        return same_data and own == given
     raise UsageError(
         f"{_words(given)}, and ckpt was trained with {_words(own)}: images that it has seen would be called held out, "
         "or the other way round; leave these settings to ckpt"
@@ -53,6 +69,20 @@ def check_unseen(saved: Checkpoint, dataset: Config) -> None:
 
 def _words(told: Config) -> str:
     return ", ".join(f"dataset.{key}={value}" for key, value in told.items()) or "nothing held out"
+
+
+def check_examples(saved: Checkpoint, dataset: Config, train: Source) -> None:
+    """Require the examples of which a run held a share out: of others the share would be another one.
+
+    Raises:
+        DataError: They have changed.
+    """
+    own = _note(saved.config)
+    if own.get("dataset") == dataset["name"] and own.get("identity", identity(train)) != identity(train):
+        raise DataError(
+            f"the {len(train)} training images of dataset={dataset['name']} are not those that ckpt was trained on: "
+            f"the share that is held out, {own.get('held_out')}, would be another"
+        )
 
 
 def check_apart(splits: Splits) -> int:
@@ -81,10 +111,10 @@ def judge(splits: Splits) -> tuple[Source, str]:
     return (splits.train, "train") if splits.test is None else (splits.test, "test")
 
 
-def words(splits: Splits, repeated: int, saved: Checkpoint | None) -> str:
-    """How many are held out, for the header."""
+def words(splits: Splits, repeated: int, *, unseen: bool) -> str:
+    """How many are held out, for the header; `unseen` if a checkpoint is known not to have been trained on them."""
     if splits.test is None:
         return f"none held out ({ADVICE})"
-    unseen = "" if saved is None or noted(saved.config)["name"] == "" else ", never trained on"
+    never = ", never trained on" if unseen and not repeated else ""
     twice = f", {repeated:,} of them with the pixels of a training image" if repeated else ""
-    return f"{len(splits.test):,} held out{unseen}{twice}"
+    return f"{len(splits.test):,} held out{never}{twice}"

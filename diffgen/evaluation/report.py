@@ -96,7 +96,7 @@ def _notes(row: Row) -> Iterator[str]:
     if left := row.get("left_out"):
         yield f"left out, for want of labels, classes or held-out images: {', '.join(left)}"
     if row.get("bits_of", row.get("vlb_of")) == "train" or ("denoising_train" in row and "denoising_test" not in row):
-        yield f"none are held out: the model was trained on these images; {ADVICE}"
+        yield f"no images are held out: figures of the model are of images that it was trained on; {ADVICE}"
     if row.get("floor_images", math.inf) < row.get("images", 0):
         fewer, judged = row["floor_images"], row["images"]
         yield f"held-out floors are of {fewer:,} images, not {judged:,}: with fewer, distances rise and coverage falls"

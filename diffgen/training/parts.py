@@ -27,7 +27,7 @@ from diffgen.core.settings import LrSchedule, PreviewSettings, TrainSettings, se
 from diffgen.data import Source
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.times import TIMES
-from diffgen.evaluation.held_out import kept_apart
+from diffgen.evaluation.held_out import note
 from diffgen.nets import DataShape, casting
 from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
@@ -83,8 +83,7 @@ class Parts:
 
     def _model_config(self) -> dict[str, Any]:
         told = {part: self.config[part] for part in (*MODEL_SIDE, "sampler")}
-        dataset = self.config["dataset"]
-        told["trained"] = {"dataset": dataset["name"], "method": self.config["method"], **kept_apart(dataset)}
+        told["trained"] = {**note(self.config["dataset"], self.dataset), "method": self.config["method"]}
         told["guidance"] = self.preview.guidance
         told["ema"] = self.emas[0].profile.facts()
         check_plain(told, "this run")  # else its own checkpoints could not be read

@@ -15,7 +15,7 @@ from diffgen.core.registry import build
 from diffgen.data import Images
 from diffgen.data.digits import digits
 from diffgen.data.splits import Splits
-from diffgen.evaluation import extractors
+from diffgen.evaluation import classifier, extractors
 from diffgen.evaluation.extractors import EXTRACTORS, Extractor
 from diffgen.storage import checkpoint
 
@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_classifier_is_trained_once(cache, monkeypatch):
     first = extractor(CLASSIFIER, cache)
-    monkeypatch.setattr(extractors, "train_classifier", None)  # a second training would fail
+    monkeypatch.setattr(classifier, "train_classifier", None)  # a second training would fail
     second = extractor(CLASSIFIER, cache)
     features, logits = second(SPLITS.test.pixels)
     check_extractor(second, "classifier", SPLITS.test.pixels[:20])
