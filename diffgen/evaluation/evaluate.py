@@ -131,15 +131,15 @@ def _opened(
 ) -> tuple[Splits, str, Row]:
     """The splits, what of them is held out in words, and in numbers for the row."""
 
-    def opened() -> Splits:
+    def opened() -> tuple[Splits, int]:
         try:
-            return make_splits({"dataset": dataset})
+            splits = make_splits({"dataset": dataset})
+            return splits, held_out.check_apart(splits)
         except DataError as error:
             raise DataError(f"{error}{moved}") from None
 
     unseen = held_out.check_unseen(saved, dataset) if saved else False
-    splits = main_first(accelerator, opened)
-    repeated = main_first(accelerator, lambda: held_out.check_apart(splits))
+    splits, repeated = main_first(accelerator, opened)
     if saved:
         held_out.check_examples(saved, dataset, splits.train)
     numbers: Row = {"training_images": len(splits.train), "held_out": len(splits.test) if splits.test else 0}
