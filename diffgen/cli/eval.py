@@ -69,8 +69,12 @@ def _at(own: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
     old, new = own.get("root"), typed.get("root")
     if old is None or new is None:
         return own
-    inside = [key for key in PLACES if isinstance(own.get(key), str) and Path(own[key]).is_relative_to(old)]
-    return {**own, **{key: str(Path(str(new)) / Path(own[key]).relative_to(old)) for key in inside}}
+    root, places = (
+        Path(old).absolute(),
+        {key: Path(own[key]).absolute() for key in PLACES if isinstance(own.get(key), str)},
+    )
+    inside = {key: place.relative_to(root) for key, place in places.items() if place.is_relative_to(root)}
+    return {**own, **{key: str(Path(str(new)) / place) for key, place in inside.items()}}
 
 
 def _moved(remembered: dict[str, Any]) -> str:

@@ -120,7 +120,8 @@ def _check_shape(trained: Trained | None, splits: Splits, name: str) -> None:
     require(kind.judged, f"dataset={name} holds {kind.unit}: diffgen-eval judges pictures")
     if trained:
         require(
-            trained.kind == kind, f"ckpt makes {trained.kind.unit} and dataset={name} has {kind.unit}: no comparison"
+            type(trained.kind) is type(kind),
+            f"ckpt makes {trained.kind.unit} and dataset={name} has {kind.unit}: no comparison",
         )
         made, wanted = trained.shape.size, splits.train.shape.size
         require(made == wanted, f"ckpt makes images of {made} and dataset={name} has {wanted}")
