@@ -188,7 +188,8 @@ training images are (Gidaris et al. 2018). The same kinds of damage by its featu
   hardly sees.
 - Its floors stand beside it as beside the classifier's: held-out images, and one half of the training images by the
   other.
-- Near-copies are looked for in pixels, averaged to at most 32x32: features of turns do not tell one picture from another.
+- Near-copies are looked for in pixels, averaged to at most 32x32: features of turns do not tell one picture from
+  another.
 
 """
 

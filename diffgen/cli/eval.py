@@ -69,10 +69,8 @@ def _at(own: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
     old, new = own.get("root"), typed.get("root")
     if old is None or new is None:
         return own
-    root, places = (
-        Path(old).absolute(),
-        {key: Path(own[key]).absolute() for key in PLACES if isinstance(own.get(key), str)},
-    )
+    places = {key: Path(own[key]).absolute() for key in PLACES if isinstance(own.get(key), str)}
+    root = Path(old).absolute()
     inside = {key: place.relative_to(root) for key, place in places.items() if place.is_relative_to(root)}
     return {**own, **{key: str(Path(str(new)) / place) for key, place in inside.items()}}
 
@@ -113,7 +111,7 @@ usage: diffgen-eval ckpt=PATH [metrics=NAME,...] [KEY=VALUE ...]
 
 examples:
   diffgen-eval ckpt=outputs/digits-flow/...                      its table, each figure beside its floors
-  diffgen-eval ckpt=... dataset.root=data n=5000                 where the data is, and fewer images
+  diffgen-eval ckpt=... dataset.root=data n=5000                 where the data is now, and fewer images
   diffgen-eval ckpt=... extractor=inception n=50000              FID-50k, with the published network
   diffgen-eval ckpt=... metrics=bits n=256                       bits/dim of held-out images
   diffgen-eval ckpt=... metrics=vlb n=256                        their variational bound, for ddpm_linear

@@ -63,7 +63,7 @@ def test_only_agreement_looks_at_labels(rows):
 def test_features_without_labels_answer_to_damage():
     from rotation_response import response
 
-    found = response(script.digits(split="train"), script.digits(split="test"), epochs=1)
+    found = response(script.digits(split="train"), script.digits(split="test"), epochs=2)
     floor = found["held-out images"]
     for kinds in (["noise, 2 %", "noise, 5 %", "noise, 20 %"], ["blur, light", "blur, twice"]):
         values = [floor, *(found[kind] for kind in kinds)]
