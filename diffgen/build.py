@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -93,13 +94,21 @@ def _held_out_elsewhere(own: Config, where: str, training: Source) -> Source:
     key, what = next((key for key in PLACES if key in own), ""), f"dataset.held_out={where!r}"
     require(bool(key), f"{what}: dataset={own['name']} is read from no place; give a share, 0.1, say")
     try:
-        other = _source({**own, key: where})
+        other = _source({**own, key: where, **_labels_there(own, own[key], where)})
     except DataError as error:
         raise DataError(str(error).replace(f"dataset.{key}=", "dataset.held_out=")) from None
     if other.shape.size != training.shape.size:
         sizes = ["x".join(map(str, source.shape.size)) for source in (other, training)]
         raise DataError(f"{what} holds {other.kind.unit} of {sizes[0]}, and those to train on are {sizes[1]}")
     return other.renamed(training.classes, renumber(other.classes, training.classes, what))
+
+
+def _labels_there(own: Config, root: str, where: str) -> Config:
+    """A file of labels that lies among the training pictures is looked for among the others, too."""
+    labels = own.get("labels")
+    if not labels or not Path(labels).absolute().is_relative_to(Path(root).absolute()):
+        return {}
+    return {"labels": str(Path(where) / Path(labels).absolute().relative_to(Path(root).absolute()))}
 
 
 def data_config(source: Source, classes: list[str], augment_labels: int) -> dict[str, Any]:

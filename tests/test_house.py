@@ -52,7 +52,7 @@ OWNERS = {
 }
 """Libraries that only these rooms or modules know of."""
 
-NO_TORCH = {*("core." + name for name in ("errors", "registry", "settings", "files", "console")), "cli"}
+NO_TORCH = {*("core." + name for name in ("errors", "registry", "settings", "files", "console", "paths")), "cli"}
 """What `--help`, `--cfg job` and a wrong override need; they answer before torch is imported."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -4,35 +4,40 @@ Nothing here imports torch, so that `--help`, `--cfg job` and a wrong override a
 """
 
 import argparse
-import difflib
 import os
 import re
+import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffgen import __version__
 from diffgen.cli import plugins
-from diffgen.cli.configs import PLUGGED, config_dir, defaults, groups
+from diffgen.cli.configs import PLUGGED, as_yaml, config_dir, defaults, groups
+from diffgen.cli.explain import check_choice, explain
 from diffgen.core.console import WARNED, complain, tell_warning
-from diffgen.core.errors import DiffgenError, EnvironmentFault, UsageError, no_memory, out_of_memory, unknown
+from diffgen.core.errors import DiffgenError, EnvironmentFault, UsageError, no_memory, out_of_memory, typed, unknown
 from diffgen.core.files import cache_folder
+from diffgen.core.paths import at_home, check_folder, quoted, setting, walk
 
 Job = Callable[[dict[str, Any], str], None]
 
-FEW = 3
-"""Settings of one name that a hint still lists."""
+FOLDERS = ("run_dir", "out", "cache")
+"""Settings that name a folder to write to."""
+
+PATHS = (*FOLDERS, "ckpt", "guide", "images", "train.resume", "train.init", "dataset.root", "dataset.path")
+"""Settings whose value may look like a number, and is a path."""
 
 
 def run(name: str, job: Job, help_text: Callable[[], str], checked_by_job: tuple[str, ...] = ()) -> int:
@@ -48,7 +53,7 @@ def run(name: str, job: Job, help_text: Callable[[], str], checked_by_job: tuple
         The exit code; see `diffgen.core.errors.EXIT_CODES`.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
-        return answer(lambda: print(help_text(), flush=True))
+        return answer(_load_plugins) or answer(lambda: print(help_text(), flush=True))
     if "--version" in sys.argv[1:]:
         print(f"diffgen {__version__}")
         return 0
@@ -56,13 +61,10 @@ def run(name: str, job: Job, help_text: Callable[[], str], checked_by_job: tuple
 
     def task(config: DictConfig) -> None:
         codes.append(answer(lambda: _task(name, config, job, checked_by_job)))
-        if codes[-1] > 128:
-            if is_sweep():
-                alone = " ".join([*HydraConfig.get().overrides.task, f"run_dir={sweep_folder()}"])
-                complain(f"the sweep ends with this job, which goes on alone: diffgen-{name} {alone}")
-            raise SystemExit(codes[-1])  # a signal ends a sweep too
         if codes[-1] and is_sweep():
-            complain(f"job {HydraConfig.get().job.num} failed: {' '.join(HydraConfig.get().overrides.task)}")
+            _tell_sweep(name, config, codes[-1])
+        if codes[-1] > 128:
+            raise SystemExit(codes[-1])  # a signal ends a sweep too
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     _tune_libraries()
@@ -72,12 +74,26 @@ def run(name: str, job: Job, help_text: Callable[[], str], checked_by_job: tuple
     WARNED.clear()
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
-    sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]  # wherever it stands
+    others = [as_path(argument) for argument in sys.argv[1:] if argument not in flags]
+    sys.argv[1:] = [*flags, *others]  # wherever they stand
     try:
         code = answer(_load_plugins) or answer(_check_arguments) or answer(main, name)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     return code or next((code for code in codes if code), 0)
+
+
+def _tell_sweep(name: str, config: DictConfig, code: int) -> None:
+    """What became of a job of a sweep that failed, or that a signal ended."""
+    job = HydraConfig.get()
+    typed = shlex.join(job.overrides.task)
+    if code <= 128:
+        complain(f"job {job.job.num} failed: {typed}")
+    elif name == "train":
+        again = setting("run_dir", job_folder(config.run_dir))
+        complain(f"the sweep ends with this job, which goes on alone: diffgen-train {typed} {again}")
+    else:
+        complain(f"the sweep ends with this job, which can be done alone: diffgen-{name} {typed}")
 
 
 def _tune_libraries() -> None:
@@ -93,8 +109,18 @@ def _tune_libraries() -> None:
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(workers))
 
 
+def as_path(argument: str) -> str:
+    """An argument, in quotes where a path looks like a number: `run_dir=2026_11_27` is not 20261127."""
+    key, _, value = argument.partition("=")
+    return (
+        f"{key}={quoted(value)}" if key.lstrip("+") in PATHS and re.fullmatch(r"[\d.][\d._e+-]*", value) else argument
+    )
+
+
 def _load_plugins() -> None:
-    PLUGGED.update(plugins.load(plugins.named(sys.argv[1:])))
+    names, others = plugins.named(sys.argv[1:])
+    PLUGGED.update(plugins.load(names))
+    sys.argv[1:] = [*others, f"plugins=[{','.join(map(quoted, names))}]"] if names else others
 
 
 def _check_arguments() -> None:
@@ -112,17 +138,20 @@ def _check_arguments() -> None:
     for key, _, value in (override.partition("=") for override in arguments.overrides):
         if not key.strip("+~"):
             raise UsageError(f"'{key}={value}' names no setting; settings are KEY=VALUE, --help lists them")
-        if key in groups() and re.fullmatch(r"(null|true|false|[-+.\d]*|\{.*)", value, re.IGNORECASE):
-            raise UsageError(unknown(f"{key}={value!r}", groups()[key]))
+        if key in groups():
+            check_choice(key, value)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"-m", "--multirun"} & set(sys.argv[1:]):
         raise UsageError("-m cannot run inside several processes: sweep with a shell loop over torchrun commands")
 
 
 def _task(name: str, config: DictConfig, job: Job, checked_by_job: tuple[str, ...]) -> None:
-    OmegaConf.resolve(config)
-    plain: Any = OmegaConf.to_container(config, throw_on_missing=True)
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_against_defaults(name, {key: value for key, value in plain.items() if key not in checked_by_job})
-    job(plain, OmegaConf.to_yaml(config))
+    plugins.check(plain["plugins"], list(HydraConfig.get().overrides.task))
+    plain = walk(plain, at_home)
+    for key in FOLDERS:
+        check_folder(key, plain.get(key))
+    job(plain, as_yaml(plain))
 
 
 def _tell(sentence: str, *, silent: bool) -> None:
@@ -184,13 +213,13 @@ def _compare(base: Any, value: Any, key: str) -> None:
         base = base[0]  # one item may stand for a list of one; whoever reads the setting decides
     if base is None or value is None or base in ("auto", "none", "???") or _kind(base) == _kind(value):
         if isinstance(base, int) and isinstance(value, float) and not value.is_integer() and base is not True:
-            raise UsageError(f"{key}={value!r} must be a whole number, like its default {base!r}")
+            raise UsageError(f"{key}={typed(value)} must be a whole number, like its default {typed(base)}")
         return
     if isinstance(base, dict):
         raise UsageError(
-            f"{key}={value!r} must be a group of settings: {key}.NAME=VALUE with NAME of [{', '.join(base)}]"
+            f"{key}={typed(value)} must be a group of settings: {key}.NAME=VALUE with NAME of [{', '.join(base)}]"
         )
-    raise UsageError(f"{key}={value!r} must be {_kind(base)}, like its default {base!r}")
+    raise UsageError(f"{key}={typed(value)} must be {_kind(base)}, like its default {typed(base)}")
 
 
 def _kind(value: Any) -> str:
@@ -205,73 +234,7 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "null")
 
 
-# --- Hydra's errors in one sentence -----------------------------------------------------------------------------------
-
-
-def explain(name: str, error: Exception) -> str:
-    """One sentence for an error of Hydra's, naming key, value and choices."""
-    text = str(error)
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(name, match[1])
-    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):  # load: one of a list
-        group, _, choice = match[1].rpartition("/")
-        return unknown(f"{group}={choice!r}", groups().get(group, []))
-    if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: settings are KEY=VALUE, with lists as 'KEY=[1,2]'"
-    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return f"{match[1]} gives several values: add -m to run them one after the other, or write a list as KEY=[1,2]"
-    if match := re.search(r"Multiple values for (\w+)", text):
-        return f"{match[1]} is given with a +; write {match[1]}=... to choose another one"
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
-        key = getattr(error, "full_key", None) or match[1]
-        return f"{key} has no value: give {key}=..."
-    lines = [
-        line.strip()
-        for line in text.splitlines()
-        if line.strip() and "documentation" not in line and "http" not in line
-    ]
-    return " ".join(lines[:2]) or type(error).__name__
-
-
-def _unknown_key(name: str, key: str) -> str:
-    """A wrong key: its neighbours if it stands in a known group, else the groups; and the nearest of all keys."""
-    overrides = [arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")]
-    try:
-        config = defaults(name, [o for o in overrides if o.split("=")[0] != key])
-    except (HydraException, OmegaConfBaseException):
-        config = defaults(name, [])
-    parent, _, leaf = key.rpartition(".")
-    place = config
-    for part in parent.split(".") if parent else []:
-        place = place.get(part) if isinstance(place, dict) else None
-    if parent and isinstance(place, dict):
-        near = difflib.get_close_matches(leaf, list(place), n=1, cutoff=0.5)
-        hint = f" (did you mean {parent}.{near[0]}?)" if near else ""
-        if place.get("name") == "auto":
-            hint = f"; to change more of a {parent}, name it too: {parent}=heun {key}=..."
-        return f"{key} is unknown; {parent} has [{', '.join(sorted(place))}]{hint}"
-    group, _, choice = parent.partition(".")
-    if choice in groups().get(group, []):
-        return f"{key} is unknown: to change more of {choice}, name it too: {group}=[{choice}] {key}=..."
-    top = sorted({*config, *(g for g in groups() if g in config or (g == "experiment" and name == "train"))})
-    return f"{key} is unknown; choose one of [{', '.join(top)}]{_meant(parent, leaf, config, top)}"
-
-
-def _meant(parent: str, leaf: str, config: dict[str, Any], top: list[str]) -> str:
-    """A hint: the settings called `leaf`, wherever they stand, if they are few; else the nearest name at the top."""
-    meant = [name for name in _names(config) if name.endswith(f".{leaf}")]
-    if not 1 <= len(meant) <= FEW:
-        near = difflib.get_close_matches(parent or leaf, top, n=1, cutoff=0.5)
-        meant = [f"{name}.{leaf}" if parent else name for name in near]
-    return f" (did you mean {' or '.join(meant)}?)" if meant else ""
-
-
-def _names(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Full names of all settings: train, train.images, ..."""
-    for key, value in config.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from _names(value, f"{prefix}{key}.")
+# --- sweeps ----------------------------------------------------------------------------------------------------------
 
 
 def is_sweep() -> bool:
@@ -282,3 +245,8 @@ def is_sweep() -> bool:
 def sweep_folder() -> Path:
     """This job's folder inside the sweep."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def job_folder(given: object) -> Path:
+    """Where a job of a sweep writes: its folder inside the sweep's, or inside the one that was given for all jobs."""
+    return Path(at_home("run_dir", str(given))) / sweep_folder().name if given else sweep_folder()

@@ -7,6 +7,8 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from diffgen.core.paths import literal, walk
+
 PLUGGED: dict[str, list[str]] = {}
 """Choices that plugins added, by group."""
 
@@ -37,6 +39,11 @@ def defaults(name: str, overrides: list[str]) -> Any:
 def compose_group(group: str, choice: str) -> dict[str, Any]:
     """One YAML file of a group as plain data, for scripts and tests."""
     return defaults("train", [f"{group}={choice}"])[group]
+
+
+def as_yaml(config: dict[str, Any]) -> str:
+    """A resolved config as text for OmegaConf, which would take a `${` in a path for its own."""
+    return OmegaConf.to_yaml(OmegaConf.create(walk(config, lambda _, text: literal(text))))
 
 
 def settings_text(name: str) -> str:

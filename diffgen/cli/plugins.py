@@ -9,28 +9,62 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from diffgen.cli.configs import compose_group
-from diffgen.core.errors import UsageError
+from diffgen.core.errors import UsageError, require
+from diffgen.core.paths import at_home
 from diffgen.core.registry import Table
 
-PREFIX = "plugins="
+ARGUMENT = re.compile(r"\+{0,2}plugins=")
+
+MODULE = re.compile(r"\w+(\.\w+)*")
 
 SHIPPED: dict[str, set[str]] = {}
 """The rows that came with diffgen, by group."""
 
 
-def named(arguments: list[str]) -> list[str]:
-    """The modules that the command line names."""
-    values = [argument.removeprefix(PREFIX).strip("[]") for argument in arguments if argument.startswith(PREFIX)]
-    return [name.strip().strip("'\"") for value in values for name in value.split(",") if name.strip()]
+def named(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The modules and files that a command line names, and its other arguments.
+
+    Raises:
+        UsageError: `plugins` is neither a name nor a list of them.
+        HydraException: Hydra's grammar cannot read it.
+    """
+    mine = [argument for argument in arguments if ARGUMENT.match(argument)]
+    names = [name for argument in mine for name in _names(argument)]
+    return names, [argument for argument in arguments if argument not in mine]
+
+
+def _names(argument: str) -> list[str]:
+    """What one `plugins=...` names: one, several or none."""
+    (override,) = OverridesParser.create().parse_overrides([argument])
+    if override.is_sweep_override():
+        raise UsageError(f"{argument} gives several values: write a list, 'plugins=[{argument.partition('=')[2]}]'")
+    value = override.value() or []
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        require(isinstance(name, str), f"plugins={name!r} must be a module's name, a file that ends in .py, or a list")
+    return [at_home("plugins", name) for name in names]
+
+
+def check(plugins: object, arguments: list[str]) -> None:
+    """Require that a composed config names no plugins but those that the command line does.
+
+    Raises:
+        UsageError: One stands in a YAML file, where nobody would import it.
+    """
+    known, _ = named(arguments)
+    for name in plugins if isinstance(plugins, list) else [plugins] if plugins else []:
+        require(name in known, f"plugins={name!r} of a YAML file is not read: name it on the command line, too")
 
 
 def load(names: list[str]) -> dict[str, list[str]]:
@@ -112,8 +146,12 @@ def import_module(name: str) -> bool:
     """
     if name in sys.stdlib_module_names:
         raise UsageError(f"plugins: {name} is a module of Python's own; a file of yours is plugins=[{name}.py]")
+    is_file = name.endswith(".py")
+    if not is_file and (not MODULE.fullmatch(name) or Path(name).is_file()):
+        what = "is a folder" if Path(name).is_dir() else "is neither a module's name nor a file that ends in .py"
+        raise UsageError(f"plugins: {name} {what}: name a file, plugins=[my/part.py], or a module")
     try:
-        return _import_file(Path(name).resolve()) if name.endswith(".py") else _import_from_here(name)
+        return _import_file(Path(name).resolve()) if is_file else _import_from_here(name)
     except UsageError as error:
         raise UsageError(f"plugins: {name}: {error}") from None
     except (Exception, SystemExit) as error:  # a script that ends itself would end the command in silence

@@ -23,9 +23,7 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
         )
     default_out = Path("outputs") / "samples" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if app.is_sweep():
-        default_out = app.sweep_folder()
-        if settings.out:
-            settings = replace(settings, out=str(Path(settings.out) / default_out.name))
+        settings = replace(settings, out=str(app.job_folder(settings.out)))
     from diffgen.sampling.generate import generate  # torch, and all that takes seconds to import
 
     generate(settings, config["sampler"], config["task"], default_out)

@@ -22,8 +22,7 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
     name = f"{config['dataset']['name']}-{config['method']}"
     default_run_dir = Path("outputs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if app.is_sweep():
-        folder = app.sweep_folder()
-        config["run_dir"] = str(Path(config["run_dir"]) / folder.name if config["run_dir"] else folder)
+        config["run_dir"] = str(app.job_folder(config["run_dir"]))
     from diffgen.training.trainer import train  # torch, and all that takes seconds to import
 
     train(config, config_yaml, str(default_run_dir))

@@ -119,6 +119,13 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
+def typed(value: object) -> str:
+    """A setting's value as it is typed: null, true and false as YAML has them, all else as Python shows it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(typed(item) for item in value)}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 def unknown(what: str, choices: Iterable[object]) -> str:
     """The sentence for `key='value'` outside its choices: all of them, and the nearest.
 

@@ -2,11 +2,10 @@
 
 The lock is the kernel's, on the file `.lock` (a POSIX record lock): it goes with its process, however that ends, so
 what a killed run leaves behind never blocks the next. Unlike flock it is not inherited by worker processes, which may
-outlive the run for a moment, and network file systems know it.
+outlive the run for a moment, and network file systems know it. On Windows it is msvcrt's.
 """
 
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -19,6 +18,9 @@ from diffgen.core.files import writing
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 """What a file system answers that knows no locks; a run there goes on without."""
+
+BEYOND = 2**20
+"""Where no byte of the file is."""
 
 
 class RunLock:
@@ -40,7 +42,7 @@ class RunLock:
         with writing(path):
             self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(self.file)
             except (BlockingIOError, PermissionError):
                 raise EnvironmentFault(
                     f"run_dir={str(run_dir)!r} is in use by {_holder(path)}: wait for it, or choose another run_dir"
@@ -50,7 +52,8 @@ class RunLock:
                     raise
             who = {"pid": os.getpid(), "host": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
             os.truncate(self.file, 0)
-            os.pwrite(self.file, json.dumps(who).encode(), 0)
+            os.lseek(self.file, 0, os.SEEK_SET)
+            os.write(self.file, json.dumps(who).encode())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -58,6 +61,19 @@ class RunLock:
         if self.file >= 0:
             os.close(self.file)  # the file stays: deleting it could take it away under a run that begins just now
             self.file = -1
+
+
+def _lock(file: int) -> None:
+    """Lock an open file; raises BlockingIOError or PermissionError where another process has."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        os.lseek(file, BEYOND, os.SEEK_SET)  # what is locked there cannot be read, and who holds it should be
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _holder(path: Path) -> str:

@@ -1,7 +1,6 @@
 """Memory of the device: how much was used, whether it is gone, and what is kept for the next step."""
 
 import ctypes
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def peak(device: torch.device) -> str:
-    """Peak memory so far, of the GPU or of this process."""
+    """Peak memory so far, of the GPU or of this process; Windows does not tell of that."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    try:
+        import resource
+    except ImportError:
+        return "memory unknown"
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"
 

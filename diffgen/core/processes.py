@@ -3,7 +3,7 @@
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-from diffgen.core import compilation, memory
+from diffgen.core import compilation, launcher, memory
 from diffgen.core.errors import DiffgenError, ProcessFault, require
 
 T = TypeVar("T")
@@ -35,20 +35,29 @@ NO_CUDA = (
 
 
 @contextmanager
-def accelerated(precision: str) -> Iterator[Accelerator]:
+def accelerated(precision: str, known: Collection[str] = ("no", "bf16")) -> Iterator[Accelerator]:
     """An accelerator on the GPU if there is one, for the length of a run.
 
     Its state ends with the block: a sweep's next job may want another precision, and a process that leaves while
     others still talk to it would abort.
 
     Args:
-        precision: `no`, `bf16`, `fp16`, or `auto`: bf16 where the GPU has it, else float32.
+        precision: `no`, `bf16`, `fp16`, or `auto`: the launcher's, else bf16 where the GPU has it, else float32.
+        known: The precisions in which the launcher is followed.
+
+    Raises:
+        UsageError: There is no GPU for fp16, or the launcher asks for what is not done here.
     """
-    gpu = _find_gpu()
+    launcher.check()
+    gpu = not launcher.wants_cpu() and _find_gpu()
+    asked, precision = precision, launcher.precision(precision, known)
     if precision == "auto":
         precision = "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    require(precision != "fp16" or gpu, "train.precision=fp16 needs a GPU; choose one of [auto, no, bf16]")
-    cpu = not gpu and not torch.backends.mps.is_available()
+    of_launcher = "" if asked == precision else " (the launcher's mixed_precision)"
+    require(
+        precision != "fp16" or gpu, f"train.precision=fp16{of_launcher} needs a GPU; choose one of [auto, no, bf16]"
+    )
+    cpu = launcher.wants_cpu() or (not gpu and not torch.backends.mps.is_available())
     if cpu:
         memory.keep_freed()
     patient = InitProcessGroupKwargs(timeout=PATIENCE)
@@ -64,6 +73,12 @@ def accelerated(precision: str) -> Iterator[Accelerator]:
         accelerator.end_training()
         AcceleratorState._reset_state(False)
         GradientState._reset_state()
+
+
+def told(accelerator: Accelerator) -> str:
+    """What a run works on: device, number of processes, and precision."""
+    device, processes = accelerator.device.type, accelerator.num_processes
+    return f"{device} x {processes}, precision {launcher.told(accelerator.mixed_precision)}"
 
 
 def _find_gpu() -> bool:

@@ -13,7 +13,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from diffgen.core.errors import UsageError, require, unknown
+from diffgen.core.errors import UsageError, require, typed, unknown
 
 Row = TypeVar("Row", bound=Callable[..., Any])
 
@@ -95,7 +95,7 @@ def build(table: Table, config: object, *runtime: object) -> Any:
     try:
         return constructor(*runtime)
     except UsageError as error:
-        raise UsageError(f"{table.group}.{error}") from None
+        raise UsageError(f"{table.group}.{str(error).removeprefix(f'{table.group}.')}") from None
 
 
 def named(table: Table, row: Any) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def convert(key: str, value: Any, hint: Any) -> Any:
         return _convert_union(key, value, args)
     if origin is Literal:
         if value not in args:
-            raise UsageError(unknown(f"{key}={value!r}", args))
+            raise UsageError(unknown(f"{key}={typed(value)}", args))
         return value
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(convert(f"{key}[{i}]", item, args[0]) for i, item in enumerate(value))
@@ -147,10 +147,10 @@ def convert(key: str, value: Any, hint: Any) -> Any:
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e6 is a float to YAML; people write it for counts
     if hint is float and isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{key}={value!r} must be a finite number")
+        raise UsageError(f"{key}={typed(value)} must be a finite number")
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is not bool and isinstance(value, bool)):
         return value
-    raise UsageError(f"{key}={value!r} must be {describe(hint)}")
+    raise UsageError(f"{key}={typed(value)} must be {describe(hint)}")
 
 
 def _convert_union(key: str, value: Any, args: tuple[Any, ...]) -> Any:
@@ -161,7 +161,7 @@ def _convert_union(key: str, value: Any, args: tuple[Any, ...]) -> Any:
             return convert(key, value, arg)
         except UsageError:
             continue
-    raise UsageError(f"{key}={value!r} must be {' or '.join(describe(arg) for arg in args)}")
+    raise UsageError(f"{key}={typed(value)} must be {' or '.join(describe(arg) for arg in args)}")
 
 
 def describe(hint: Any) -> str:

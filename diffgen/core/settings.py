@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_type_hints
 
-from diffgen.core.errors import UsageError, require, unknown
+from diffgen.core.errors import UsageError, require, typed, unknown
 from diffgen.core.registry import conform, convert
 
 FEWEST = 4
@@ -162,7 +162,7 @@ def section(config: Mapping[str, Any], name: str) -> Any:
     """
     values = config.get(name)
     if not isinstance(values, Mapping):
-        raise UsageError(f"{name} must be a group of settings, not {values!r}")
+        raise UsageError(f"{name} must be a group of settings, not {typed(values)}")
     return SECTIONS[name](**conform(name, get_type_hints(SECTIONS[name]), values))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock, Thread, Timer
 
 from diffgen.core.errors import DiffgenError
+from diffgen.core.paths import setting
 
 ECHO = 2.0  # seconds in which a launcher passes on the Ctrl-C that its processes have had from the terminal already
 
@@ -19,7 +20,8 @@ class Stopped(DiffgenError):
 
     def __init__(self, signum: int, images: int, run_dir: Path) -> None:
         name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name} at {images:,} images; go on with the same command and run_dir={run_dir}")
+        again = setting("run_dir", run_dir)
+        super().__init__(f"stopped by {name} at {images:,} images; go on with the same command and {again}")
         self.exit_code = 128 + signum
 
 
@@ -90,7 +92,8 @@ def _overdue_told(request: StopRequest, signals: set[signal.Signals]) -> Iterato
     So it is where a GPU waits for a process that has died: the launcher tells the others, and they cannot hear.
     """
     ear, mouth = os.pipe()
-    os.set_blocking(mouth, False)
+    if hasattr(os, "set_blocking"):  # on Windows since Python 3.12
+        os.set_blocking(mouth, False)
     late = Timer(LATE, request.overdue)
     late.daemon = True
 
@@ -127,9 +130,9 @@ def stop_requests(preemption: str | None) -> Iterator[StopRequest]:
     signals: set[signal.Signals] = {
         signal.SIGINT,
         signal.SIGTERM,
-        *([signal.Signals[preemption]] if preemption else []),
+        *([signal.Signals[preemption]] if preemption and hasattr(signal, preemption) else []),
     }
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # Windows has neither
         signals.add(signal.SIGHUP)
     before = {signum: signal.signal(signum, request.receive) for signum in signals}
     try:

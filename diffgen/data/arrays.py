@@ -17,7 +17,7 @@ from diffgen.data.kinds import Pixels
 from diffgen.data.labels import Labelled, labelled, numbered
 from diffgen.data.pictures import Size, Undecodable, check_some, opened, sides
 from diffgen.data.places import Zip
-from diffgen.data.reading import Reading, check_range, fitted, scaled, settled
+from diffgen.data.reading import Reading, check_numbers, check_range, fitted, scaled, settled
 
 IMAGES = ("images", "arr_0", "x", "x_train", "data", "image", "pixels")
 LABELS = ("labels", "arr_1", "y", "y_train", "label", "targets", "classes")
@@ -166,6 +166,7 @@ def _pixels(
     values: np.ndarray, given: tuple[float, ...] | None, what: str, size: tuple[int, int] | None
 ) -> tuple[Tensor, tuple[float, ...] | None]:
     """uint8 [N, C, H, W], and the range that became 0 to 255, if it was another."""
+    check_numbers(values.dtype, what)
     if values.dtype == np.bool_:
         values, given = values.view(np.uint8), (0, 1)
     own = None if values.dtype == np.uint8 and given is None else _extremes(values)

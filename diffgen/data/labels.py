@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from diffgen.core.errors import DataError
+from diffgen.core.paths import setting
 from diffgen.data.classes import sort_names
 from diffgen.data.places import Folder, Place
 
@@ -37,7 +38,7 @@ def labelled(place: Place, labels: str | None) -> Labelled:
     """
     if labels is None:
         unused = [place.called(name) for name in place.others() if name.casefold() in USUAL]
-        notes = [f"{path} is not used: dataset.labels={path} reads labels from it" for path in unused]
+        notes = [f"{path} is not used: {setting('dataset.labels', path)} reads labels from it" for path in unused]
         return numbered(_of_folders(place), place.title, notes)
     own, strangers = _of_file(place, labels)
     without = own.count(None)
@@ -188,8 +189,9 @@ def _rows(text: str) -> Iterator[list[str]]:
 
 
 def _is_head(cells: Sequence[str]) -> bool:
-    """Whether a first line names columns: no picture is called `file`, but one may be called 7."""
-    return cells[0].casefold() in FILE or cells[1].casefold() in LABEL
+    """Whether a first line names columns: one is that of the pictures, and neither is a picture."""
+    named = any(cell.casefold() in FILE for cell in cells)
+    return named and not any(PurePosixPath(cell).suffix for cell in cells)
 
 
 def _columns(names: Sequence[str], where: str) -> tuple[str, str]:

@@ -134,9 +134,10 @@ class Reading:
 
 @cache
 def formats() -> list[str]:
-    """What Pillow can read here, without starting another program."""
+    """What Pillow can read here, without starting another program; the usual ones are tried first."""
     Image.init()
-    return sorted(set(Image.OPEN) - NEVER)
+    usual = [kind for kind in SIGNED if kind in Image.OPEN]
+    return [*usual, *sorted(set(Image.OPEN) - NEVER - set(usual))]
 
 
 @cache
@@ -236,10 +237,17 @@ def check_range(given: tuple[float, ...] | None) -> None:
 
 def eight_bits(values: np.ndarray, given: tuple[float, ...] | None, name: str) -> np.ndarray:
     """Numbers as grey levels, uint8; see `settled`."""
+    check_numbers(values.dtype, name)
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * 255
     settled_range = settled(values.dtype, float(values.min()), float(values.max()), given, name)
     return values if settled_range is None else scaled(values, settled_range)
+
+
+def check_numbers(dtype: np.dtype, name: str) -> None:
+    """Require numbers, or true and false."""
+    if dtype.kind not in "biuf":
+        raise DataError(f"{name} holds {dtype}, which are no grey levels")
 
 
 def settled(
@@ -260,8 +268,6 @@ def settled(
     Raises:
         DataError: The range is not known, or not kept to.
     """
-    if dtype.kind not in "iuf":
-        raise DataError(f"{name} holds {dtype}, which are no grey levels")
     if dtype == np.uint8 and (given is None or given[1] > 255):
         return None
     if not (math.isfinite(low) and math.isfinite(high)):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from diffgen.core.paths import setting
 from diffgen.data.places import LeftOut
 from diffgen.data.reading import Reading, Seen
 
@@ -88,7 +89,8 @@ def split_note(classes: Sequence[str], root: str) -> list[str]:
         return []
     train = next((name for name in splits if name.casefold().startswith("train")), splits[0])
     other = next((name for name in splits if name != train), None)
-    meant = f"dataset.root={root}/{train}" + (f" dataset.held_out={root}/{other}" if other else "")
+    meant = setting("dataset.root", f"{root}/{train}")
+    meant += f" {setting('dataset.held_out', f'{root}/{other}')}" if other else ""
     return [f"the sub-folders {', '.join(splits)} are taken for classes; if they are splits, {meant} is meant"]
 
 

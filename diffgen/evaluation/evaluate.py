@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from diffgen import __version__
 from diffgen.build import Trained, make_splits, restore
+from diffgen.core import processes
 from diffgen.core.console import ProgressLine, Reporter, clock, count
 from diffgen.core.errors import DataError, require
 from diffgen.core.files import append_text, cache_folder, make_writable
@@ -89,7 +90,7 @@ def evaluate(
             row["pictures"] = settings.images
         network = _extractor(extractor, splits, cache, accelerator, reporter) if settings.needs_images else None
         on_main(accelerator, lambda: make_writable(out))
-        _header(reporter, settings, row, network, given, apart)
+        _header(reporter, settings, row, network, given, apart, processes.told(accelerator))
         if network:
             if saved:
                 labels = [classes[i] if classes else i for i in cycle_labels(n, len(classes))]
@@ -318,11 +319,13 @@ def _header(
     extractor: Extractor | None,
     given: Source | None,
     apart: str,
+    device: str,
 ) -> None:
     rows = {
         "images": f"{row['images']:,}, seed {row['seed']}" + (f", {given.home}" if given and given.home else ""),
         "reference": f"{row['dataset']}: {row['training_images']:,} training images, {apart}",
         "metrics": ", ".join(settings.wanted),
+        "device": device,
     }
     if extractor:
         rows["extractor"] = f"{extractor.name} {extractor.hash[:12]}, {extractor.dim} features{_made(extractor)}"

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffgen.build import restore
+from diffgen.core import processes
 from diffgen.core.console import Reporter, count
 from diffgen.core.errors import require
 from diffgen.core.processes import accelerated, on_main, share_of
@@ -89,7 +90,7 @@ def _facts(
         "task": shown(task),
         "sampler": shown(sampler),
         "guidance": shown_guidance(sampling.guidance, settings.guide),
-        "device": f"{accelerator.device.type} x {accelerator.num_processes}, precision {accelerator.mixed_precision}",
+        "device": processes.told(accelerator),
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from diffgen.build import Config, Trained
+from diffgen.core import processes
 from diffgen.core.console import clock, count
 from diffgen.core.settings import TrainSettings
 from diffgen.data import survey
@@ -22,7 +23,7 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
         "found": parts.dataset.found,
         "model": model(config, parts.network, gflop),
         "method": method(config),
-        "device": f"{parts.device.type} x {world}, precision {parts.accelerator.mixed_precision}",
+        "device": processes.told(parts.accelerator),
         "batch": batch,
         "optimizer": optimizer(config, parts.optimizer.param_groups, parts.base_lrs),
         "duration": duration(settings, images),

@@ -18,7 +18,7 @@ from accelerate import tracking
 from PIL import Image
 
 from diffgen.build import Config
-from diffgen.core.errors import DiffgenError, UsageError, first_line, require
+from diffgen.core.errors import DiffgenError, UsageError, first_line, require, typed
 from diffgen.core.files import append_bytes, writing
 from diffgen.core.registry import Table, build
 from diffgen.storage.run_directory import RunLog
@@ -77,8 +77,8 @@ class Loggers:
             table = Table(f"logger.{name}")  # the key as users write it, in errors
             table.update(LOGGERS)
             with self._guarded(name, but=UsageError):
+                require(settings["name"] == name, f"logger.{name}.name={typed(settings['name'])} must be {name}")
                 self.running[name] = build(table, settings)
-                require(settings["name"] == name, f"logger.{name}.name={settings['name']!r} must be {name}")
         if not main:
             self.running.clear()
 

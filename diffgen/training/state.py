@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from diffgen.build import MODEL_SIDE
-from diffgen.core.errors import CheckpointError
+from diffgen.core.errors import CheckpointError, typed
 from diffgen.storage.checkpoint import check_fit
 from diffgen.storage.tensor_file import Tensors
 from diffgen.training import moments
@@ -60,9 +60,13 @@ def compare(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> 
     held = (*MODEL_SIDE, *AVERAGES) if "power" in (now.get(AVERAGES[0]), then.get(AVERAGES[0])) else MODEL_SIDE
     fixed = [key for key in differ if key in held or key.split(".")[0] in held]
     if fixed:
-        keys = ", ".join(f"{key} ({then.get(key)!r} there, {now.get(key)!r} here)" for key in fixed[:5])
+        keys = ", ".join(f"{key} ({typed(then.get(key))} there, {typed(now.get(key))} here)" for key in fixed[:5])
         raise CheckpointError(f"cannot go on from {folder}: it was trained with another {keys}")
-    return [f"{key}: {then.get(key)} -> {now.get(key)}" for key in differ]
+    return [f"{key}: {_shown(then.get(key))} -> {_shown(now.get(key))}" for key in differ]
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else typed(value)
 
 
 def _free(key: str) -> bool:

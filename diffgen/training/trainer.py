@@ -15,7 +15,9 @@ from torch import Tensor
 from diffgen.core import memory, speed
 from diffgen.core.console import count
 from diffgen.core.errors import DiffgenError, EnvironmentFault, NonFiniteError, UsageError
+from diffgen.core.launcher import PRECISIONS
 from diffgen.core.lock import RunLock
+from diffgen.core.paths import setting
 from diffgen.core.processes import accelerated, faults_told, on_main
 from diffgen.core.settings import TrainSettings, section
 from diffgen.core.signals import Interrupted, Stopped, StopRequest, stop_requests
@@ -49,7 +51,7 @@ def train(config: dict[str, Any], config_yaml: str, default_run_dir: str) -> Non
     torch.set_num_threads(settings.threads or DEFAULT_THREADS)
     with (
         stop_requests(settings.preemption_signal) as request,
-        accelerated(settings.precision) as accelerator,
+        accelerated(settings.precision, PRECISIONS) as accelerator,
         RunLock() as lock,
     ):
         parts = Parts(config, settings, accelerator)
@@ -348,4 +350,6 @@ class Trainer:
         self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
         if self.examiner:
             self.reporter.say(f"best:    {self.run_dir}/checkpoints/best   curve: {self.run_dir}/eval/training.png")
-        self.reporter.say(f"next:    diffgen-sample ckpt={self.run_dir}")
+        plugins = self.parts.config["plugins"]
+        needed = [setting("plugins", plugins)] if plugins else []
+        self.reporter.say(" ".join(["next:    diffgen-sample", *needed, setting("ckpt", self.run_dir)]))

@@ -95,8 +95,9 @@ def test_learning_rate_warms_up_and_falls(tiny_run: Path, metrics: Metrics) -> N
 def test_a_checkpoint_says_what_it_is(tiny_model: Path) -> None:
     loaded = checkpoint.load(tiny_model)
     assert loaded.images == 128
+    kind = {"name": "pixels", "background": "white", "range": None}
     assert loaded.config["data"] == {
-        "kind": {"name": "pixels"}, "size": [1, 8, 8], "num_classes": 10, "augment_labels": 0, "classes": list("0123456789"),
+        "kind": kind, "size": [1, 8, 8], "num_classes": 10, "augment_labels": 0, "classes": list("0123456789"),
     }  # fmt: skip
     assert loaded.config["objective"] == {"name": "denoise"}
     assert loaded.config["trained"] == {"dataset": "digits", "method": "flow"}

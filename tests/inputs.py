@@ -1,0 +1,109 @@
+"""Pictures and files of the kinds that people bring, and their neighbours."""
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+HEIGHT, WIDTH = 6, 8
+
+
+def picture(seed: int = 0, mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
+    """A random picture of a mode and (width, height)."""
+    channels = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], *channels), np.uint8), mode)
+
+
+def save(path: Path, seed: int = 0, image: Image.Image | None = None, **options: object) -> Path:
+    """Write a picture, random unless it is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or picture(seed)).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def fill(folder: Path, names: Sequence[str], first: int = 0) -> list[Path]:
+    """A folder of random pictures, each another one."""
+    return [save(folder / name, first + number) for number, name in enumerate(names)]
+
+
+def classes(root: Path, names: Sequence[str] = ("cat", "dog"), each: int = 3) -> Path:
+    """A folder with a sub-folder of pictures for each class."""
+    for number, name in enumerate(names):
+        fill(root / name, [f"{i}.png" for i in range(each)], first=100 * number)
+    return root
+
+
+def turned(path: Path, orientation: int = 6) -> Path:
+    """A photograph whose camera was held upright, white above and black below; its file lies on the side."""
+    upright = np.zeros((32, 32, 3), np.uint8)
+    upright[:16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    quarter = {6: 1, 8: 3, 3: 2}[orientation]
+    return save(path, image=Image.fromarray(np.ascontiguousarray(np.rot90(upright, quarter))), exif=exif, quality=95)
+
+
+def noted(path: Path, megabytes: float, *, zipped: bool, international: bool = False) -> Path:
+    """A PNG with so much text in it."""
+    info, text = PngImagePlugin.PngInfo(), "x" * int(megabytes * 2**20)
+    if international:
+        info.add_itxt("note", text, zip=zipped)
+    else:
+        info.add_text("note", text, zip=zipped)
+    return save(path, pnginfo=info)
+
+
+def deep_rgb(path: Path, most: int) -> Path:
+    """A PNG of 16-bit colours up to `most`, which Pillow cannot write."""
+    import struct
+    import zlib
+
+    values = np.random.default_rng(0).integers(0, most + 1, (HEIGHT, WIDTH, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+    whole = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + whole)
+    return path
+
+
+def zipped(folder: Path, path: Path, top: str = "") -> Path:
+    """A zip of a folder's files, below `top`."""
+    with zipfile.ZipFile(path, "w") as file:
+        for each in sorted(p for p in folder.rglob("*") if p.is_file()):
+            file.write(each, f"{top}{each.relative_to(folder)}")
+    return path
+
+
+def as_parquet(folder: Path, path: Path, *, rows: int = 4, named: bool = True) -> Path:
+    """A folder of classes as the hub keeps it: groups of so many rows, and labels with or without names."""
+    import pyarrow
+    from pyarrow import parquet
+
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    names = sorted({p.parent.name for p in files})
+    image = [{"bytes": p.read_bytes(), "path": p.name} for p in files]
+    label = [names.index(p.parent.name) for p in files]
+    table = pyarrow.table({"image": image, "label": label})
+    features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    if named:
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path, row_group_size=rows)
+    return path
+
+
+def table(rows: Sequence[Sequence[object]], delimiter: str = ",") -> str:
+    """Rows of a table as text."""
+    buffer = io.StringIO()
+    csv.writer(buffer, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
