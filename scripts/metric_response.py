@@ -185,7 +185,6 @@ training images are (Gidaris et al. 2018). The same kinds of damage by its featu
 `python scripts/rotation_response.py [FOLDER]`. {sets}.
 
 - It answers to noise (from 5 % on; 2 % it hardly sees), blur, torn and repeated images, more the more there is of them.
-  One class that is missing it hardly sees.
 - Its floors stand beside it as beside the classifier's: held-out images, and one half of the training images by the
   other.
 - Near-copies are looked for in pixels, averaged to at most 32x32: features of turns do not tell one picture from
