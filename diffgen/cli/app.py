@@ -40,13 +40,14 @@ PATHS = (*FOLDERS, "ckpt", "guide", "images", "train.resume", "train.init", "dat
 """Settings whose value may look like a number, and is a path."""
 
 
-def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
+def run(name: str, job: Job, help_text: Callable[[], str], checked_by_job: tuple[str, ...] = ()) -> int:
     """Run one command.
 
     Args:
         name: The top-level config, `train` or `sample`.
         job: Called with the resolved config as plain data and as YAML text.
         help_text: What `--help` prints.
+        checked_by_job: Groups of settings whose keys no default has: the job knows which there are.
 
     Returns:
         The exit code; see `diffgen.core.errors.EXIT_CODES`.
@@ -59,7 +60,7 @@ def run(name: str, job: Job, help_text: Callable[[], str]) -> int:
     codes: list[int] = []
 
     def task(config: DictConfig) -> None:
-        codes.append(answer(lambda: _task(name, config, job)))
+        codes.append(answer(lambda: _task(name, config, job, checked_by_job)))
         if codes[-1] and is_sweep():
             _tell_sweep(name, config, codes[-1])
         if codes[-1] > 128:
@@ -111,7 +112,9 @@ def _tune_libraries() -> None:
 def as_path(argument: str) -> str:
     """An argument, in quotes where a path looks like a number: `run_dir=2026_11_27` is not 20261127."""
     key, _, value = argument.partition("=")
-    return f"{key}={quoted(value)}" if key in PATHS and re.fullmatch(r"[\d.][\d._e+-]*", value) else argument
+    return (
+        f"{key}={quoted(value)}" if key.lstrip("+") in PATHS and re.fullmatch(r"[\d.][\d._e+-]*", value) else argument
+    )
 
 
 def _load_plugins() -> None:
@@ -160,25 +163,29 @@ def check_overrides(overrides: list[str]) -> None:
             check_choice(key, value)
 
 
-def _task(name: str, config: DictConfig, job: Job) -> None:
-    plain = checked(name, config, list(HydraConfig.get().overrides.task))
+def _task(name: str, config: DictConfig, job: Job, checked_by_job: tuple[str, ...]) -> None:
+    plain = checked(name, config, list(HydraConfig.get().overrides.task), checked_by_job)
     job(plain, as_yaml(plain))
 
 
-def checked(name: str, config: DictConfig, overrides: list[str]) -> dict[str, Any]:
+def checked(
+    name: str, config: DictConfig, overrides: list[str], checked_by_job: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """A composed config as plain data, its keys and kinds of values checked.
 
     Args:
         name: The top-level config.
         config: As Hydra composes it.
         overrides: From which it was composed.
+        checked_by_job: Groups whose keys are left to the job.
 
     Raises:
         UsageError: See `check_against_defaults`; or a folder is a file.
         OmegaConfBaseException: A value is missing, or names another one that is not there.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    check_against_defaults(name, plain, overrides)
+    ours = {key: value for key, value in plain.items() if key not in checked_by_job}
+    check_against_defaults(name, ours, overrides)
     plugins.check(plain["plugins"], overrides)
     told: dict[str, Any] = walk(plain, at_home)
     for key in FOLDERS:

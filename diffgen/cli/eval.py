@@ -15,6 +15,9 @@ ROWS: list[dict[str, Any]] = []
 FOLDERS: set[Path] = set()
 """The sweep's folder, if this is one."""
 
+PLACES = ("root", "path", "labels", "held_out")
+"""Keys of a data set that say where something is."""
+
 PARTS = ("sampler", "extractor", "dataset", "plugins")
 
 
@@ -22,31 +25,62 @@ def job(config: dict[str, Any], config_yaml: str) -> None:
     """Check the settings, then evaluate."""
     settings = eval_settings({key: value for key, value in config.items() if key not in PARTS})
     settings.check_names(str(config["extractor"].get("name")))
-    dataset = _dataset(config["dataset"], settings.ckpt)
+    dataset, moved = _dataset(config["dataset"], settings.ckpt)
     from diffgen.evaluation.evaluate import evaluate  # torch, and all that takes seconds to import
 
     FOLDERS.update({app.sweep_folder().parent} if app.is_sweep() else ())
-    ROWS.append(evaluate(settings, config["sampler"], config["extractor"], dataset))
+    ROWS.append(evaluate(settings, config["sampler"], config["extractor"], dataset, moved))
 
 
-def _dataset(given: dict[str, Any], ckpt: str | None) -> dict[str, Any]:
-    """The data set's own settings, with those that were given in their place; its name may be the checkpoint's."""
-    name = given["name"]
-    if name == "auto":
-        if ckpt is None:
-            raise UsageError("dataset is missing: dataset=NAME says what the images are judged by")
-        from diffgen.storage import checkpoint
+def _dataset(given: dict[str, Any], ckpt: str | None) -> tuple[dict[str, Any], str]:
+    """The data set's config, and what to say where its examples are not found.
 
-        name = checkpoint.load(Path(ckpt)).config.get("trained", {}).get("dataset", "")
+    It is the run's own, where the checkpoint lies in a run, with the keys that were given in their place; of a
+    checkpoint that stands alone the name and what was held out are known, and else the data set's own defaults hold.
+    """
+    typed = {key: value for key, value in given.items() if key != "name" and value is not None}
+    own = _own(ckpt) if ckpt else {}
+    name = own.get("name", "") if given["name"] == "auto" else given["name"]
+    if ckpt is None and given["name"] == "auto":
+        raise UsageError("dataset is missing: dataset=NAME says what the images are judged by")
     if name not in configs.groups()["dataset"]:
         raise UsageError(unknown(f"dataset={str(name)!r}", configs.groups()["dataset"]))
-    config = configs.compose_group("dataset", name)
-    for key, value in given.items():
-        if key != "name" and value is not None:
-            if key not in config:
-                raise UsageError(f"dataset.{key} is not a setting of dataset={name}; it has [{', '.join(config)}]")
-            config[key] = value
-    return config
+    remembered = _at(own, typed) if own.get("name") == name else {}
+    config = {**configs.compose_group("dataset", name), **remembered}
+    for key in typed:
+        if key not in config:
+            raise UsageError(f"dataset.{key} is not a setting of dataset={name}; it has [{', '.join(config)}]")
+    return {**config, **typed}, _moved({key: value for key, value in remembered.items() if key not in typed})
+
+
+def _own(ckpt: str) -> dict[str, Any]:
+    """What is known of the data set that a checkpoint was trained on."""
+    from diffgen.evaluation.held_out import noted
+    from diffgen.storage import checkpoint
+
+    about = checkpoint.describe(Path(ckpt))
+    own = noted(about.config)
+    run = (checkpoint.run_config(about.path) or {}).get("dataset", {})
+    return {**run, **own} if run.get("name") == own["name"] else own
+
+
+def _at(own: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
+    """A run's data set with the places inside its root where that is now."""
+    old, new = own.get("root"), typed.get("root")
+    if old is None or new is None:
+        return own
+    places = {key: Path(own[key]).absolute() for key in PLACES if isinstance(own.get(key), str)}
+    root = Path(old).absolute()
+    inside = {key: place.relative_to(root) for key, place in places.items() if place.is_relative_to(root)}
+    return {**own, **{key: str(Path(str(new)) / place) for key, place in inside.items()}}
+
+
+def _moved(remembered: dict[str, Any]) -> str:
+    """What to say of places that are not where the run had them."""
+    places = {key: remembered[key] for key in PLACES if isinstance(remembered.get(key), str)}
+    lost = [f"dataset.{key}={place!r}" for key, place in places.items() if not Path(place).expanduser().exists()]
+    where = " ".join(each.partition("=")[0] + "=PATH" for each in lost)
+    return f"; ckpt was trained with {', '.join(lost)}, which is not here: {where} says where it is now" if lost else ""
 
 
 def _tell_sweep(folder: Path) -> None:
@@ -77,7 +111,7 @@ usage: diffgen-eval ckpt=PATH [metrics=NAME,...] [KEY=VALUE ...]
 
 examples:
   diffgen-eval ckpt=outputs/digits-flow/...                      its table, each figure beside its floors
-  diffgen-eval ckpt=... dataset.root=data n=5000                 where the data is, and fewer images
+  diffgen-eval ckpt=... dataset.root=data n=5000                 where the data is now, and fewer images
   diffgen-eval ckpt=... extractor=inception n=50000              FID-50k, with the published network
   diffgen-eval ckpt=... metrics=bits n=256                       bits/dim of held-out images
   diffgen-eval ckpt=... metrics=vlb n=256                        their variational bound, for ddpm_linear
@@ -103,12 +137,13 @@ exit codes:
 def main() -> int:
     """Entry point; `dataset=NAME` is a setting here, since a recipe for training is not wanted."""
     sys.argv[1:] = [f"dataset.name={a.partition('=')[2]}" if a.startswith("dataset=") else a for a in sys.argv[1:]]
+    sys.argv[1:] = [f"++{a}" if a.startswith("dataset.") else a for a in sys.argv[1:]]  # of any data set
     sys.argv[1:] = [
         f"metrics=[{a[8:]}]" if a.startswith("metrics=") and a[8:9] not in ("[", "") else a for a in sys.argv[1:]
     ]
     ROWS.clear()
     FOLDERS.clear()
-    code = app.run("eval", job, help_text)
+    code = app.run("eval", job, help_text, checked_by_job=("dataset",))
     for folder in FOLDERS if ROWS else ():
         _tell_sweep(folder)
     return code

@@ -5,6 +5,7 @@ features are not those of Inception and compare only with others from the same f
 hash.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from diffgen.core.randomness import data_order, generator
 from diffgen.data import Source
 from diffgen.data.base import in_order
 from diffgen.data.images import to_float
+from diffgen.data.splits import Splits
 from diffgen.nets.optimizers import eager
 from diffgen.storage.checkpoint import check_fit
 from diffgen.storage.tensor_file import digest
@@ -31,6 +33,8 @@ BATCH = 128
 PEAK_LR = 0.1
 WARMUP = 0.25
 """Share of the steps in which the learning rate rises; it then falls to 0."""
+SAMPLED = 64
+"""Examples by which a data set that is not in memory is known."""
 
 
 class Classifier(nn.Module):
@@ -153,6 +157,59 @@ def classification_accuracy_score(
     """
     model = train_classifier(samples, width=width, epochs=epochs, seed=seed, device=device)
     return accuracy(model, test, device)
+
+
+# --- kept in a cache ----------------------------------------------------------------------------------------------
+
+
+def trained_here(
+    name: str, splits: Splits, cache: Path, device: torch.device, width: int, epochs: int, seed: int
+) -> tuple[Classifier, str, dict[str, object]]:
+    """The classifier of a data set, trained if the cache does not hold it.
+
+    Args:
+        name: What its file is called, before what it was made of and how.
+        splits: It is trained on the one, and its accuracy is that on the other, or on the first where there is none.
+        cache: A folder for this data set and no other.
+        device: Where to train and run.
+        width: See `Classifier`.
+        epochs: See `train_classifier`.
+        seed: See `train_classifier`.
+
+    Returns:
+        As `load_classifier`; of the facts, `test_accuracy` is of held-out images, and `train_accuracy` stands where
+        there are none.
+
+    Raises:
+        CheckpointError: The file in the cache is damaged, or of other data.
+    """
+    source, recipe = splits.train, {"width": width, "epochs": epochs, "seed": seed}
+    path = cache / f"{name}-{identity(source)}-{width}-{epochs}-{seed}.safetensors"
+    if not path.exists():
+        save_classifier(train_classifier(source, **recipe, device=device), path, {"images": len(source), **recipe})
+    try:
+        model, checksum, facts = load_classifier(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; delete it, and it is made again") from None
+    if (model.channels, model.head.out_features) != (source.shape.channels, source.shape.num_classes):
+        raise CheckpointError(f"classifier {path} was trained on another data set: delete it, or use another folder")
+    judge, key = (source, "train_accuracy") if splits.test is None else (splits.test, "test_accuracy")
+    if facts.get("accuracy_of") != identity(judge):
+        facts = {key: value for key, value in facts.items() if not key.endswith("_accuracy")}
+        facts |= {key: accuracy(model.to(device), judge, device), "accuracy_of": identity(judge)}
+        save_classifier(model, path, facts)
+    return model, checksum, facts
+
+
+def identity(source: Source) -> str:
+    """Twelve letters that differ between data sets; of one that is not in memory, those of a few of its examples."""
+    if known := getattr(source, "digest", None):
+        return str(known[:12])
+    some = torch.arange(0, len(source), max(1, len(source) // SAMPLED))
+    total = hashlib.sha256(str(len(source)).encode())
+    for tensor in next(source.batches(iter([some]), torch.device("cpu"))):
+        total.update(tensor.contiguous().numpy().data)
+    return total.hexdigest()[:12]
 
 
 # --- files --------------------------------------------------------------------------------------------------------

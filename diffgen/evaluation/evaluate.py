@@ -10,20 +10,21 @@ import torch
 from accelerate import Accelerator
 
 from diffgen import __version__
-from diffgen.build import Trained, restore
+from diffgen.build import Trained, make_splits, restore
 from diffgen.core import processes
 from diffgen.core.console import ProgressLine, Reporter, clock, count
-from diffgen.core.errors import require
+from diffgen.core.errors import DataError, require
 from diffgen.core.files import append_text, cache_folder, make_writable
 from diffgen.core.processes import accelerated, main_first, on_main
 from diffgen.core.settings import FEWEST, EvalSettings
 from diffgen.data import Source
 from diffgen.data.splits import Splits
-from diffgen.evaluation import model
+from diffgen.evaluation import held_out, model
 from diffgen.evaluation.extractors import Extractor, shared_extractor
+from diffgen.evaluation.few import too_few
 from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.pictures import pictures
-from diffgen.evaluation.reference import Reference, open_splits
+from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.report import as_json
 from diffgen.evaluation.samples import Drawn, draw_share, featured, gathered
 from diffgen.sampling.drawing import Sampling, batch_size
@@ -33,6 +34,12 @@ from diffgen.sampling.words import shown, shown_average, shown_guidance
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.checkpoint import Checkpoint
 
+TRAINED_ON = {
+    "classifier": ", trained on labels",
+    "rotation": ", trained without labels, to tell which way up pictures are",
+}
+"""Extractors of data with and without labels, as the header tells them apart."""
+
 MOST = 50_000
 """Images to judge unless told otherwise; what the literature's FID-50k takes."""
 
@@ -41,7 +48,11 @@ SOON, LONG = 10.0, 600.0
 
 
 def evaluate(
-    settings: EvalSettings, sampler: Mapping[str, Any], extractor: Mapping[str, Any], dataset: Mapping[str, Any]
+    settings: EvalSettings,
+    sampler: Mapping[str, Any],
+    extractor: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    moved: str = "",
 ) -> Row:
     """Judge what `settings` name, print it, and append it to results.jsonl.
 
@@ -49,7 +60,8 @@ def evaluate(
         settings: Checked settings.
         sampler: Config of the sampler; `name: auto` stands for the checkpoint's own.
         extractor: Config of the extractor, a row of `EXTRACTORS`.
-        dataset: Config of the data set, a row of `DATASETS`, without its split.
+        dataset: Config of the data set, a row of `DATASETS`.
+        moved: What to say where its examples are not found.
 
     Returns:
         The row of results, on every process.
@@ -60,15 +72,16 @@ def evaluate(
     with accelerated(settings.precision) as accelerator:
         reporter = Reporter(speaks=accelerator.is_main_process)
         saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
-        splits = main_first(accelerator, lambda: open_splits(dataset))
+        splits, apart, held = _opened(saved, dataset, moved, accelerator)
         trained = restore(saved) if saved else None
         _check_shape(trained, splits, str(dataset["name"]))
+        splits, classes = _classes_of(trained, splits, str(dataset["name"]))
         given = pictures(settings.images, splits.train, str(dataset["name"])) if settings.images else None
         out = _out(settings, saved)
         cache = Path(settings.cache) if settings.cache else cache_folder() / "eval"
         cache = cache / str(dataset["name"])
         n = _number(settings, splits, given)
-        row: Row = {"images": n, "dataset": dataset["name"], "seed": settings.seed}
+        row: Row = {"images": n, "dataset": dataset["name"], "seed": settings.seed, **held}
         started = time.monotonic()
         if saved and trained:
             sampling, facts = _sampling(settings, sampler, saved, trained, accelerator, n)
@@ -77,28 +90,21 @@ def evaluate(
             row["pictures"] = settings.images
         network = _extractor(extractor, splits, cache, accelerator, reporter) if settings.needs_images else None
         on_main(accelerator, lambda: make_writable(out))
-        _header(reporter, settings, row, network, splits, given, processes.told(accelerator))
+        _header(reporter, settings, row, network, given, apart, processes.told(accelerator))
         if network:
             if saved:
-                drawn = _draw(settings, sampling, network, accelerator, reporter, n)
+                labels = [classes[i] if classes else i for i in cycle_labels(n, len(classes))]
+                drawn = _draw(settings, sampling, network, accelerator, reporter, labels)
                 row["nfe"] = sampling.nfe
             else:
                 assert given is not None
                 with reporter.progress(n, 0) as line:
                     drawn = featured(given, network, n, lambda done: line.update(done, "pictures seen"))
-            reference = Reference(splits, network, cache)
-            row |= {"extractor": network.name, "extractor_hash": network.hash}
-
-            def judge() -> Row:
-                return measured(settings.wanted, Judged.of(drawn, reference, out, settings.seed, accelerator.device))
-
-            row |= on_main(accelerator, judge)
-            require(
-                set(row.get("left_out", ())) != set(settings.wanted),
-                f"metrics={','.join(settings.wanted)} need labels, classes or held-out images, and there are none",
-            )
+            row |= {"extractor": network.name, "extractor_hash": network.hash, "features": network.dim}
+            row |= _of_images(settings, drawn, Reference(splits, network, cache), out, accelerator)
         if saved:
             row |= on_main(accelerator, lambda: _of_model(settings, sampling, splits, n, out, reporter))
+        row["too_few"] = list(too_few(row))
         row |= {"seconds": round(time.monotonic() - started, 1), "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         row |= {"versions": {"diffgen": __version__, "torch": torch.__version__}}
         on_main(accelerator, lambda: append_text(out / "results.jsonl", as_json(row)))
@@ -115,10 +121,52 @@ def _check_shape(trained: Trained | None, splits: Splits, name: str) -> None:
     require(kind.judged, f"dataset={name} holds {kind.unit}: diffgen-eval judges pictures")
     if trained:
         require(
-            trained.kind == kind, f"ckpt makes {trained.kind.unit} and dataset={name} has {kind.unit}: no comparison"
+            type(trained.kind) is type(kind),
+            f"ckpt makes {trained.kind.unit} and dataset={name} has {kind.unit}: no comparison",
         )
         made, wanted = trained.shape.size, splits.train.shape.size
         require(made == wanted, f"ckpt makes images of {made} and dataset={name} has {wanted}")
+
+
+def _opened(
+    saved: Checkpoint | None, dataset: Mapping[str, Any], moved: str, accelerator: Accelerator
+) -> tuple[Splits, str, Row]:
+    """The splits, what of them is held out in words, and in numbers for the row."""
+
+    def opened() -> tuple[Splits, int]:
+        try:
+            splits = make_splits({"dataset": dataset})
+            return splits, held_out.check_apart(splits)
+        except DataError as error:
+            raise DataError(f"{error}{moved}") from None
+
+    unseen = held_out.check_unseen(saved, dataset) if saved else False
+    splits, repeated = main_first(accelerator, opened)
+    if saved:
+        held_out.check_examples(saved, dataset, splits.train)
+    numbers: Row = {"training_images": len(splits.train), "held_out": len(splits.test) if splits.test else 0}
+    numbers |= {"held_out_repeated": repeated} if repeated else {}
+    return splits, held_out.words(splits, repeated, unseen=unseen), numbers
+
+
+def _classes_of(trained: Trained | None, splits: Splits, name: str) -> tuple[Splits, list[int]]:
+    """The splits, told by a checkpoint's classes, and the numbers of those that there are.
+
+    Classes are one where they have one name; without labels, or without a checkpoint, nothing is told.
+    """
+    known, own = (trained.classes if trained else ()), splits.train.classes
+    if not known or not own:
+        return splits, list(range(trained.shape.num_classes if trained else 0))
+    strange = [repr(each) for each in own if each not in known]
+    require(not strange, f"dataset={name} has {', '.join(strange[:3])}, no class of ckpt's: [{', '.join(known)}]")
+    numbers = [known.index(each) for each in own]
+    if own == known:
+        return splits, numbers
+
+    def told(source: Source | None) -> Source | None:
+        return None if source is None else source.renamed(known, numbers)
+
+    return Splits(splits.train.renamed(known, numbers), lambda: told(splits.test)), sorted(numbers)
 
 
 def _number(settings: EvalSettings, splits: Splits, given: Source | None) -> int:
@@ -127,7 +175,7 @@ def _number(settings: EvalSettings, splits: Splits, given: Source | None) -> int
     n = most if settings.n == "auto" else settings.n
     require(given is None or n <= most, f"n={n} is more than the {most} images in {settings.images}")
     if not settings.needs_images:
-        n = min(n, len(splits.test))  # metrics of the model look at held-out images
+        n = min(n, len(held_out.judge(splits)[0]))  # of which metrics of the model are
     require(n >= FEWEST or not settings.needs_images, f"n={n} is too few: metrics of images need at least {FEWEST}")
     return n
 
@@ -145,7 +193,7 @@ def _extractor(
     config: Mapping[str, Any], splits: Splits, cache: Path, accelerator: Accelerator, reporter: Reporter
 ) -> Extractor:
     if not cache.exists():
-        reporter.say(f"extractor={config['name']} is made ready for {cache.name}, once: it is kept in {cache}")
+        reporter.say(f"the extractor is made ready for {cache.name}, once: it is kept in {cache}")
     return shared_extractor(config, splits, cache, accelerator)
 
 
@@ -188,12 +236,11 @@ def _draw(
     extractor: Extractor,
     accelerator: Accelerator,
     reporter: Reporter,
-    n: int,
+    labels: list[int],
 ) -> Drawn:
-    """Images 0 .. n - 1, every class in turn, with their features; each process draws its share."""
-    shape = sampling.trained.shape
-    labels = cycle_labels(n, shape.num_classes)
-    batch = settings.batch_size if isinstance(settings.batch_size, int) else batch_size(shape.size, accelerator.device)
+    """An image of each label, with their features; each process draws its share."""
+    n, size = len(labels), sampling.trained.shape.size
+    batch = settings.batch_size if isinstance(settings.batch_size, int) else batch_size(size, accelerator.device)
     started, drawn, expected = time.monotonic(), 0, sampling.expected_nfe()
     foretold = accelerator.device.type != "cpu"  # elsewhere the first calls compile, and tell nothing
     with reporter.progress(n, 0) as line:
@@ -227,20 +274,37 @@ def _foretell(reporter: Reporter, line: ProgressLine, n: int) -> None:
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
+def _of_images(settings: EvalSettings, drawn: Drawn, reference: Reference, out: Path, accelerator: Accelerator) -> Row:
+    """Metrics of images.
+
+    Raises:
+        UsageError: There is none that can be told of them.
+    """
+    judged = Judged.of(drawn, reference, out, settings.seed, accelerator.device)
+    row: Row = on_main(accelerator, lambda: measured(settings.wanted, judged))
+    require(
+        set(row.get("left_out", ())) != set(settings.wanted),
+        f"metrics={','.join(settings.wanted)} need labels, classes or held-out images, and there are none",
+    )
+    return row
+
+
 def _of_model(settings: EvalSettings, sampling: Sampling, splits: Splits, n: int, out: Path, reporter: Reporter) -> Row:
     """Metrics of the model itself."""
     denoiser, device = sampling.denoiser, sampling.device
-    test = min(n, len(splits.test))
+    source, which = held_out.judge(splits)
+    count = min(n, len(source))
     row: Row = {}
     if "bits" in settings.wanted:
-        with reporter.progress(test, 0) as line:
-            row |= model.bits(denoiser, device, splits.test, n, settings.seed, line.update)
+        with reporter.progress(count, 0) as line:
+            row |= model.bits(denoiser, device, source, n, settings.seed, line.update) | {"bits_of": which}
     steps = model.chain_length(denoiser.schedule)
     if "vlb" in settings.wanted and steps is not None:
-        with reporter.progress(test, 0) as line:
-            row |= model.vlb(denoiser, steps, device, splits.test, n, settings.seed, line.update)
+        with reporter.progress(count, 0) as line:
+            row |= model.vlb(denoiser, steps, device, source, n, settings.seed, line.update) | {"vlb_of": which}
     if "denoising" in settings.wanted:
-        with reporter.progress(min(n, len(splits.train)) + test, 0) as line:
+        more = min(n, len(splits.test)) if splits.test else 0
+        with reporter.progress(min(n, len(splits.train)) + more, 0) as line:
             row |= model.denoising(denoiser, device, splits, n, settings.seed, out, line.update)
     return row
 
@@ -253,26 +317,31 @@ def _header(
     settings: EvalSettings,
     row: Row,
     extractor: Extractor | None,
-    splits: Splits,
     given: Source | None,
+    apart: str,
     device: str,
 ) -> None:
-    held_out = "no held-out images" if splits.test is splits.train else f"{len(splits.test):,} held out"
-    facts = getattr(extractor, "facts", {})
-    known = f", test accuracy {float(facts['test_accuracy']):.1%}" if "test_accuracy" in facts else ""
     rows = {
         "images": f"{row['images']:,}, seed {row['seed']}" + (f", {given.home}" if given and given.home else ""),
-        "reference": f"{row['dataset']}: {len(splits.train):,} training images, {held_out}",
+        "reference": f"{row['dataset']}: {row['training_images']:,} training images, {apart}",
         "metrics": ", ".join(settings.wanted),
         "device": device,
     }
     if extractor:
-        rows["extractor"] = f"{extractor.name} {extractor.hash[:12]}, {extractor.dim} features{known}"
+        rows["extractor"] = f"{extractor.name} {extractor.hash[:12]}, {extractor.dim} features{_made(extractor)}"
     if "ckpt" in row:
         rows["weights"] = row["weights"]
     if extractor and "ckpt" in row:
         rows |= {"sampler": row["sampler_settings"], "guidance": row["guidance"]}
     reporter.header(f"diffgen-eval: {row.get('ckpt') or row['pictures']}", rows)
+
+
+def _made(extractor: Extractor) -> str:
+    """What a network that was trained here was trained on, and how well it knows it."""
+    facts: Mapping[str, Any] = getattr(extractor, "facts", {})
+    which = {"test_accuracy": "held-out images", "train_accuracy": "its training images"}
+    known = [f", {facts[key]:.1%} right on {words}" for key, words in which.items() if key in facts]
+    return f"{TRAINED_ON.get(extractor.name, '')}{''.join(known)}"
 
 
 def _tell(reporter: Reporter, row: Row, out: Path) -> None:

@@ -20,6 +20,7 @@ from diffgen.core.settings import TrainSettings
 from diffgen.core.signals import Interrupted
 from diffgen.data.splits import Splits
 from diffgen.evaluation.extractors import shared_extractor
+from diffgen.evaluation.few import too_few
 from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.report import BETTER, FACTORS, as_json, name
@@ -66,8 +67,7 @@ class Examiner:
             DiffgenError: The data has no labels, or the extractor cannot be had.
         """
         self.settings, self.sampling, self.accelerator = settings, sampling, accelerator
-        held_out = main_first(accelerator, lambda: splits.test)
-        splits = Splits.of(splits.train, held_out or splits.train)
+        main_first(accelerator, lambda: splits.test)
         cache = cache_folder() / "eval" / str(config["dataset"]["name"])
         extractor = shared_extractor(config["extractor"], splits, cache, accelerator)
         self.reference = Reference(splits, extractor, cache)
@@ -144,6 +144,8 @@ class Examiner:
     def _judge(self, drawn: Drawn, model_config: Mapping[str, Any], weights: Tensors, images: int) -> Judgement:
         judged = Judged.of(drawn, self.reference, self.out, 0, self.accelerator.device)
         row: Row = {"images_seen": images, **self.kind, "nfe": self.sampling.nfe} | measured(FIGURES, judged)
+        row |= {"features": self.reference.extractor.dim, "training_images": len(self.reference.splits.train)}
+        row["too_few"] = [key for key in too_few(row) if key in FIGURES]
         key = self.settings.best_by
         best = self._best()
         if key not in row:
@@ -161,7 +163,8 @@ class Examiner:
         self._plot()
         shown = [f"{name(key, row)} {row[key] * FACTORS.get(key, 1):.4g}" for key in FIGURES if key in row]
         figures = {f"eval/{key}": row[key] for key in FIGURES if key in row}
-        return Judgement(f"{images:,} images: {', '.join(shown)}; {standing}", figures)
+        few = f" (too few images for {', '.join(row['too_few'])})" if row["too_few"] else ""
+        return Judgement(f"{images:,} images: {', '.join(shown)}{few}; {standing}", figures)
 
     def _best(self) -> float | None:
         """The figure of the best weights so far, if it is of this kind."""

@@ -5,27 +5,35 @@ features with the same hash. The FID of the literature is that of `inception`, a
 """
 
 import hashlib
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffgen.core.errors import CheckpointError, UsageError, require
 from diffgen.core.processes import main_first
 from diffgen.core.registry import Table, build
-from diffgen.data import InMemory
 from diffgen.data.images import to_float
 from diffgen.data.splits import Splits
-from diffgen.evaluation.classifier import Classifier, accuracy, load_classifier, save_classifier, train_classifier
+from diffgen.evaluation import turns
+from diffgen.evaluation.classifier import Classifier, load_classifier, trained_here
 from diffgen.evaluation.dinov2 import Dinov2, load_dinov2
 
 EXTRACTORS = Table("extractor")
+
+TURNED = 100_000
+"""Turned images that a network of a large set is trained on; minutes on a CPU."""
+
+THUMBNAIL = 32
+"""Longest side at which pixels are compared."""
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
@@ -71,10 +79,30 @@ class Small:
         return features, self.model.head(features)
 
 
+class Turned:
+    """The extractor around a classifier of turns: its features alone, since its classes are no classes of the data.
+
+    Attributes:
+        tells_pictures_apart: Whether images with near features are near copies; elsewhere they are.
+    """
+
+    name = "rotation"
+    tells_pictures_apart = False
+
+    def __init__(self, small: Small) -> None:
+        """Wrap the classifier."""
+        self.small, self.hash, self.dim, self.facts = small, small.hash, small.dim, small.facts
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, None]:
+        """See `Extractor`; images need not be squares."""
+        return self.small(pixels)[0], None
+
+
+Epochs = int | Literal["auto"]
+
+
 @EXTRACTORS.register("classifier")
-def classifier(
-    splits: Splits, cache: Path, device: torch.device, *, width: int, epochs: int | Literal["auto"], seed: int
-) -> Small:
+def classifier(splits: Splits, cache: Path, device: torch.device, *, width: int, epochs: Epochs, seed: int) -> Small:
     """A classifier trained on the training split, once: it is kept in `cache` and read from there afterwards.
 
     It has seen the training images, so distances to these and to held-out images have different floors: give both.
@@ -94,24 +122,64 @@ def classifier(
     require(
         splits.train.shape.num_classes > 1,
         f"name=classifier is trained on labels, and the data has {splits.train.shape.num_classes or 'no'} classes: "
-        "choose extractor=inception, dinov2 or safetensors",
+        "choose extractor=rotation, pixels, inception, dinov2 or safetensors",
     )
     if epochs == "auto":
         epochs = 15 if len(splits.train) < 10_000 else 2 if splits.train.shape.channels == 1 else 10
-    known = splits.train.digest[:12] if isinstance(splits.train, InMemory) else f"{len(splits.train)}-images"
-    path = cache / f"classifier-{known}-{width}-{epochs}-{seed}.safetensors"
-    if not path.exists():
-        model = train_classifier(splits.train, width=width, epochs=epochs, seed=seed, device=device)
-        recipe = {"images": len(splits.train), "width": width, "epochs": epochs, "seed": seed}
-        save_classifier(model, path, {"test_accuracy": accuracy(model, splits.test, device), **recipe})
-    try:
-        model, checksum, facts = load_classifier(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; delete it, and it is made again") from None
-    shape = splits.train.shape
-    if (model.channels, model.head.out_features) != (shape.channels, shape.num_classes):
-        raise CheckpointError(f"classifier {path} was trained on another data set: delete it, or use another folder")
-    return Small("classifier", model, checksum, facts, device)
+    return Small("classifier", *trained_here("classifier", splits, cache, device, width, epochs, seed), device)
+
+
+@EXTRACTORS.register("rotation")
+def rotation(splits: Splits, cache: Path, device: torch.device, *, width: int, epochs: Epochs, seed: int) -> Turned:
+    """A classifier of which way up a picture is, of four (Gidaris et al. 2018): it needs no labels.
+
+    Made and kept like `classifier`, from the training images in all four turns; an epoch is a pass over all of them.
+
+    Args:
+        splits: The data set.
+        cache: A folder for this data set and no other.
+        device: Where to train and run.
+        width: Channels of the first layer; features have 4 times as many.
+        epochs: Passes over the turned images; `auto` is 15 for small sets, and fewer for others: 100,000 images or one.
+        seed: Of weights, order and shifts.
+
+    Raises:
+        CheckpointError: The file in the cache is damaged, or of other data.
+    """
+    turned = turns.splits_of(splits)
+    passes = epochs if isinstance(epochs, int) else min(15, max(1, TURNED // len(turned.train)))
+    return Turned(Small("rotation", *trained_here("rotation", turned, cache, device, width, passes, seed), device))
+
+
+@EXTRACTORS.register("auto")
+def auto(splits: Splits, cache: Path, device: torch.device, *, width: int, epochs: Epochs, seed: int) -> Extractor:
+    """`classifier` where the data has labels, else `rotation`; the arguments are theirs."""
+    row: Callable[..., Extractor] = classifier if splits.train.shape.num_classes > 1 else rotation
+    return row(splits, cache, device, width=width, epochs=epochs, seed=seed)
+
+
+class PlainPixels:
+    """The extractor without a network: pixels, averaged over squares until no side is longer than 32."""
+
+    name = "pixels"
+    hash = hashlib.sha256(b"pixels, averaged to sides of 32 at most").hexdigest()
+    facts: Mapping[str, object] = {}
+
+    def __init__(self, size: tuple[int, ...]) -> None:
+        """Of images of a size [C, H, W]."""
+        self.factor = math.ceil(max(size[1:]) / THUMBNAIL)
+        self.dim = size[0] * math.prod(math.ceil(side / self.factor) for side in size[1:])
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, None]:
+        """See `Extractor`."""
+        return F.avg_pool2d(to_float(pixels), self.factor, ceil_mode=True).flatten(1), None
+
+
+@EXTRACTORS.register("pixels")
+def plain_pixels(splits: Splits, cache: Path, device: torch.device) -> PlainPixels:
+    """The pixels themselves: nothing is trained. For near-copies and nearest pairs; distances see only means."""
+    return PlainPixels(splits.train.shape.size)
 
 
 @EXTRACTORS.register("safetensors")

@@ -16,6 +16,7 @@ from diffgen.data.images import grid, save_png
 from diffgen.data.splits import Splits
 from diffgen.evaluation import metrics
 from diffgen.evaluation.classifier import class_agreement, classification_accuracy_score
+from diffgen.evaluation.extractors import PlainPixels
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.samples import Drawn
 from diffgen.evaluation.statistics import Moments, frechet_distance
@@ -61,9 +62,17 @@ class Judged(Drawn):
 
     @cached_property
     def test(self) -> Tensor | None:
-        """Features of as many images of the test split, where there is one: floors depend on the number of images."""
+        """Features of as many held-out images, where there are some: floors depend on the number of images."""
         test = self.reference.test
         return None if test is None else test[: len(self.features)].to(self.features.device)
+
+    def in_pixels(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The images, the training split and as many held-out images by their pixels, [n, d] where features are."""
+        device, plain = self.features.device, PlainPixels(self.splits.train.shape.size)
+        known = Reference(self.splits, plain, self.reference.cache)
+        images = torch.cat([plain(some)[0] for some in self.pixels.split(256)])
+        test = None if known.test is None else known.test[: len(images)].to(device)
+        return images.to(device), known.train.to(device), test
 
 
 Row = dict[str, Any]
@@ -105,11 +114,13 @@ def score(judged: Judged) -> Row:
 
 def neighbourhoods(judged: Judged, *, robust: bool) -> Row:
     """Precision and recall, or density and coverage, with the floor of held-out images."""
-    names = ("density", "coverage") if robust else ("precision", "recall")
+    names, k = (("density", "coverage"), 5) if robust else (("precision", "recall"), 3)
+    if len(judged.train) <= k:
+        return {}  # a ball needs k other images
 
     def both(fake: Tensor) -> tuple[float, float]:
         real, fake = judged.train[:NEIGHBOURS], fake[:NEIGHBOURS]
-        return metrics.density_coverage(real, fake, k=5) if robust else metrics.precision_recall(real, fake, k=3)
+        return metrics.density_coverage(real, fake, k=k) if robust else metrics.precision_recall(real, fake, k=k)
 
     row: Row = dict(zip(names, both(judged.features), strict=True))
     if judged.test is not None:
@@ -127,18 +138,21 @@ def agreement(judged: Judged) -> Row:
 
 
 def copies(judged: Judged) -> Row:
-    """Share of images that are nearer to one training image than a third of the way to the next, in features.
+    """Share of images that are nearer to one training image than a third of the way to the next.
 
-    The pairs that are nearest are drawn in `pairs.png`, each image above its training image.
+    In features, or in pixels where features are of what pictures show and not of which picture it is. The pairs that
+    are nearest are drawn in `pairs.png`, each image above its training image.
     """
-    ratio = metrics.memorisation_ratio(judged.features, judged.train)
-    row: Row = {"copies": float((ratio < metrics.COPY).double().mean())}
-    if judged.test is not None:
-        row["copies_floor_test"] = float(
-            (metrics.memorisation_ratio(judged.test, judged.train) < metrics.COPY).double().mean()
-        )
+    if getattr(judged.reference.extractor, "tells_pictures_apart", True):
+        where, images, train, test = "features", judged.features, judged.train, judged.test
+    else:
+        where, (images, train, test) = "pixels", judged.in_pixels()
+    ratio = metrics.memorisation_ratio(images, train)
+    row: Row = {"copies": float((ratio < metrics.COPY).double().mean()), "copies_in": where}
+    if test is not None:
+        row["copies_floor_test"] = float((metrics.memorisation_ratio(test, train) < metrics.COPY).double().mean())
     nearest = ratio.argsort()[:PAIRS]
-    _, entries = metrics.nearest_neighbours(judged.features[nearest], judged.train, k=1)
+    _, entries = metrics.nearest_neighbours(images[nearest], train, k=1)
     originals, _ = next(judged.splits.train.batches(iter([entries[:, 0].cpu()]), torch.device("cpu")))
     pairs = torch.cat([judged.pixels[nearest.cpu()], originals])
     save_png(grid(pairs, columns=len(nearest)), judged.out / "pairs.png")
@@ -147,7 +161,8 @@ def copies(judged: Judged) -> Row:
 
 def accuracy_score(judged: Judged) -> Row:
     """Accuracy on held-out images of a classifier trained on the samples, beside one trained on as many real ones."""
-    if not bool((judged.labels >= 0).all()) or judged.test is None:
+    test = judged.splits.test
+    if not bool((judged.labels >= 0).all()) or test is None:
         return {}
     recipe = {"width": 32, "epochs": max(2, math.ceil(20_000 / len(judged.pixels))), "seed": judged.seed}
     classes, device = judged.splits.train.classes, judged.features.device
@@ -156,7 +171,7 @@ def accuracy_score(judged: Judged) -> Row:
     row: Row = {}
     for name, pixels, whose in (("cas", judged.pixels, judged.labels.cpu()), ("cas_real", real, labels)):
         samples = Images(pixels, whose, classes)
-        row[name] = classification_accuracy_score(samples, judged.splits.test, **recipe, device=device)
+        row[name] = classification_accuracy_score(samples, test, **recipe, device=device)
     return row
 
 
@@ -175,9 +190,8 @@ MEASURES: dict[str, Callable[[Judged], Row]] = {
 
 def measured(wanted: Iterable[str], judged: Judged) -> Row:
     """Those of the wanted metrics that are of images."""
-    row: Row = {}
-    if judged.splits.test is not judged.splits.train:
-        row["floor_images"] = min(len(judged.features), len(judged.splits.test))
+    floors = judged.reference.floors
+    row: Row = {} if floors is None else {"floor_images": min(len(judged.features), len(floors))}
     found = {name: MEASURES[name](judged) for name in wanted if name in MEASURES}
     for figures in found.values():
         row |= figures

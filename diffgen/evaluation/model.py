@@ -1,4 +1,4 @@
-"""Metrics of a model that need no samples: likelihood of held-out images and its bound, denoising errors by noise."""
+"""Metrics of a model that need no samples: likelihood of images and its bound, denoising errors by noise level."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -32,6 +32,8 @@ BATCH, LEVELS = 256, 12
 LOWEST, HIGHEST = 0.02, 80.0
 """Noise levels sigma/alpha between which denoising is looked at, where the schedule has them."""
 
+CURVES = {"train": "training images", "test": "held-out images"}
+
 Row = dict[str, Any]
 Progress = Callable[[int, str], None]
 """Hears the number of images done, and a figure so far."""
@@ -49,20 +51,20 @@ def batches(source: Source, n: int, device: torch.device) -> Iterator[tuple[Tens
         yield pixels[numbers].to(device), labels[numbers].to(device), numbers.tolist()
 
 
-def bits(denoiser: Denoiser, device: torch.device, test: Source, n: int, seed: int, progress: Progress) -> Row:
-    """Bits per dimension of held-out images along the ODE: mean, standard error, network calls.
+def bits(denoiser: Denoiser, device: torch.device, source: Source, n: int, seed: int, progress: Progress) -> Row:
+    """Bits per dimension of images along the ODE: mean, standard error, network calls.
 
     Args:
         denoiser: On the device.
         device: Where to compute.
-        test: Held-out images.
+        source: The images, best of all held out from training.
         n: How many of them.
         seed: Of dequantisation and probes.
         progress: Hears the number of images done, and the figure so far.
     """
     found: list[Tensor] = []
     calls: list[int] = []
-    for pixels, label, numbers in batches(test, n, device):
+    for pixels, label, numbers in batches(source, n, device):
         denoise = guided(denoiser, label, PLAIN, clip=False)
         result = likelihood.bits_per_dim(
             denoise, denoiser.schedule, pixels, numbers, seed=seed, rtol=TOLERANCE, atol=TOLERANCE
@@ -81,9 +83,9 @@ def chain_length(schedule: Schedule) -> int | None:
 
 
 def vlb(
-    denoiser: Denoiser, steps: int, device: torch.device, test: Source, n: int, seed: int, progress: Progress
+    denoiser: Denoiser, steps: int, device: torch.device, source: Source, n: int, seed: int, progress: Progress
 ) -> Row:
-    """Variational bound on the bits per dimension of held-out images: mean, its parts, standard errors, network calls.
+    """Variational bound on the bits per dimension of images: mean, its parts, standard errors, network calls.
 
     x0_hat is clipped to [-1, 1], as in the code of Ho et al. 2020. Of the sum over the chain `TERMS` terms are
     evaluated for each image, or all if there are no more.
@@ -92,14 +94,14 @@ def vlb(
         denoiser: On the device; its schedule is a table.
         steps: Entries of the table.
         device: Where to compute.
-        test: Held-out images.
+        source: The images, best of all held out from training.
         n: How many of them.
         seed: Of the noise, and of which terms.
         progress: Hears the number of images done, and the figure so far.
     """
     draws = TERMS if steps - 1 > TERMS else None
     found: list[likelihood.Bound] = []
-    for pixels, label, numbers in batches(test, n, device):
+    for pixels, label, numbers in batches(source, n, device):
         denoise = partial(_clipped, denoiser, label)
         bound = likelihood.variational_bound(
             denoise, denoiser.schedule, pixels, numbers, steps=steps, seed=seed, draws=draws
@@ -121,9 +123,9 @@ def _clipped(denoiser: Denoiser, label: Tensor, x: Tensor, t: Tensor) -> Tensor:
 def denoising(
     denoiser: Denoiser, device: torch.device, splits: Splits, n: int, seed: int, out: Path, progress: Progress
 ) -> Row:
-    """Weighted denoising error by noise level, on training and on held-out images; a curve in `denoising.png`.
+    """Weighted denoising error by noise level, on training images and, if there are some, on held-out ones.
 
-    Where the two part, the model knows its training images beyond their kind.
+    Where the two part, the model knows its training images beyond their kind. The curves are in `denoising.png`.
     """
     from diffgen.core.plots import curves
 
@@ -137,15 +139,17 @@ def denoising(
         done += images
         progress(done, "images denoised")
 
-    errors = [_errors(denoiser, device, source, n, nsrs, seed, more) for source in (splits.train, splits.test)]
-    bins = compare(errors[0], errors[1], nsrs)
-    shown = {
-        "training images": [(math.log10(b.nsr), b.train) for b in bins],
-        "held-out images": [(math.log10(b.nsr), b.test) for b in bins],
-    }
+    train = _errors(denoiser, device, splits.train, n, nsrs, seed, more)
+    if splits.test is None:
+        bins = [{"nsr": nsr, "train": error} for nsr, error in zip(nsrs, train.mean(0).tolist(), strict=True)]
+    else:
+        test = _errors(denoiser, device, splits.test, n, nsrs, seed, more)
+        bins = [each._asdict() for each in compare(train, test, nsrs)]
+    kinds = {key: words for key, words in CURVES.items() if key in bins[0]}
+    shown = {words: [(math.log10(b["nsr"]), b[key]) for b in bins] for key, words in kinds.items()}
     write_atomically(out / "denoising.png", curves(shown, "log10 sigma/alpha", "weighted denoising error"))
-    means = {f"denoising_{kind}": sum(getattr(b, kind) for b in bins) / len(bins) for kind in ("train", "test")}
-    return {**means, "denoising": [{key: round(value, 6) for key, value in b._asdict().items()} for b in bins]}
+    means = {f"denoising_{key}": sum(b[key] for b in bins) / len(bins) for key in kinds}
+    return {**means, "denoising": [{key: round(value, 6) for key, value in b.items()} for b in bins]}
 
 
 def _errors(

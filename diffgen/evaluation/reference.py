@@ -1,27 +1,19 @@
 """Features of real images, computed once and kept: by the images' own hash and the extractor's."""
 
-from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from diffgen.build import make_splits
 from diffgen.core.files import write_atomically
+from diffgen.core.settings import FEWEST
 from diffgen.data import InMemory, Source
 from diffgen.data.base import in_order
 from diffgen.data.splits import Splits
 from diffgen.evaluation.extractors import Extractor
-
-
-def open_splits(dataset: Mapping[str, Any]) -> Splits:
-    """Training and test examples of a data set's config; a data set without the latter is both."""
-    splits = make_splits({"dataset": dataset})
-    return Splits.of(splits.train, splits.test or splits.train)
 
 
 class Reference:
@@ -42,12 +34,16 @@ class Reference:
         """Features of the training split."""
         return features_of(self.splits.train, self.extractor, self.cache)
 
+    @property
+    def floors(self) -> Source | None:
+        """The held-out images, where there are enough of them to be judged like others."""
+        held_out = self.splits.test
+        return None if held_out is None or len(held_out) < FEWEST else held_out
+
     @cached_property
     def test(self) -> Tensor | None:
-        """Features of the test split, where there is one."""
-        if self.splits.test is self.splits.train:
-            return None
-        return features_of(self.splits.test, self.extractor, self.cache)
+        """Features of `floors`."""
+        return None if self.floors is None else features_of(self.floors, self.extractor, self.cache)
 
 
 def features_of(source: Source, extractor: Extractor, cache: Path) -> Tensor:

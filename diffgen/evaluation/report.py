@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diffgen.core import plots
+from diffgen.evaluation.few import too_few
+from diffgen.evaluation.held_out import ADVICE
 
 Row = Mapping[str, Any]
 
@@ -22,13 +24,14 @@ NAMES = {
     "agreement": "agreement with labels",
     "copies": "near-copies of training images",
     "cas": "classification accuracy score",
-    "bits": "bits/dim, held-out images",
+    "bits": "bits/dim",
     "vlb": "variational bound, bits/dim",
     "vlb_prior": "bound: prior, L_T",
     "vlb_steps": "bound: steps between",
     "vlb_decoder": "bound: decoder, L_0",
     "vlb_nfe": "bound: network calls an image",
     "denoising_test": "denoising error, held-out",
+    "denoising_train": "denoising error, training images",
 }
 """What stands in the first column; with Inception's features the first two are FID and KID."""
 
@@ -43,10 +46,16 @@ BETTER = {
     "vlb_decoder": "lower",
     "vlb_nfe": "",
     "denoising_test": "lower",
+    "denoising_train": "lower",
     "density": "near 1",
 }
 
 FACTORS = {"kd": 1000}
+
+FLOORS = {"test": " of held-out images", "halves": " of halves"}
+
+OF = {"bits": {"test": ", held-out images", "train": ", training images"}, "vlb": {"test": "", "train": ", training"}}
+"""What is added to a name: which images a figure is of."""
 
 IN_ONE_TABLE = (
     "ckpt",
@@ -79,13 +88,28 @@ def table(row: Row) -> Iterator[str]:
             yield f"{name(key, row):<32}{value:>12}{floors[0]:>12}{floors[1]:>12}   {BETTER.get(key, 'higher')}{note}"
         if key == "cas" and "cas_real" in row:
             yield f"{'  of one trained on real images':<32}{row['cas_real']:>12.4f}"
-        if key == "denoising_test" and "denoising_train" in row:
-            yield f"{'  on training images':<32}{row['denoising_train']:>12.4f}"
+    yield from _notes(row)
+
+
+def _notes(row: Row) -> Iterator[str]:
+    """What is to be known of some figures, or of those that are not there."""
     if left := row.get("left_out"):
         yield f"left out, for want of labels, classes or held-out images: {', '.join(left)}"
+    if row.get("bits_of", row.get("vlb_of")) == "train" or ("denoising_train" in row and "denoising_test" not in row):
+        yield f"no images are held out: figures of the model are of images that it was trained on; {ADVICE}"
     if row.get("floor_images", math.inf) < row.get("images", 0):
         fewer, judged = row["floor_images"], row["images"]
         yield f"held-out floors are of {fewer:,} images, not {judged:,}: with fewer, distances rise and coverage falls"
+    for why, keys in _by_reason(too_few(row)).items():
+        yield f"too few images: {', '.join(keys)}: {why}"
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, why in reasons.items():
+        figure, _, floor = key.partition("_floor_")
+        found.setdefault(why, []).append(f"{NAMES[figure]}{FLOORS.get(floor, '')}")
+    return found
 
 
 def name(key: str, row: Row) -> str:
@@ -94,6 +118,10 @@ def name(key: str, row: Row) -> str:
         return {"fd": "FID", "kd": "KID x 1000"}[key]
     if row.get("extractor") == "dinov2" and key == "fd":
         return "FD-DINOv2"
+    if key in ("bits", "vlb"):
+        return NAMES[key] + OF[key][row.get(f"{key}_of", "test")]
+    if key == "copies" and row.get("copies_in") == "pixels":
+        return "near-copies, in pixels"
     return f"{NAMES[key]} ({row['extractor']})" if key == "fd" else NAMES[key]
 
 

@@ -200,6 +200,22 @@ def describe(path: Path, key: str = "ckpt") -> Description:
     return Description(path, in_todays_words(config), int(images), metadata)
 
 
+def run_config(path: Path) -> dict[str, Any] | None:
+    """The config of the run that a model file lies in, as the nearest complete checkpoint has it; None outside of one.
+
+    Args:
+        path: The file, as `find_model` finds it.
+    """
+    folder = path.resolve().parent
+    siblings = complete(folder.parent) if folder.parent.name == "checkpoints" else []
+    for each in (folder, *siblings):
+        try:
+            return in_todays_words(_read_counters(each / "state.json")["config"])
+        except (CheckpointError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    return None
+
+
 def assign(module: torch.nn.Module, weights: Tensors, path: Path) -> None:
     """Load weights into a module on the meta device; see `check_fit`."""
     check_fit(module, weights, path)

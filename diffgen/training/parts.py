@@ -27,6 +27,7 @@ from diffgen.core.settings import LrSchedule, PreviewSettings, TrainSettings, se
 from diffgen.data import Source
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.times import TIMES
+from diffgen.evaluation.held_out import note
 from diffgen.nets import DataShape, casting
 from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
@@ -82,7 +83,7 @@ class Parts:
 
     def _model_config(self) -> dict[str, Any]:
         told = {part: self.config[part] for part in (*MODEL_SIDE, "sampler")}
-        told["trained"] = {"dataset": self.config["dataset"]["name"], "method": self.config["method"]}
+        told["trained"] = {**note(self.config["dataset"], self.dataset), "method": self.config["method"]}
         told["guidance"] = self.preview.guidance
         told["ema"] = self.emas[0].profile.facts()
         check_plain(told, "this run")  # else its own checkpoints could not be read
@@ -113,7 +114,7 @@ class Parts:
         require(
             shape.num_classes > 1 or config["extractor"]["name"] != "classifier",
             "train.eval_every with extractor=classifier needs labels, and the data has none: choose "
-            "extractor=inception, dinov2 or safetensors",
+            "extractor=auto, rotation, inception, dinov2 or safetensors",
         )
         require(
             self.settings.best_by != "agreement" or (config["conditional"] and shape.num_classes > 0),
@@ -121,7 +122,7 @@ class Parts:
         )
         extractor = config["extractor"]["name"]
         require(
-            self.settings.best_by != "agreement" or extractor in ("classifier", "safetensors"),
+            self.settings.best_by != "agreement" or extractor in ("auto", "classifier", "safetensors"),
             f"train.best_by=agreement needs a classifier of the data's classes, which extractor={extractor} is not: "
             "choose one of [fd, kd]",
         )

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from diffgen.core.errors import CheckpointError, UsageError
 from diffgen.core.registry import build
 from diffgen.data import Images
+from diffgen.data.base import Part
 from diffgen.data.digits import digits
+from diffgen.data.images import to_float
 from diffgen.data.splits import Splits
-from diffgen.evaluation import extractors
+from diffgen.evaluation import classifier, extractors, turns
 from diffgen.evaluation.extractors import EXTRACTORS, Extractor
 from diffgen.storage import checkpoint
 
@@ -35,7 +37,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_classifier_is_trained_once(cache, monkeypatch):
     first = extractor(CLASSIFIER, cache)
-    monkeypatch.setattr(extractors, "train_classifier", None)  # a second training would fail
+    monkeypatch.setattr(classifier, "train_classifier", None)  # a second training would fail
     second = extractor(CLASSIFIER, cache)
     features, logits = second(SPLITS.test.pixels)
     check_extractor(second, "classifier", SPLITS.test.pixels[:20])
@@ -105,6 +107,67 @@ def test_a_file_of_ones_own(cache, tmp_path):
 def test_images_of_other_channels_are_refused(cache):
     with pytest.raises(UsageError, match="takes images of 1 channels, and these have 3"):
         extractor(CLASSIFIER, cache)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
+# --- without labels -----------------------------------------------------------------------------------------------
+
+ROTATION = {"name": "rotation", "width": 4, "epochs": 1, "seed": 0}
+
+
+def unlabelled(images: Images) -> Images:
+    return Images(images.pixels, torch.full((len(images),), -1), ())
+
+
+def test_turns_are_those_of_the_pictures():
+    """Of what is no square, those of its middle; entries may come in any order."""
+    wide = Images(torch.arange(2 * 4 * 6).reshape(2, 1, 4, 6).byte(), torch.full((2,), -1), ())
+    source = turns.InFourTurns(wide)
+    (pixels, labels), (last, _) = source.batches(iter([torch.tensor([4, 1, 7]), torch.tensor([2])]), CPU)
+    middle = wide.pixels[:, :, :, 1:5]
+    assert (len(source), labels.tolist()) == (8, [0, 1, 3])
+    for found, picture, quarters in zip([*pixels, *last], [1, 0, 1, 0], [0, 1, 3, 2], strict=True):
+        assert torch.equal(found, middle[picture].rot90(quarters, (-2, -1)))
+
+
+def test_the_rotation_extractor_needs_no_labels(cache, monkeypatch):
+    bare = Splits.of(unlabelled(SPLITS.train), unlabelled(SPLITS.test))
+    made = build(EXTRACTORS, ROTATION, bare, cache, CPU)
+    check_extractor(made, "rotation", SPLITS.test.pixels[:20])
+    assert made.facts["test_accuracy"] > 0.4 and made(SPLITS.test.pixels[:2])[1] is None
+    monkeypatch.setattr(classifier, "train_classifier", None)  # a second training would fail
+    assert build(EXTRACTORS, ROTATION, bare, cache, CPU).hash == made.hash
+
+
+def test_auto_is_the_classifier_where_there_are_labels(cache):
+    auto = {**CLASSIFIER, "name": "auto"}
+    assert build(EXTRACTORS, auto, SPLITS, cache, CPU).name == "classifier"
+    assert build(EXTRACTORS, auto, Splits.of(unlabelled(SPLITS.train), None), cache, CPU).name == "rotation"
+
+
+def test_accuracy_is_told_of_the_images_that_there_are(cache):
+    """Also by a network that was trained before others were held out."""
+    on_train = build(EXTRACTORS, CLASSIFIER, Splits.of(SPLITS.train, None), cache, CPU)
+    assert "test_accuracy" not in on_train.facts and 0 < on_train.facts["train_accuracy"] <= 1
+    on_test = build(EXTRACTORS, CLASSIFIER, SPLITS, cache, CPU)
+    assert "train_accuracy" not in on_test.facts and 0 < on_test.facts["test_accuracy"] <= 1
+    assert on_train.hash == on_test.hash
+
+
+def test_pixels_are_averaged_to_thumbnails(tmp_path):
+    small = build(EXTRACTORS, {"name": "pixels"}, SPLITS, tmp_path, CPU)
+    check_extractor(small, "pixels", SPLITS.test.pixels[:20])
+    assert torch.equal(small(SPLITS.test.pixels[:3])[0], to_float(SPLITS.test.pixels[:3]).flatten(1))
+    large = extractors.PlainPixels((3, 50, 70))
+    pixels = torch.randint(256, (2, 3, 50, 70), dtype=torch.uint8)
+    assert large(pixels)[0].shape == (2, large.dim) == (2, 3 * 17 * 24)
+    torch.testing.assert_close(large(pixels)[0][0, 0], to_float(pixels)[0, 0, :3, :3].mean())
+
+
+def test_streamed_pictures_are_known_by_some_of_them():
+    """Two folders with as many pictures have different networks."""
+    parts = [Part(SPLITS.train, torch.arange(start, start + 100)) for start in (0, 1, 0)]
+    first, second, again = map(classifier.identity, parts)
+    assert first == again != second
 
 
 # --- inception ----------------------------------------------------------------------------------------------------

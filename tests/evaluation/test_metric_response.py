@@ -58,3 +58,16 @@ def test_only_agreement_looks_at_labels(rows):
     mixed, floor = rows["labels mixed up"], rows["held-out images"]
     assert {name for name in NAMES if mixed[name] != floor[name]} == {"agreement"}
     assert mixed["agreement"] < 0.25
+
+
+def test_features_without_labels_answer_to_damage():
+    from rotation_response import response
+
+    found = response(script.digits(split="train"), script.digits(split="test"), epochs=2)
+    floor = found["held-out images"]
+    for kinds in (["noise, 2 %", "noise, 5 %", "noise, 20 %"], ["blur, light", "blur, twice"]):
+        values = [floor, *(found[kind] for kind in kinds)]
+        assert values == sorted(values)
+    for kind in ("a tenth with shuffled rows", "a tenth of the images, 10 times", "10 images, repeated"):
+        assert found[kind] > 1.3 * floor, kind
+    assert found["as many training images"] < floor

@@ -1,0 +1,120 @@
+"""Which images a model has never seen: what may be called held out, and what stands in where nothing is."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from diffgen.core.errors import DataError, UsageError
+from diffgen.data import InMemory, Source
+from diffgen.data.splits import Splits
+from diffgen.evaluation.classifier import identity
+from diffgen.storage.checkpoint import Checkpoint
+
+Config = Mapping[str, Any]
+
+NOTHING = {"split": "train", "held_out": None, "held_out_seed": 0}
+"""What a data set's config says of it where a run trains on the training split and keeps nothing of it apart."""
+
+ADVICE = "dataset.held_out=0.1 in training keeps some apart"
+
+
+def kept_apart(dataset: Config) -> dict[str, Any]:
+    """What a data set's config says of what is held out, for a checkpoint to note; empty if that is `NOTHING`."""
+    found = {key: dataset.get(key) or default for key, default in NOTHING.items()}
+    if not isinstance(found["held_out"], float):
+        found["held_out_seed"] = 0  # of a choice that is not made
+    return {key: value for key, value in found.items() if value != NOTHING[key]}
+
+
+def note(dataset: Config, train: Source) -> dict[str, Any]:
+    """What a checkpoint says of its data set: the name, `kept_apart`, and of which examples a share was held out."""
+    apart = kept_apart(dataset)
+    of = {"identity": identity(train)} if isinstance(apart.get("held_out"), float) else {}
+    return {"dataset": dataset["name"], **apart, **of}
+
+
+def noted(config: Config) -> dict[str, Any]:
+    """What a checkpoint's config says of its data set: the name, and `kept_apart` of it."""
+    told = _note(config)
+    return {"name": told.get("dataset", ""), **kept_apart(told)}
+
+
+def _note(config: Config) -> Config:
+    own = config.get("trained")
+    return own if isinstance(own, Mapping) else {}
+
+
+def check_unseen(saved: Checkpoint, dataset: Config) -> bool:
+    """Require that what a data set's config holds out is what the run of a checkpoint held out of it.
+
+    Another folder is nobody's training images, so it may be held out from a run that was trained on its data whole.
+
+    Returns:
+        Whether the checkpoint itself says that it was not trained on what is held out.
+
+    Raises:
+        UsageError: The run was trained on images that would be called held out, or not on some called training images.
+    """
+    own, given = kept_apart(noted(saved.config)), kept_apart(dataset)
+    whole = not any(isinstance(each.get("held_out"), float) for each in (own, given))
+    same_split = own.get("split") == given.get("split")
+    same_data = noted(saved.config)["name"] == dataset["name"]
+    if not same_data or own == given or (whole and same_split):
+        return same_data and own == given
+    raise UsageError(
+        f"{_words(given)}, and ckpt was trained with {_words(own)}: images that it has seen would be called held out, "
+        "or the other way round; leave these settings to ckpt"
+    )
+
+
+def _words(told: Config) -> str:
+    return ", ".join(f"dataset.{key}={value}" for key, value in told.items()) or "nothing held out"
+
+
+def check_examples(saved: Checkpoint, dataset: Config, train: Source) -> None:
+    """Require the examples of which a run held a share out: of others the share would be another one.
+
+    Raises:
+        DataError: They have changed.
+    """
+    own = _note(saved.config)
+    if own.get("dataset") == dataset["name"] and own.get("identity", identity(train)) != identity(train):
+        raise DataError(
+            f"the {len(train)} training images of dataset={dataset['name']} are not those that ckpt was trained on: "
+            f"the share that is held out, {own.get('held_out')}, would be another"
+        )
+
+
+def check_apart(splits: Splits) -> int:
+    """How many of the held-out images are training images too, to the last pixel.
+
+    They are counted where both are in memory.
+
+    Raises:
+        DataError: All of them are.
+    """
+    if not isinstance(splits.test, InMemory) or not isinstance(splits.train, InMemory):
+        return 0
+    known = set(_prints(splits.train))
+    count = sum(each in known for each in _prints(splits.test))
+    if count == len(splits.test):
+        raise DataError(f"all {count} held-out images are training images too: dataset.held_out must name others")
+    return count
+
+
+def _prints(source: InMemory) -> Iterator[bytes]:
+    return (hashlib.blake2b(each.numpy().data, digest_size=16).digest() for each in source.stored.contiguous())
+
+
+def judge(splits: Splits) -> tuple[Source, str]:
+    """The images that metrics of the model look at, and which they are: `test`, or `train` where none are held out."""
+    return (splits.train, "train") if splits.test is None else (splits.test, "test")
+
+
+def words(splits: Splits, repeated: int, *, unseen: bool) -> str:
+    """How many are held out, for the header; `unseen` if a checkpoint is known not to have been trained on them."""
+    if splits.test is None:
+        return f"none held out ({ADVICE})"
+    never = ", never trained on" if unseen and not repeated else ""
+    twice = f", {repeated:,} of them with the pixels of a training image" if repeated else ""
+    return f"{len(splits.test):,} held out{never}{twice}"
