@@ -5,7 +5,6 @@ checkpoint know examples by this interface alone: nobody else asks for a number 
 """
 
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from diffgen.core.devices import layout
 from diffgen.core.errors import DataError, UsageError, require
 from diffgen.core.registry import Table
 from diffgen.data import augment, images
-from diffgen.data.reading import MODES, Reading
+from diffgen.data.reading import MODES, Reading, without_setting
 
 KINDS = Table("kind")
 """Rows are classes, called as row(**settings); a data set holds one and a checkpoint names it."""
@@ -179,7 +178,7 @@ class Pixels(Kind):
         try:
             pixels, _ = reading.read(Path(path), path, (size[1], size[2]))
         except DataError as error:  # a task has no setting for it
-            raise DataError(re.split(r": dataset\.range=|: raise that", str(error))[0]) from None
+            raise without_setting(error) from None
         return images.to_float(pixels)
 
     def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:

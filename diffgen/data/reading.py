@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -297,6 +298,11 @@ def fitted(pixels: Tensor, size: tuple[int, int]) -> Tensor:
         return pixels
     bands = [ImageOps.fit(Image.fromarray(band), size[::-1], Image.Resampling.LANCZOS) for band in pixels.numpy()]
     return torch.from_numpy(np.stack([np.asarray(band) for band in bands]))
+
+
+def without_setting(error: DataError) -> DataError:
+    """The same, for pictures that are of no data set: without the settings of one that would help."""
+    return DataError(re.split(r": dataset\.range=|: raise that", str(error))[0])
 
 
 def _suggestion(dtype: np.dtype, low: float, high: float) -> str:

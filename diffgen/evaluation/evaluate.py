@@ -322,7 +322,8 @@ def _header(
     device: str,
 ) -> None:
     rows = {
-        "images": f"{row['images']:,}, seed {row['seed']}" + (f", {given.home}" if given and given.home else ""),
+        "images": f"{row['images']:,}, seed {row['seed']}",
+        **({"found": given.found} if given else {}),
         "reference": f"{row['dataset']}: {row['training_images']:,} training images, {apart}",
         "metrics": ", ".join(settings.wanted),
         "device": device,
