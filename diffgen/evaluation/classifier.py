@@ -5,6 +5,7 @@ features are not those of Inception and compare only with others from the same f
 hash.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -196,7 +197,7 @@ def trained_here(
     judge, key = (source, "train_accuracy") if splits.test is None else (splits.test, "test_accuracy")
     if facts.get("accuracy_of") != identity(judge):
         facts = {key: value for key, value in facts.items() if not key.endswith("_accuracy")}
-        facts |= {key: accuracy(model.to(device), judge, device), "accuracy_of": identity(judge)}
+        facts |= {key: accuracy(copy.deepcopy(model).to(device), judge, device), "accuracy_of": identity(judge)}
         save_classifier(model, path, facts)
     return model, checksum, facts
 
