@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,3 +108,42 @@ def table(rows: Sequence[Sequence[object]], delimiter: str = ",") -> str:
     buffer = io.StringIO()
     csv.writer(buffer, delimiter=delimiter, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
+
+
+def write(root: Path) -> None:
+    """A folder of each kind of input; `python tests/inputs.py FOLDER` writes them to look at and to try."""
+    classes(root / "numbers", [str(i) for i in range(12)], each=2)  # sorted as numbers, asked for by name
+    classes(root / "words", ["none", "true", "a b"], each=2)
+    classes(root / "splits" / "train", ["cat", "dog"])
+    classes(root / "splits" / "test", ["dog", "cat"])
+    classes(root / "linked" / "real", ["cat"])
+    (root / "linked" / "dog").symlink_to("../splits/train/dog")
+    classes(root / "system", ["cat", "dog", "@eaDir", "#recycle", ".cache"])
+    fill(root / "endings", ["a.jfif.png", "b.webp", "c.tga", "d.jp2", "e.ppm"])
+    save(root / "endings" / "f.png", 5).rename(root / "endings" / "without")
+    rng = np.random.default_rng(0)
+    for name, values in {
+        "floats": rng.random((HEIGHT, WIDTH), np.float32),
+        "signed": rng.uniform(-1, 1, (HEIGHT, WIDTH)).astype(np.float32),
+        "ten_bits": rng.integers(0, 1024, (HEIGHT, WIDTH), np.uint16),
+        "sixteen_bits": rng.integers(0, 65536, (HEIGHT, WIDTH), np.uint16),
+        "zero_one": rng.integers(0, 2, (HEIGHT, WIDTH), np.uint8),
+    }.items():
+        save(root / name / "a.tif", image=Image.fromarray(values))
+    for orientation in (3, 6, 8):
+        turned(root / "turned" / f"{orientation}.jpg", orientation)
+    save(root / "hidden" / "a.png", image=picture(mode="RGBA"))
+    save(root / "grey" / "a.png", image=picture(mode="L"))
+    (root / "notes").mkdir()
+    noted(root / "notes" / "a.png", 3, zipped=True)
+    fill(root / "broken", ["0.png", "1.png"])
+    (root / "broken" / "2.png").write_bytes((root / "broken" / "0.png").read_bytes()[:50])
+    fill(root / "tables", ["0.png", "1.png", "2.png"])
+    (root / "tables" / "labels.tsv").write_text(table([("0.png", "x"), ("1.png", "y"), ("2.png", "x")], "\t"))
+    np.savez(root / "arrays.npz", images=rng.integers(0, 256, (8, HEIGHT, WIDTH, 5), np.uint8), labels=list("aabbaabb"))
+    np.save(root / "floats.npy", rng.random((8, 3, HEIGHT, WIDTH), np.float32))
+    zipped(root / "system", root / "system.zip", "system/")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1] if len(sys.argv) > 1 else "in"))

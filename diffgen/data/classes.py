@@ -39,13 +39,14 @@ def number_of(value: object, classes: Sequence[str], count: int | None = None) -
     return number if number is not None and number < (count or len(classes)) else None
 
 
-def renumber(own: Sequence[str], known: Sequence[str], what: str) -> list[int]:
-    """The numbers in `known` of the classes `own`, by name (or by number, see `number_of`).
+def renumber(own: Sequence[str], known: Sequence[str], what: str, *, by_number: bool = False) -> list[int]:
+    """The numbers in `known` of the classes `own`, by name.
 
     Args:
         own: Names of the classes of some examples.
         known: Names of the classes that they are to be told by.
         what: Which examples, for the sentence.
+        by_number: Whether a name may be the number of a class that is called otherwise; see `number_of`.
 
     Raises:
         DataError: One is no known class.
@@ -53,7 +54,7 @@ def renumber(own: Sequence[str], known: Sequence[str], what: str) -> list[int]:
     numbers = []
     for name in own:
         number = number_of(name, known)
-        if number is None:
+        if number is None or not (by_number or name in known):
             raise DataError(f"{what}: {name!r} is named as no class; the classes are [{', '.join(known)}]")
         numbers.append(number)
     return numbers

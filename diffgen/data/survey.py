@@ -31,7 +31,10 @@ def found(
         total: How many pictures there are.
     """
     some = f" (of {len(seen):,} looked at)" if len(seen) < total else ""
-    parts = [f"{total:,} pictures{some}: {counted(picture.mode for picture in seen)}", _sizes(seen, size)]
+    parts = [
+        f"{total:,} picture{'s' * (total != 1)}{some}: {counted(picture.mode for picture in seen)}",
+        _sizes(seen, size),
+    ]
     transparent, frames = (sum(getattr(picture, what) for picture in seen) for what in ("transparent", "frames"))
     parts += [f"{transparent:,} with transparent pixels, laid on {reading.background}"] if transparent else []
     parts += [f"{frames:,} of several frames, the first of which is read"] if frames else []

@@ -41,7 +41,9 @@ def pictures(images: str, reference: Source, name: str) -> Source:
     if sizes[0] != sizes[1]:
         raise DataError(f"{what} are {sizes[0]} and dataset={name} is {sizes[1]}: they must be alike")
     known = reference.classes
-    return found.renamed(known, renumber(found.classes, known, what) if known else [-1] * len(found.classes))
+    if not known:
+        return found.renamed((), [-1] * len(found.classes))
+    return found.renamed(known, renumber(found.classes, known, what, by_number=True))
 
 
 def _of_files(path: Path, reference: Source, what: str) -> Source:
