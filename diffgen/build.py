@@ -73,8 +73,8 @@ def make_splits(config: Config) -> Splits:
     if isinstance(where, float):
         require(0 <= where < 1, f"dataset.held_out={where:g} must be a share in [0, 1), or a folder or file")
         kept, apart = held_out(len(whole), where, seed)
-        return Splits(whole.part(kept), lambda: whole.part(apart), chosen=True)
-    return Splits(whole, lambda: _held_out_elsewhere(own, where, whole), chosen=True)
+        return Splits.of(whole.part(kept), whole.part(apart), chosen=True)
+    return Splits.of(whole, _held_out_elsewhere(own, where, whole), chosen=True)  # now: it may not be fit
 
 
 def dataset_settings(config: Config) -> tuple[Config, float | str | None, int]:

@@ -25,9 +25,9 @@ class Splits:
         self.train, self._held_out, self.chosen = train, held_out, chosen
 
     @classmethod
-    def of(cls, train: Source, test: Source | None) -> "Splits":
+    def of(cls, train: Source, test: Source | None, *, chosen: bool = False) -> "Splits":
         """Both, as they are."""
-        return cls(train, lambda: test)
+        return cls(train, lambda: test, chosen=chosen)
 
     @cached_property
     def test(self) -> Source | None:
