@@ -73,8 +73,8 @@ def make_splits(config: Config) -> Splits:
     if isinstance(where, float):
         require(0 <= where < 1, f"dataset.held_out={where:g} must be a share in [0, 1), or a folder or file")
         kept, apart = held_out(len(whole), where, seed)
-        return Splits.of(whole.part(kept), whole.part(apart), chosen=True)
-    return Splits.of(whole, _held_out_elsewhere(own, where, whole), chosen=True)  # now: it may not be fit
+        return Splits.of(whole.part(kept), whole.part(apart), "share")
+    return Splits.of(whole, _held_out_elsewhere(own, where, whole), "place")  # now: it may not be fit
 
 
 def dataset_settings(config: Config) -> tuple[Config, float | str | None, int]:
@@ -96,7 +96,7 @@ def _held_out_elsewhere(own: Config, where: str, training: Source) -> Source:
     try:
         other = _source({**own, key: where, **_labels_there(own, own[key], where)})
     except DataError as error:
-        raise DataError(str(error).replace(f"dataset.{key}=", "dataset.held_out=")) from None
+        raise DataError(f"{what}: {error}") from None
     if other.shape.size != training.shape.size:
         sizes = ["x".join(map(str, source.shape.size)) for source in (other, training)]
         raise DataError(f"{what} holds {other.kind.unit} of {sizes[0]}, and those to train on are {sizes[1]}")

@@ -60,13 +60,13 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(Text(text))
+        self.console.print(Text(printable(text)))
 
     def warn(self, text: str) -> None:
         """Something went wrong and the work goes on; the same text is told once."""
         if text not in self.warned:
             self.warned.add(text)
-            self.console.print(Text("warning: ", style="bold yellow") + Text(text))
+            self.console.print(Text("warning: ", style="bold yellow") + Text(printable(text)))
 
     def progress(self, total: float, done: float) -> "ProgressLine":
         """A bar on a terminal, a line every few seconds elsewhere."""

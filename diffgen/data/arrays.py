@@ -1,10 +1,8 @@
 """Pictures in arrays, .npy or .npz, with any number of channels; and in a zip file, which is not unpacked."""
 
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -112,7 +110,7 @@ def in_memory(
     images.found = f"{words}, " + (
         "grey levels as they are" if settled_range is None else "range [{:g}, {:g}]".format(*settled_range)
     )
-    images.notes = (*own.notes, *survey.notes(pixels, own.classes, what))
+    images.notes = (*own.notes, *survey.notes(pixels, own.classes, None))
     return images
 
 
@@ -128,7 +126,7 @@ def load(path: Path, what: str) -> dict[str, np.ndarray]:
             return {"images": file}
         with file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error, MemoryError, RuntimeError):
+    except Exception:  # readers of headers raise anything
         raise DataError(f"{what} is no .npy or .npz of numbers that can be read") from None
 
 
@@ -150,10 +148,10 @@ def _named(found: Mapping[str, np.ndarray], names: tuple[str, ...], what: str) -
 def _channels_first(values: np.ndarray, layout: Layout, what: str) -> np.ndarray:
     """As [N, C, H, W]."""
     shape = list(values.shape)
+    if values.ndim not in (3, 4) or not values.size:
+        raise DataError(f"{what} has the shape {shape}: pictures are [N, H, W, C], [N, C, H, W] or [N, H, W]")
     if values.ndim == 3:
         return values[:, None]
-    if values.ndim != 4 or not values.size:
-        raise DataError(f"{what} has the shape {shape}: pictures are [N, H, W, C], [N, C, H, W] or [N, H, W]")
     first, last = shape[1] < min(shape[2:]), shape[3] < min(shape[1:3])
     if layout == "auto" and first == last:
         raise DataError(

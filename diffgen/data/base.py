@@ -1,4 +1,4 @@
-"""The data set table, and data in memory. Pictures decoded when asked for are in `folder`, vectors in `vectors`."""
+"""The data set table, and data in memory. Pictures decoded when asked for are in `pictures`, vectors in `vectors`."""
 
 import copy
 import hashlib
@@ -158,8 +158,10 @@ class InMemory(Source):
         """See `Source`."""
         return gather(self.stored, self.labels, entries, device)
 
-    def part(self, entries: Tensor) -> "InMemory":
-        """See `Source`."""
+    def part(self, entries: Tensor) -> Source:
+        """See `Source`; of a large set nothing is copied."""
+        if self.stored.nbytes > RESIDENT_BYTES:
+            return Part(self, entries)
         return self._with(self.stored[entries], self.labels[entries])
 
     def renamed(self, classes: tuple[str, ...], numbers: list[int]) -> "InMemory":
@@ -178,7 +180,8 @@ class InMemory(Source):
     def digest(self) -> str:
         """SHA-256 of shape, examples and labels, in hex."""
         total = hashlib.sha256(str(list(self.stored.shape)).encode())
-        total.update(self.stored.contiguous().numpy().data)
+        for some in self.stored.split(1024):  # they may lie in a file, or in another order
+            total.update(some.contiguous().numpy().data)
         total.update(self.labels.contiguous().numpy().data)
         return total.hexdigest()
 

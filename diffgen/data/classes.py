@@ -46,12 +46,12 @@ def renumber(own: Sequence[str], known: Sequence[str], what: str, *, by_number: 
         own: Names of the classes of some examples.
         known: Names of the classes that they are to be told by.
         what: Which examples, for the sentence.
-        by_number: Whether a name may be the number of a class that is called otherwise; see `number_of`.
+        by_number: Whether a name may be the number of a class, where no class is called by a number.
 
     Raises:
         DataError: One is no known class.
     """
-    numbers = []
+    numbers, by_number = [], by_number and not any(_whole(name) is not None for name in known)
     for name in own:
         number = number_of(name, known)
         if number is None or not (by_number or name in known):

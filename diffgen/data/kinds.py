@@ -19,7 +19,7 @@ from diffgen.core.devices import layout
 from diffgen.core.errors import DataError, UsageError, require
 from diffgen.core.registry import Table
 from diffgen.data import augment, images
-from diffgen.data.reading import MODES, Reading, without_setting
+from diffgen.data.reading import MODES, Reading, UnsuitableError
 
 KINDS = Table("kind")
 """Rows are classes, called as row(**settings); a data set holds one and a checkpoint names it."""
@@ -177,8 +177,8 @@ class Pixels(Kind):
         reading = Reading(size[0], self.background, self.range)
         try:
             pixels, _ = reading.read(Path(path), path, (size[1], size[2]))
-        except DataError as error:  # a task has no setting for it
-            raise without_setting(error) from None
+        except UnsuitableError as error:  # a task has no such setting
+            raise DataError(error.fact) from None
         return images.to_float(pixels)
 
     def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def labelled(place: Place, labels: str | None) -> Labelled:
         DataError: Some pictures lie in sub-folders and some beside them, or the file cannot be used.
     """
     if labels is None:
-        unused = [place.called(name) for name in place.others() if name.casefold() in USUAL]
+        unused = [path for path in place.others() if PurePosixPath(path).name.casefold() in USUAL]
         notes = [f"{path} is not used: {setting('dataset.labels', path)} reads labels from it" for path in unused]
         return numbered(_of_folders(place), place.title, notes)
     own, strangers = _of_file(place, labels)
@@ -84,16 +84,14 @@ def _of_file(place: Place, labels: str) -> tuple[list[str | None], int]:
     data = path.read_bytes() if path.is_file() else place.text(labels)
     if data is None:
         raise DataError(f"dataset.labels={labels!r} does not exist; it names the file of labels, labels.csv, say")
-    found = {_below(name, root): label for name, label in read_labels(data, labels).items()}
-    chosen = _chosen(place.names, found) or _chosen(place.names, _moved(found, _prefix(path, root)))
+    found = _agreed(((_below(name, root), label) for name, label in read_labels(data, labels).items()), labels)
+    prefix = _prefix(path, root)
+    moved = {prefix + name: label for name, label in found.items()}
+    chosen = _chosen(place.names, found, labels) or _chosen(place.names, moved, labels)
     if not chosen:
         one, other = next(iter(found), ""), next(iter(place.names), "")
         raise DataError(f"dataset.labels={labels!r} names none of the pictures: it has {one!r}, and they are {other!r}")
     return [chosen.get(name) for name in place.names], len(found) - len(chosen)
-
-
-def _moved(labels: Mapping[str, str | None], prefix: str) -> dict[str, str | None]:
-    return {prefix + name: label for name, label in labels.items()}
 
 
 def _prefix(path: Path, root: Path | None) -> str:
@@ -104,13 +102,27 @@ def _prefix(path: Path, root: Path | None) -> str:
     return "" if at == "." else f"{at}/"
 
 
-def _chosen(names: Sequence[str], labels: Mapping[str, str | None]) -> dict[str, str | None]:
+def _chosen(names: Sequence[str], labels: Mapping[str, str | None], what: str) -> dict[str, str | None]:
     """The class of each picture that a file names, with or without the picture's ending."""
     short: dict[str, list[str]] = {}
     for name in names:
         short.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
     known = {key: those[0] for key, those in short.items() if len(those) == 1} | {name: name for name in names}
-    return {known[key]: label for key, label in labels.items() if key in known}
+    return _agreed(((known[key], label) for key, label in labels.items() if key in known), what)
+
+
+def _agreed(pairs: Iterable[tuple[str, str | None]], what: str) -> dict[str, str | None]:
+    """One label for each picture.
+
+    Raises:
+        DataError: A picture has two.
+    """
+    found: dict[str, str | None] = {}
+    for key, value in pairs:
+        if found.get(key, value) != value:
+            raise DataError(f"dataset.labels={what!r} gives {key!r} two labels, {found[key]!r} and {value!r}")
+        found[key] = value
+    return found
 
 
 def read_labels(data: bytes, name: str) -> dict[str, str | None]:
@@ -208,15 +220,12 @@ def _columns(names: Sequence[str], where: str) -> tuple[str, str]:
 
 
 def _checked(pairs: Pairs, name: str) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    texts = []
     for file, label in pairs:
         if not isinstance(file, str | int) or isinstance(file, bool):
             raise DataError(f"dataset.labels={name!r} names {file!r}, which is no file")
-        key, value = str(file), _class(label, name)
-        if found.get(key, value) != value:
-            raise DataError(f"dataset.labels={name!r} gives {key!r} two labels, {found[key]!r} and {value!r}")
-        found[key] = value
-    return _whole_numbers(found)
+        texts.append((str(file), _class(label, name)))
+    return _whole_numbers(_agreed(texts, name))
 
 
 def _class(label: Any, name: str) -> str | None:

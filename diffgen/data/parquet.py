@@ -2,23 +2,31 @@
 
 import json
 import os
+import re
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffgen.core.errors import DataError, UsageError
+from diffgen.core.paths import setting
 from diffgen.data.base import DATASETS, Source
 from diffgen.data.labels import LABEL, Labelled, numbered
-from diffgen.data.pictures import Size, Undecodable, check_some, opened
+from diffgen.data.pictures import Pictures, Size, Undecodable, check_some, opened
 from diffgen.data.places import LeftOut
 from diffgen.data.reading import Reading
+from diffgen.data.survey import SPLITS
 
 IMAGE = ("image", "img", "picture", "jpg", "png", "bytes")
 LABELS = (*LABEL, "fine_label", "coarse_label")
 """Names of columns, the likelier first; upper and lower case are one."""
 
-GROUPS = 4
+SMALL = 100
+"""Rows of a group from which reading one picture of it takes long."""
+
+KEPT = 4
 """Groups of rows that a process keeps decompressed."""
 
 
@@ -59,16 +67,49 @@ def parquet(
         raise UsageError("path is missing: dataset.path=PATH names a .parquet file or a folder of them")
     rows = Rows(Path(path), image, label)
     check_some(rows, f"dataset.path={path!r}")
-    return opened(rows, rows.labelled(), reading, size, undecodable, workers)
+    source = opened(rows, rows.labelled(), reading, size, undecodable, workers)
+    largest = max(group.rows for group in rows.groups)
+    if isinstance(source, Pictures) and largest > SMALL:
+        source.notes += (
+            f"each picture is read with its group of up to {largest:,} rows: files with some tens are faster",
+        )
+    return source
 
 
-class RowPlace(NamedTuple):
-    """Where a row is: its file, the group there, its place in the group, and its number in the file."""
+def _files(path: Path) -> list[Path]:
+    """A file, those of a folder, or those of a pattern like train-*.parquet.
+
+    Raises:
+        DataError: There are none, or they are of several splits.
+    """
+    pattern = "*" in path.name
+    found = sorted(path.parent.glob(path.name) if pattern else path.rglob("*.parquet") if path.is_dir() else [path])
+    if not found or not all(file.is_file() for file in found):
+        raise DataError(f"dataset.path={str(path)!r} is no .parquet file and no folder of such")
+    splits = {split: file for file in found if (split := _split(file, path))}
+    if len(splits) > 1:
+        one = next((name for name in splits if name.startswith("train")), next(iter(splits)))
+        its = splits[one].parent if splits[one].parent.name == one else splits[one].parent / f"{one}*.parquet"
+        raise DataError(
+            f"dataset.path={str(path)!r} holds the splits [{', '.join(sorted(splits))}]: give one of them, "
+            f"{setting('dataset.path', its)}, and dataset.held_out another"
+        )
+    return found
+
+
+def _split(file: Path, path: Path) -> str:
+    """The split that a file is of, by its own name or its folder's; empty if nothing says."""
+    names = [re.split(r"[-._]", file.name)[0], *(part.name for part in file.parents if part.is_relative_to(path))]
+    return next((name.casefold() for name in names if name.casefold() in SPLITS), "")
+
+
+class Group(NamedTuple):
+    """Some rows of a file that are compressed together: their number in the file, the first of them, and how many."""
 
     file: Path
-    group: int
-    row: int
     number: int
+    first: int
+    rows: int
 
 
 class Rows:
@@ -77,25 +118,25 @@ class Rows:
     def __init__(self, path: Path, image: str | None, label: str | None) -> None:
         """Find the files, the groups of their rows, and the columns."""
         self.title = str(path)
-        self.files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-        if not self.files or not all(file.is_file() for file in self.files):
-            raise DataError(f"dataset.path={str(path)!r} is no .parquet file and no folder of such")
+        self.root: Path | None = None
+        self.files = _files(path)
         self._mine: tuple[int, dict[Path, Any]] = (-1, {})
-        self._groups: OrderedDict[tuple[Path, int], list[Any]] = OrderedDict()
+        self._kept: OrderedDict[Group, list[Any]] = OrderedDict()
         columns = self._read(self.files[0]).schema_arrow.names
         pictures = _column(image, columns, IMAGE, "image")
         if pictures is None:
             raise UsageError(f"image=null finds no column of pictures; choose one of [{', '.join(columns)}]")
         self.image, self.label = pictures, _column(label, columns, LABELS, "label")
-        self.where = [place for file in self.files for place in self._places(file)]
-        self.names = [str(row) for row in range(len(self.where))]
+        self.groups = [group for file in self.files for group in self._groups_of(file)]
+        self.ends = list(accumulate(group.rows for group in self.groups))
+        self.names = [str(row) for row in range(self.ends[-1] if self.ends else 0)]
         self.left_out: list[LeftOut] = []
 
     def _read(self, file: Path) -> Any:
         """The file, opened by this process: workers must not share one."""
         if self._mine[0] != os.getpid():
             self._mine = (os.getpid(), {})
-            self._groups.clear()
+            self._kept.clear()
         if file not in self._mine[1]:
             try:
                 from pyarrow.parquet import ParquetFile
@@ -108,32 +149,38 @@ class Rows:
         return self._mine[1][file]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_mine": (-1, {}), "_groups": OrderedDict()}
+        return {**self.__dict__, "_mine": (-1, {}), "_kept": OrderedDict()}
 
-    def _places(self, file: Path) -> Iterator["RowPlace"]:
+    def _groups_of(self, file: Path) -> Iterator["Group"]:
         metadata, first = self._read(file).metadata, 0
-        for group in range(metadata.num_row_groups):
-            count = metadata.row_group(group).num_rows
-            yield from (RowPlace(file, group, row, first + row) for row in range(count))
+        for number in range(metadata.num_row_groups):
+            count = metadata.row_group(number).num_rows
+            yield Group(file, number, first, count)
             first += count
 
-    def _column_of(self, file: Path, group: int, column: str) -> list[Any]:
+    def _place(self, name: str) -> tuple["Group", int]:
+        """The group of a row, and its number there."""
+        row = int(name)
+        number = bisect_right(self.ends, row)
+        return self.groups[number], row - self.ends[number] + self.groups[number].rows
+
+    def _column_of(self, group: "Group", column: str) -> list[Any]:
         try:
-            table = self._read(file).read_row_group(group, columns=[column], use_threads=False)
+            table = self._read(group.file).read_row_group(group.number, columns=[column], use_threads=False)
             return table.column(column).to_pylist()
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{file} cannot be read: {error}") from None
+            raise DataError(f"{group.file} cannot be read: {error}") from None
 
     def open(self, name: str) -> bytes:
         """See `Place`; the groups that were used last are kept."""
-        file, group, row, _ = self.where[int(name)]
-        self._read(file)
-        if (file, group) not in self._groups:
-            self._groups[file, group] = self._column_of(file, group, self.image)
-            while len(self._groups) > GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end((file, group))
-        value = self._groups[file, group][row]
+        group, row = self._place(name)
+        self._read(group.file)
+        if group not in self._kept:
+            self._kept[group] = self._column_of(group, self.image)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(group)
+        value = self._kept[group][row]
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
             raise DataError(f"{self.called(name)} holds no picture but {type(value).__name__} in column {self.image!r}")
@@ -141,7 +188,8 @@ class Rows:
 
     def called(self, name: str) -> str:
         """See `Place`."""
-        return f"row {self.where[int(name)].number} of {self.where[int(name)].file}"
+        group, row = self._place(name)
+        return f"row {group.first + row} of {group.file}"
 
     def text(self, name: str) -> None:
         """See `Place`; there are no other files."""
@@ -154,9 +202,8 @@ class Rows:
     def labelled(self) -> Labelled:
         """The labels of all rows; names where the files know them, in their order."""
         if self.label is None:
-            return Labelled((), [-1] * len(self.where), ())
-        groups = dict.fromkeys((file, group) for file, group, _, _ in self.where)
-        values = [value for file, group in groups for value in self._column_of(file, group, self.label)]
+            return Labelled((), [-1] * len(self.names), ())
+        values = [value for group in self.groups for value in self._column_of(group, self.label)]
         names = self._class_names()
         own = [None if value is None or value == -1 else _name(value, names, self.label) for value in values]
         return numbered(own, self.title, order=names)

@@ -16,7 +16,7 @@ from diffgen.data.base import DATASETS, RESIDENT_BYTES, Images, Source, Stored
 from diffgen.data.kinds import Pixels
 from diffgen.data.labels import Labelled, labelled
 from diffgen.data.places import Folder, LeftOut, Place, Zip
-from diffgen.data.reading import Reading, Seen, UndecodableError
+from diffgen.data.reading import Reading, Seen, UndecodableError, UnsuitableError
 from diffgen.nets.base import DataShape
 
 FEW = 256  # pictures that are decoded faster than workers start
@@ -159,9 +159,8 @@ class Pictures(Source, Dataset[Item]):
         if pixels.shape[1:] == (self.height, self.width):
             return pixels, self.labels[entry], seen
         own, others = ("x".join(map(str, size)) for size in (pixels.shape[1:], (self.height, self.width)))
-        return DataError(
-            f"{self.place.called(name)} is {own}, others {others}: set dataset.size to resize and crop them all"
-        )
+        fact = f"{self.place.called(name)} is {own}, others {others}"
+        return UnsuitableError(fact, "set dataset.size to resize and crop them all")
 
     def _decoded(self, entries: Iterator[list[int]], workers: int, *, pin: bool = False) -> Iterator[Decoded]:
         return iter(
@@ -199,7 +198,7 @@ class Pictures(Source, Dataset[Item]):
         self._keep(kept)
         images = Images(pixels[: len(kept)], torch.tensor(self.labels), self.classes, self.kind)
         images.left_out, images.found = self.left_out, self._found(seen)
-        images.notes = (*self.notes, *survey.notes(images.pixels, self.classes, self.place.title))
+        images.notes = (*self.notes, *survey.notes(images.pixels, self.classes, self.place.root))
         return images
 
     def streamed(self, *, skip: bool) -> "Pictures":
@@ -209,11 +208,13 @@ class Pictures(Source, Dataset[Item]):
         for chosen, decoded in self._in_turn(range(0, len(self), 1 if skip else every), skip=skip):
             kept += chosen
             seen += decoded.seen
-            pixels += [decoded.stored.examples.clone()] if len(pixels) * 64 < LOOKED_AT else []
+            few = [i for i, entry in enumerate(chosen) if entry % every == 0]  # from all over the set
+            pixels += [decoded.stored.examples[few].clone()]
         if skip:
             self._keep(kept)
+        some = torch.cat(pixels)
         self.found = self._found(seen)
-        self.notes = (*self.notes, *survey.notes(torch.cat(pixels), self.classes, self.place.title))
+        self.notes = (*self.notes, *survey.notes(some, self.classes, self.place.root, looked_at=len(some)))
         return self
 
     def _in_turn(self, entries: range, *, skip: bool) -> Iterator[tuple[list[int], Decoded]]:
@@ -222,7 +223,8 @@ class Pictures(Source, Dataset[Item]):
         workers = 0 if len(entries) <= FEW else min(self.workers, os.cpu_count() or 1)
         for chunk, decoded in zip(chunks, self._decoded(iter(chunks), workers), strict=True):
             decoded.check(skip=skip)
-            yield [entry for i, entry in enumerate(chunk) if i not in decoded.faults], decoded
+            if decoded.seen:
+                yield [entry for i, entry in enumerate(chunk) if i not in decoded.faults], decoded
 
     def _keep(self, entries: list[int]) -> None:
         """Forget all other pictures: they are left out."""

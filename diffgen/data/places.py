@@ -21,6 +21,12 @@ RAW = {".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", "
 LARGEST = 2**29
 """Bytes of one file of a zip."""
 
+BEGIN = 2**16
+"""Bytes from which Pillow knows a picture."""
+
+FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
+"""What reading from a damaged zip may raise."""
+
 
 class LeftOut(NamedTuple):
     """A file that is not used: its name below the place, and why, in few words."""
@@ -34,6 +40,11 @@ class Place(Protocol):
 
     title: str
     """What sentences call the place."""
+
+    @property
+    def root(self) -> Path | None:
+        """The folder, if it is one."""
+
     names: list[str]
     left_out: list[LeftOut]
 
@@ -47,7 +58,7 @@ class Place(Protocol):
         """What another file there holds, or None where there is none."""
 
     def others(self) -> list[str]:
-        """Names of files in its top folder that are no pictures."""
+        """What `dataset.labels` would call the files in its top folder that are no pictures."""
 
 
 class Folder:
@@ -59,7 +70,8 @@ class Folder:
         Raises:
             DataError: The folder cannot be read.
         """
-        self.root, self.title = root, str(root)
+        self.root: Path = root
+        self.title = str(root)
         found = list(_walk(root, "", ()))
         self.names = sorted((name for name, reason in found if not reason), key=_parts)
         self.left_out = sorted(LeftOut(name, reason) for name, reason in found if reason)
@@ -79,7 +91,7 @@ class Folder:
 
     def others(self) -> list[str]:
         """See `Place`."""
-        return [name for name, _ in self.left_out if "/" not in name]
+        return [str(self.root / name) for name, _ in self.left_out if "/" not in name]
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], why: str = "") -> Iterator[tuple[str, str]]:
@@ -96,10 +108,18 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], why: st
         return
     for entry in entries:
         name = prefix + entry.name
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(Path(entry.path), f"{name}/", (*above, here), why or _unwanted_folder(entry.name))
         else:
             yield name, why or _unwanted(entry.name, Path(entry.path))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one, also by a link; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _unwanted_folder(name: str) -> str:
@@ -143,9 +163,10 @@ class Zip:
             DataError: It is no zip file, or one that needs a password.
         """
         self.path, self.title = path, str(path)
+        self.root: Path | None = None
         self._open: tuple[int, zipfile.ZipFile] | None = None
         files = {_clean(info.filename): info for info in self._zip().infolist() if not info.is_dir()}
-        reasons = {name: _why_not(name) for name in files}
+        reasons = {name: self._why_not(name, info) for name, info in files.items()}
         names = [name for name, reason in reasons.items() if not reason]
         self.top = _common_top(names)
         self.members = {name.removeprefix(self.top): info for name, info in files.items()}
@@ -161,12 +182,29 @@ class Zip:
         if self._open is None or self._open[0] != os.getpid():
             try:
                 self._open = os.getpid(), zipfile.ZipFile(self.path)
-            except (OSError, zipfile.BadZipFile, ValueError) as error:
+            except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
                 raise DataError(f"{self.path} cannot be read as a zip file: {error}") from None
         return self._open[1]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": None}
+
+    def _why_not(self, name: str, info: zipfile.ZipInfo) -> str:
+        """Why a file is left out, or an empty text."""
+        *folders, file = _parts(name)
+        unwanted = (_unwanted_folder(folder) for folder in folders)
+        reason = next((reason for reason in unwanted if reason), "") or _unwanted_name(file)
+        if reason or PurePosixPath(file).suffix.lower() in reading.suffixes():
+            return reason
+        return "" if reading.is_picture(self._begin(info)) else _no_picture(file)
+
+    def _begin(self, info: zipfile.ZipInfo) -> bytes:
+        """The first bytes of a file, or none of one that cannot be read."""
+        try:
+            with self._zip().open(info) as file:
+                return file.read(BEGIN)
+        except (*FAULTS, RuntimeError):  # a password is wanted
+            return b""
 
     def open(self, name: str) -> bytes:
         """See `Place`.
@@ -181,7 +219,9 @@ class Zip:
             )
         try:
             return self._zip().read(info)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error}") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
             raise reading.UndecodableError(f"{self.called(name)} cannot be unpacked: {error}") from None
 
     def called(self, name: str) -> str:
@@ -199,15 +239,6 @@ class Zip:
 
 def _clean(name: str) -> str:
     return name.replace("\\", "/").removeprefix("./")
-
-
-def _why_not(name: str) -> str:
-    *folders, file = _parts(name)
-    unwanted = (_unwanted_folder(folder) for folder in folders)
-    reason = next((reason for reason in unwanted if reason), "") or _unwanted_name(file)
-    if reason:
-        return reason
-    return "" if PurePosixPath(file).suffix.lower() in reading.suffixes() else _no_picture(file)
 
 
 def _common_top(names: Sequence[str]) -> str:

@@ -2,13 +2,11 @@
 
 import io
 import math
-import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +33,24 @@ MAX_PIXELS = 178_956_970
 """Of one picture: half a gigabyte of RGB, where Pillow begins to fear an attack."""
 
 RANGE = "dataset.range=[{:g},{:g}], say, tells which of them are black and white"
+LARGER = "raise dataset.max_pixels if it is meant"
 
 
 class UndecodableError(DataError):
     """A file is no whole picture."""
+
+
+class UnsuitableError(DataError):
+    """A picture is whole, and a setting of its data set is missing to read it."""
+
+    def __init__(self, fact: str, advice: str) -> None:
+        """Args: fact: what is the matter; advice: which setting helps, for who has a data set."""
+        super().__init__(fact, advice)
+        self.fact = fact
+
+    def __str__(self) -> str:
+        """Both in a sentence."""
+        return ": ".join(self.args)
 
 
 class Seen(NamedTuple):
@@ -100,6 +112,8 @@ class Reading:
             picture, seen = self._told(self._loaded(file, name), name)
         except (DataError, MemoryError):
             raise
+        except OSError as error:  # a disk's has a number, a decoder's has none
+            raise _fault(name, error) from None
         except Exception as error:  # decoders raise anything on damaged files
             raise UndecodableError(f"{name} cannot be decoded: {error}") from None
         if size and picture.size != size[::-1]:
@@ -118,16 +132,24 @@ class Reading:
 
     def _told(self, loaded: "Loaded", name: str) -> tuple[Image.Image, Seen]:
         """The picture in our channels, and what it was."""
-        image, see_through = loaded.image, False
+        image, shows = loaded.image, False
         mode, size = image.mode, (image.height, image.width)
-        if mode[0] in "IF" or (mode == "L" and self.range):
-            image = Image.fromarray(eight_bits(np.asarray(image), self.range, name))
+        if mode[0] in "IF":
+            image = _of_numbers(image, self.range, name)
+        elif self.range and mode != "1":  # which is black and white alone
+            image = _stretched(image, self.range, name)
         if image.has_transparency_data and self.channels != 4:
-            image, see_through = _laid(image, self.background)
+            image, shows = _laid(image, self.background)
         picture = image.convert(MODES[self.channels])
         if loaded.deep:
             _check_deep(picture, self.range, name)
-        return picture, Seen(mode, size, see_through, loaded.frames)
+        return picture, Seen(mode, size, shows, loaded.frames)
+
+
+def _fault(name: str, error: OSError) -> DataError:
+    if error.errno:
+        return DataError(f"{name} cannot be read: {error.strerror}")
+    return UndecodableError(f"{name} cannot be decoded: {error}")
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
@@ -148,10 +170,10 @@ def suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in known}
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file holds a picture, by its first bytes."""
+def is_picture(file: Path | bytes) -> bool:
+    """Whether a file holds a picture, by its first bytes; some of them are enough."""
     try:
-        with Image.open(path, formats=SIGNED):
+        with Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=SIGNED):
             return True
     except Exception:  # decoders raise anything
         return False
@@ -166,25 +188,36 @@ class Loaded(NamedTuple):
 
 
 def _load(file: Path | bytes, name: str, max_pixels: int) -> Loaded:
-    with _unbounded(), Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats()) as image:
+    with UNBOUNDED, Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats()) as image:
         if image.width * image.height > max_pixels:
             size = f"{image.height:,} x {image.width:,} pixels"
-            raise DataError(f"{name} has {size}, more than dataset.max_pixels={max_pixels}: raise that if it is meant")
+            raise UnsuitableError(f"{name} has {size}, more than {max_pixels:,}", LARGER)
         deep = image.mode[0] not in "IF" and any(";16" in str(tile) for tile in image.tile)
         image.load()
         frames = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # phones add a second picture
         return Loaded(_upright(image), deep, frames)
 
 
-@contextmanager
-def _unbounded() -> Iterator[None]:
-    """Without Pillow's own limit of pixels, which has no name that a user could type."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+class _Unbounded:
+    """Without Pillow's own limit of pixels, which has no name that a user could type; for any number of threads."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                Image.MAX_IMAGE_PIXELS = self.before
+
+
+UNBOUNDED = _Unbounded()
 
 
 def _without_notes(data: bytes) -> bytes:
@@ -225,6 +258,24 @@ def _laid(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
     sheet = Image.new("RGBA", colours.size, ImageColor.getrgb(background))
     sheet.alpha_composite(colours)
     return sheet.convert("RGB"), see_through
+
+
+def _of_numbers(image: Image.Image, given: tuple[float, ...] | None, name: str) -> Image.Image:
+    """A picture of floats or of many bits as grey levels."""
+    if image.has_transparency_data:
+        raise DataError(f"{name} holds numbers of more than 8 bits, one of which is transparent: save it with alpha")
+    return Image.fromarray(eight_bits(np.asarray(image), given, name))
+
+
+def _stretched(image: Image.Image, given: tuple[float, ...], name: str) -> Image.Image:
+    """A picture of bytes with its range widened to [0, 255]; what nobody sees need not be in it."""
+    mode = "RGBA" if image.has_transparency_data else "L" if image.mode == "L" else "RGB"
+    values = np.array(image.convert(mode))
+    seen = values[..., 3] > 0 if mode == "RGBA" else np.full(values.shape[:2], True)
+    colours = values[..., :3] if mode == "RGBA" else values
+    if seen.any():
+        colours[seen] = eight_bits(colours[seen], given, name)
+    return Image.fromarray(values)
 
 
 # --- ranges -------------------------------------------------------------------------------------------------------
@@ -276,7 +327,8 @@ def settled(
     if given is None and dtype.kind in "iu" and low >= 0 and (DEEPEST // 2 < high <= DEEPEST or high == 0):
         given = (0, DEEPEST)
     if given is None:
-        raise DataError(f"{name} holds {dtype} values from {low:.6g} to {high:.6g}: {_suggestion(dtype, low, high)}")
+        found = f"{name} holds {dtype} values from {low:.6g} to {high:.6g}"
+        raise UnsuitableError(found, _suggestion(dtype, low, high))
     black, white = given
     slack = 1e-6 * (white - black)
     if low < black - slack or high > white + slack:
@@ -300,11 +352,6 @@ def fitted(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(band) for band in bands]))
 
 
-def without_setting(error: DataError) -> DataError:
-    """The same, for pictures that are of no data set: without the settings of one that would help."""
-    return DataError(re.split(r": dataset\.range=|: raise that", str(error))[0])
-
-
 def _suggestion(dtype: np.dtype, low: float, high: float) -> str:
     """The narrowest usual range that holds them."""
     whole = [(0, 2**bits - 1) for bits in (8, 10, 12, 14, 16)]
@@ -317,7 +364,7 @@ def _check_deep(picture: Image.Image, given: tuple[float, ...] | None, name: str
     highest = max(band[1] for band in np.atleast_2d(picture.getextrema()))
     if given == (0, DEEPEST) or (given is None and highest > 127):
         return
-    raise DataError(
-        f"{name} holds 16-bit colours that reach {highest} of 255 in their upper 8 bits, which alone are read: save it "
-        f"with 8 bits, or {RANGE.format(0, DEEPEST)}"
+    raise UnsuitableError(
+        f"{name} holds 16-bit colours that reach {highest} of 255 in their upper 8 bits, which alone are read",
+        f"save it with 8 bits, or {RANGE.format(0, DEEPEST)}",
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,30 +10,40 @@ from torch import Tensor
 from diffgen.core.errors import DataError
 from diffgen.core.randomness import generator
 from diffgen.data.base import Source
+from diffgen.data.places import LeftOut
+
+By = Literal["split", "share", "place"]
+"""What divides a data set: its own splits, a share that is held out, or another place of examples."""
 
 
 class Splits:
     """The examples that a model is trained on, and those that are held out from training to judge it."""
 
-    def __init__(self, train: Source, held_out: Callable[[], Source | None], *, chosen: bool = False) -> None:
+    def __init__(self, train: Source, held_out: Callable[[], Source | None], by: By = "split") -> None:
         """Put them together.
 
         Args:
             train: To train on.
             held_out: Makes the others when they are first asked for; None where there are none.
-            chosen: Whether the user chose them, so that they are not the data set's own.
+            by: What divides them.
         """
-        self.train, self._held_out, self.chosen = train, held_out, chosen
+        self.train, self._held_out, self.by = train, held_out, by
 
     @classmethod
-    def of(cls, train: Source, test: Source | None, *, chosen: bool = False) -> "Splits":
+    def of(cls, train: Source, test: Source | None, by: By = "split") -> "Splits":
         """Both, as they are."""
-        return cls(train, lambda: test, chosen=chosen)
+        return cls(train, lambda: test, by)
 
     @cached_property
     def test(self) -> Source | None:
         """The examples that are held out, or None."""
         return self._held_out()
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """What was found and is not used, in both places."""
+        others = self.test.left_out if self.by == "place" and self.test else ()
+        return [*self.train.left_out, *(LeftOut(f"held out: {name}", reason) for name, reason in others)]
 
 
 def held_out(size: int, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -69,31 +70,38 @@ def named(classes: Sequence[str]) -> str:
     return ", ".join(shown)
 
 
-def notes(pixels: Tensor, classes: Sequence[str], root: str) -> list[str]:
-    """What a user would want to know before training on pictures uint8 [n, C, H, W]."""
-    told = []
+def notes(pixels: Tensor, classes: Sequence[str], root: Path | None, *, looked_at: int | None = None) -> list[str]:
+    """What a user would want to know before training on pictures.
+
+    Args:
+        pixels: uint8 [n, C, H, W].
+        classes: Names of the classes.
+        root: The folder that they are in, if it is one.
+        looked_at: How many these are, if they are not all.
+    """
+    told, every = [], "all pictures" if looked_at is None else f"all {looked_at} pictures that were looked at"
     if pixels.shape[1] == 3 and all(_is_grey(chunk) for chunk in pixels.split(256)):
-        told.append("all pictures are grey: dataset.channels=1 learns the same for a third of the numbers")
+        told.append(f"{every} are grey: dataset.channels=1 learns the same for a third of the numbers")
     low, high = int(pixels.min()), int(pixels.max())
     if low == high:
-        told.append(f"all pixels of all pictures have the value {low}")
+        told.append(f"all pixels of {every} have the value {low}")
     elif high < DIM:
+        some = "" if looked_at is None else f" of the {looked_at} pictures that were looked at"
         told.append(
-            f"no pixel is brighter than {high} of 255: if {high} stands for white, dataset.range=[0,{high}] (with "
-            "dataset.channels=1) says so"
+            f"no pixel{some} is brighter than {high} of 255; if {high} is white, dataset.range=[0,{high}] says so"
         )
     return told + split_note(classes, root)
 
 
-def split_note(classes: Sequence[str], root: str) -> list[str]:
+def split_note(classes: Sequence[str], root: Path | None) -> list[str]:
     """Classes whose names are those of splits are a folder too high, most likely."""
     splits = [name for name in classes if name.casefold() in SPLITS]
     if len(splits) < min(2, len(classes)) or not splits:
         return []
     train = next((name for name in splits if name.casefold().startswith("train")), splits[0])
     other = next((name for name in splits if name != train), None)
-    meant = setting("dataset.root", f"{root}/{train}")
-    meant += f" {setting('dataset.held_out', f'{root}/{other}')}" if other else ""
+    chosen = {"dataset.root": train} | ({"dataset.held_out": other} if other else {})
+    meant = " ".join(setting(key, root / name) for key, name in chosen.items()) if root else f"{train} alone"
     return [f"the sub-folders {', '.join(splits)} are taken for classes; if they are splits, {meant} is meant"]
 
 

@@ -9,7 +9,7 @@ from diffgen.data.kinds import Pixels
 from diffgen.data.labels import Labelled, numbered
 from diffgen.data.pictures import check_some, opened, place_of
 from diffgen.data.places import Place
-from diffgen.data.reading import Reading, without_setting
+from diffgen.data.reading import Reading, UnsuitableError
 
 
 def pictures(images: str, reference: Source, name: str) -> Source:
@@ -34,9 +34,8 @@ def pictures(images: str, reference: Source, name: str) -> Source:
         raise DataError(f"{what} is neither a folder of pictures nor an .npz file")
     try:
         found = _of_files(path, reference, what) if path.is_dir() or path.suffix == ".zip" else _of_arrays(path, what)
-    except DataError as error:  # of the folder, which is a data set elsewhere
-        text = str(without_setting(error)).replace("set dataset.size to resize and crop them all", "they must be alike")
-        raise DataError(text.replace("dataset.root=", "images=", 1)) from None
+    except UnsuitableError as error:  # a data set has settings for that, and these are judged as they are
+        raise DataError(f"{error.fact}: they must be as those of dataset={name}") from None
     sizes = ["x".join(map(str, of.size)) for of in (found.shape, reference.shape)]
     if sizes[0] != sizes[1]:
         raise DataError(f"{what} are {sizes[0]} and dataset={name} is {sizes[1]}: they must be alike")

@@ -21,6 +21,7 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
     told = {
         "data": data(parts.splits, parts.sampling.trained),
         "found": parts.dataset.found,
+        "held out": parts.splits.test.found if parts.splits.by == "place" and parts.splits.test else "",
         "model": model(config, parts.network, gflop),
         "method": method(config),
         "device": processes.told(parts.accelerator),
@@ -41,7 +42,7 @@ def data(splits: Splits, trained: Trained) -> str:
 
 def held_out(splits: Splits) -> str:
     """How many examples the data set keeps from training, if that was asked for."""
-    return f", {len(splits.test):,} held out" if splits.chosen and splits.test else ""
+    return f", {len(splits.test):,} held out" if splits.by != "split" and splits.test else ""
 
 
 def model(config: Config, network: torch.nn.Module, gflop: float) -> str:

@@ -120,7 +120,7 @@ class Trainer:
         self.at.first_images = self.at.images
         self.log = RunLog(self.run_dir)
         self.writer = Writer(self.run_dir / "checkpoints", self.settings.keep_checkpoints, self.reporter.warn)
-        on_main(self.accelerator, lambda: self.log.start(config_yaml, self.at.images, self.parts.dataset.left_out))
+        on_main(self.accelerator, lambda: self.log.start(config_yaml, self.at.images, self.parts.splits.left_out))
 
     def _save(self, *, wait: bool) -> None:
         """Write a checkpoint, on the main process; in the background unless `wait`."""

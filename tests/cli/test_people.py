@@ -83,6 +83,14 @@ def test_the_header_and_a_list_say_what_is_left_out(command: Command, tmp_path: 
     assert (tmp_path / "run" / "left_out.txt").read_text() == "@eaDir/0.png: in @eaDir\ncat/1.png: cannot be decoded\n"
 
 
+def test_a_second_folder_is_told_too(command: Command, tmp_path: Path) -> None:
+    root, other = inputs.classes(tmp_path / "train"), inputs.classes(tmp_path / "val")
+    (other / "cat" / "1.txt").write_text("x")
+    answer = command("train", *folder(root, "dataset.held_out=val", "run_dir=run"))
+    assert "held out  6 pictures: 6 RGB; 6x8; 1 left out: 1 .txt" in answer.out
+    assert (tmp_path / "run" / "left_out.txt").read_text() == "held out: cat/1.txt: .txt\n"
+
+
 def test_notes_are_said_once(command: Command, tmp_path: Path) -> None:
     root = inputs.classes(tmp_path / "in", ["train", "val"])
     (root / "dataset.json").write_text("{}")

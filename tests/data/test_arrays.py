@@ -1,5 +1,6 @@
 """Arrays and parquet files, by the same checks as folders."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from test_places import load
 
 from diffgen.core.errors import DataError, UsageError
-from diffgen.data import InMemory, pictures
+from diffgen.data import InMemory, arrays, pictures
 from diffgen.data import base as base_module
+from diffgen.data.base import Part
 from diffgen.nets import DataShape
 
 RNG = np.random.default_rng(0)
@@ -91,6 +93,8 @@ def test_values_become_grey_levels(tmp_path: Path, values: np.ndarray, given: ob
         (UINT8[:, :3, :3], "dataset.layout=channels_first or channels_last"),
         (UINT8.reshape(12, -1), "has the shape [12, 144]: pictures are"),
         (UINT8[:0], "has the shape [0, 6, 8, 3]"),
+        (UINT8[:0, :, :, 0].astype(float), "has the shape [0, 6, 8]"),
+        (UINT8[:, :0, :, 0], "has the shape [12, 0, 8]"),
         (UINT8.astype(complex), "complex128, which are no grey levels"),
         (np.array(["a"]).reshape(1, 1, 1), "<U1, which are no grey levels"),
     ],
@@ -146,10 +150,15 @@ def test_arrays_are_resized_as_pictures_are(tmp_path: Path) -> None:
 def test_large_arrays_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", UINT8)
     small: Any = load(tmp_path / "a.npy", "arrays")
-    for module in (base_module, pictures):
+    assert isinstance(arrays.load(tmp_path / "a.npy", "x")["images"], np.memmap)
+    for module in (base_module, arrays):
         monkeypatch.setattr(module, "RESIDENT_BYTES", 100)
+    monkeypatch.delattr(np, "ascontiguousarray")  # which would copy it
     large = load(tmp_path / "a.npy", "arrays")
     assert isinstance(large, InMemory) and large.home == "kept in memory"
+    assert large.digest == small.digest
+    part = large.part(torch.tensor([3, 1]))
+    assert isinstance(part, Part) and part.whole is large, "nothing is copied"
     (batch,) = large.batches(iter([torch.tensor([3, 1])]), torch.device("cpu"))
     assert torch.equal(batch.examples, small.pixels[[3, 1]])
 
@@ -188,6 +197,19 @@ def test_parquet_streams_from_workers(tmp_path: Path, monkeypatch: pytest.Monkey
     for chosen, batch in zip(entries, streamed.batches(iter(entries), torch.device("cpu")), strict=True):
         assert torch.equal(batch.examples, resident.pixels[chosen])
         assert torch.equal(batch.labels, resident.labels[chosen])
+
+
+@pytest.mark.parametrize("names", [("train-0.parquet", "test-0.parquet"), ("train/0.parquet", "validation/0.parquet")])
+def test_splits_of_a_folder_are_not_mixed(tmp_path: Path, names: tuple[str, str]) -> None:
+    """The hub keeps all of them in one folder."""
+    root = inputs.classes(tmp_path / "in")
+    for name in names:
+        inputs.as_parquet(root, tmp_path / "data" / name)
+    with pytest.raises(DataError, match="holds the splits") as caught:
+        load(tmp_path / "data", "parquet")
+    advised = shlex.split(str(caught.value).split("give one of them, ")[1])[0].rstrip(",")
+    advised = advised.removeprefix("dataset.path=").strip('"')
+    assert "train" in advised and len(load(Path(advised), "parquet")) == 6
 
 
 def test_parquet_keeps_the_hub_s_order_of_classes(tmp_path: Path) -> None:

@@ -651,7 +651,7 @@ def test_settings_out_of_range(tmp_path: Path, changes: dict[str, object], sente
 def test_a_picture_like_a_bomb_is_refused(tmp_path: Path, monkeypatch: Patch) -> None:
     save(tmp_path / "a.png", size=(60, 60))
     sentence = told(lambda: load(tmp_path, max_pixels=3599))
-    assert "a.png has 60 x 60 pixels, more than dataset.max_pixels=3599: raise that if it is meant" in sentence
+    assert "a.png has 60 x 60 pixels, more than 3,599: raise dataset.max_pixels if it is meant" in sentence
     assert len(load(tmp_path, max_pixels=3600)) == 1
 
 

@@ -31,7 +31,7 @@ def test_a_share_is_kept_apart_by_a_seed(tmp_path: Path, share: float, count: in
     whole = everything(splits(root).train)
     for seed in (0, 1):
         parts = splits(root, held_out=share, held_out_seed=seed)
-        assert parts.test is not None and parts.chosen
+        assert parts.test is not None and parts.by == "share"
         kept, apart = everything(parts.train), everything(parts.test)
         assert len(apart) == count
         assert sorted(kept + apart) == sorted(whole) and not set(kept) & set(apart)
@@ -96,7 +96,7 @@ def test_what_cannot_be_held_out_is_told(tmp_path: Path) -> None:
     assert "dataset.held_out=1 must be a share in [0, 1)" in told(UsageError, held_out=1)
     assert "dataset.held_out=-0.1 must be a share" in told(UsageError, held_out=-0.1)
     assert "dataset.held_out=0.99 of 6 examples leaves none" in told(DataError, held_out=0.99)
-    assert "dataset.held_out='nowhere' is not a folder" in told(DataError, held_out="nowhere")
+    assert "dataset.held_out='nowhere': dataset.root='nowhere' is not a folder" in told(DataError, held_out="nowhere")
     strangers = inputs.classes(tmp_path / "strangers", ["fish"])
     assert "'fish' is named as no class" in told(DataError, held_out=str(strangers))
     inputs.save(tmp_path / "large" / "cat" / "a.png", image=inputs.picture(size=(20, 20)))

@@ -1,6 +1,7 @@
 """Names of classes, and labels from files."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def test_names_are_sorted_with_numbers_first() -> None:
 
 def test_classes_are_told_by_their_names() -> None:
     assert renumber(["dog", "cat"], ["bird", "cat", "dog"], "x") == [2, 1]
+    with pytest.raises(DataError, match="'0' is named as no class"):
+        renumber(["0", "1"], ["1", "2"], "x", by_number=True)  # else both would be the first
+    assert renumber(["0", "1"], ["cat", "dog"], "x", by_number=True) == [0, 1]
     with pytest.raises(DataError, match=r"x: 'fish' is named as no class; the classes are \[bird, cat\]"):
         renumber(["fish"], ["bird", "cat"], "x")
 
@@ -101,6 +105,10 @@ def test_labels_beside_sub_folders_go_by_the_file(tmp_path: Path) -> None:
     unused = load(tmp_path)
     assert unused.classes == ("00000", "00001", "00002")
     assert "dataset.json is not used: dataset.labels=" in unused.notes[0]
+    for place in (tmp_path, inputs.zipped(tmp_path, tmp_path.with_suffix(".zip"), "in/")):
+        (note,) = load(place).notes  # as it is pasted
+        pasted = shlex.split(note.split(": ")[1])[0].removeprefix("dataset.labels=")
+        assert load(place, labels=pasted.strip('"')).classes == ("0", "1", "2")
     zipped: Any = load(inputs.zipped(tmp_path, tmp_path.with_suffix(".zip")), labels="dataset.json")
     assert zipped.labels.tolist() == data.labels.tolist()
 
@@ -124,6 +132,8 @@ def test_gaps_are_counted(tmp_path: Path) -> None:
     [
         ("a.csv", "9.png,a\n", "names none of the pictures: it has '9.png', and they are '0.png'"),
         ("a.csv", "0.png,a\n0.png,b\n", "gives '0.png' two labels, 'a' and 'b'"),
+        ("a.csv", "0.png,a\n./0.png,b\n", "gives '0.png' two labels, 'a' and 'b'"),
+        ("a.csv", "0.png,a\n0,b\n", "gives '0.png' two labels, 'a' and 'b'"),
         ("a.csv", "", "must have two columns"),
         ("a.csv", "0.png\n1.png\n", "must have two columns"),
         ("a.csv", "x,y,z\n0.png,1,2\n", "has the columns [x, y, z]: call one of them file and one label"),

@@ -46,9 +46,14 @@ def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
     (root / "cat" / "one.png").symlink_to(tmp_path / "elsewhere" / "dog" / "0.png")
     (root / "cat" / "round").symlink_to("..")
     (root / "cat" / "broken.png").symlink_to("nowhere")
+    (root / "cat" / "itself").symlink_to("itself")
     data = load(root)
     assert (data.classes, len(data)) == (("cat", "dog"), 7)
-    assert reasons(data) == {"cat/broken.png": "a broken link", "cat/round": "a link to a folder above it"}
+    assert reasons(data) == {
+        "cat/broken.png": "a broken link",
+        "cat/itself": "a broken link",
+        "cat/round": "a link to a folder above it",
+    }
 
 
 @pytest.mark.parametrize(
@@ -226,6 +231,24 @@ def test_damaged_and_locked_zips_are_named(tmp_path: Path) -> None:
     locked[at + 8] |= 1  # of the first entry in the directory: it is encrypted
     (tmp_path / "locked.zip").write_bytes(locked)
     assert f"{names[0]} needs a password" in told(tmp_path / "locked.zip")
+
+
+def test_pictures_without_an_ending_are_known_in_a_zip_too(tmp_path: Path) -> None:
+    inputs.fill(tmp_path / "in", ["a.png"])
+    inputs.save(tmp_path / "in" / "b.png", 1).rename(tmp_path / "in" / "0a1b")
+    (tmp_path / "in" / "notes").write_text("x")
+    data = load(inputs.zipped(tmp_path / "in", tmp_path / "a.zip"))
+    assert len(data) == 2 and reasons(data) == {"notes": "no picture"}
+
+
+def test_a_run_of_broken_files_in_a_large_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as a worker's share of a look at the set."""
+    for i in range(70):
+        (tmp_path / f"{i:03d}.png").write_bytes(b"x")
+    inputs.fill(tmp_path, ["z0.png", "z1.png"])
+    monkeypatch.setattr(module, "RESIDENT_BYTES", 0)
+    data = load(tmp_path, undecodable="skip", size=8)
+    assert len(data) == 2 and len(data.left_out) == 70
 
 
 def test_names_are_in_the_order_of_their_parts(tmp_path: Path) -> None:

@@ -105,6 +105,40 @@ def test_a_range_inside_bytes_is_followed_and_one_beyond_is_not_meant_for_them(t
     assert read(path, 1, range=(0, 4095))[0].tolist() == [[0, 1]], "a byte among pictures of 12 bits"
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "LA", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_range_is_that_of_every_picture_of_bytes(tmp_path: Path, mode: str, channels: int) -> None:
+    """Else a folder of several modes would be bright here and dark there."""
+    grey = np.array([[0, 15], [3, 9]], np.uint8)
+    image = Image.fromarray(np.stack([grey] * 3, 2))
+    image = image.quantize() if mode == "P" else image.convert("L" if mode == "LA" else mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(255)
+    pixels = read(inputs.save(tmp_path / "a.png", image=image), channels, range=(0, 15))
+    assert pixels[0].tolist() == [[0, 255], [51, 153]]
+    assert channels < 4 or (pixels[3] == 255).all()
+
+
+def test_what_nobody_sees_need_not_be_in_the_range(tmp_path: Path) -> None:
+    values = np.zeros((2, 2, 4), np.uint8)
+    values[..., 0], values[0, 0] = 15, (200, 200, 200, 0)
+    values[..., 3] = [[0, 255], [255, 255]]
+    pixels = read(inputs.save(tmp_path / "a.png", image=Image.fromarray(values)), range=(0, 15))
+    assert pixels[:, 0, 0].tolist() == [255] * 3 and pixels[:, 1, 1].tolist() == [255, 0, 0]
+    grey = Image.fromarray(np.array([[7, 15]], np.uint8))
+    pixels = read(inputs.save(tmp_path / "b.png", image=grey, transparency=7), 1, range=(0, 15), background="black")
+    assert pixels[0].tolist() == [[0, 255]]
+
+
+def test_one_transparent_number_among_many_bits_is_refused(tmp_path: Path) -> None:
+    values = Image.fromarray(np.array([[0, 65535]], np.uint16))
+    path = inputs.save(tmp_path / "a.png", image=values, transparency=0)
+    with Image.open(path) as saved:
+        if not saved.has_transparency_data:
+            pytest.skip("this Pillow does not write it")
+    assert "one of which is transparent: save it with alpha" in told(path, 1)
+
+
 @pytest.mark.parametrize("given", [(1, 0), (0, 0), (1,), (0, 1, 2)])
 def test_a_range_is_two_numbers_that_rise(given: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match=r"range=\[.*\] must be \[black, white\]"):
@@ -195,7 +229,7 @@ def test_a_large_profile_is_no_reason_either(tmp_path: Path) -> None:
 
 def test_a_limit_that_refuses_has_a_name(tmp_path: Path) -> None:
     path = inputs.save(tmp_path / "a.png", image=Image.new("L", (100, 50)))
-    assert "has 50 x 100 pixels, more than dataset.max_pixels=4999: raise that" in told(path, max_pixels=4999)
+    assert "has 50 x 100 pixels, more than 4,999: raise dataset.max_pixels" in told(path, max_pixels=4999)
     assert read(path, max_pixels=5000).shape == (3, 50, 100)
 
 
@@ -214,6 +248,28 @@ def test_what_is_no_picture_is_undecodable_and_the_rest_is_not(tmp_path: Path) -
     with pytest.raises(UndecodableError):
         read(tmp_path / "b.eps")  # Ghostscript is never started
     assert ".eps" not in suffixes() and {".jfif", ".png", ".webp", ".tif"} <= suffixes()
+
+
+def test_a_disk_that_fails_is_no_broken_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else undecodable=skip would leave out pictures that are whole."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    path = inputs.save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(DataError, match=r"a.png cannot be read: Input/output error") as caught:
+        read(path)
+    assert not isinstance(caught.value, UndecodableError)
+
+
+def test_pillow_s_own_limit_is_put_back_whatever_threads_do(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    path, before = inputs.save(tmp_path / "a.png"), Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: read(path), range(200)))
+    assert before == Image.MAX_IMAGE_PIXELS and before is not None
 
 
 def test_pictures_are_known_by_their_first_bytes(tmp_path: Path) -> None:

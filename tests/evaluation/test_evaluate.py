@@ -240,12 +240,15 @@ GREY = np.zeros((5, 8, 8, 1), np.uint8)
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: noisy("a", (8, 8), (9, 8)), "a/1.png is 9x8, others 8x8: they must be alike"),
+        (lambda: noisy("a", (8, 8), (9, 8)), "a/1.png is 9x8, others 8x8: they must be as those of dataset=digits"),
         (lambda: noisy("a", (8, 9), (8, 9)), "images='a' are 1x8x9 and dataset=digits is 1x8x8: they must be alike"),
         (lambda: noisy("a"), "images='a' holds no pictures"),
         (lambda: strangers("a"), "images='a': 'moon' is named as no class; the classes are [0, 1, 2,"),
         (lambda: arrays("a.npz", a=GREY, b=GREY), "images='a.npz' holds the arrays [a, b]: call that of the pictures"),
-        (lambda: arrays("a.npz", GREY / 2), "images='a.npz', array 'arr_0' holds float64 values from 0 to 0\n"),
+        (
+            lambda: arrays("a.npz", GREY / 2),
+            "images='a.npz', array 'arr_0' holds float64 values from 0 to 0: they must be as",
+        ),
         (lambda: arrays("a.npz", GREY[:, 0, 0]), "images='a.npz', array 'arr_0' has the shape [5, 1]: pictures are"),
         (lambda: arrays("a.npz", GREY.repeat(3, 3)), "images='a.npz' are 3x8x8 and dataset=digits is 1x8x8"),
         (lambda: arrays("a.npz", GREY, np.arange(3)), "images='a.npz', array 'arr_1': labels must be 5 whole"),
