@@ -425,10 +425,11 @@ def test_a_command_with_train_resume_can_be_typed_again(
 
 
 def test_more_data_than_before_is_told(fit: Fit, tmp_path: Path, capsys: Capture) -> None:
-    run = fit(tmp_path / "run", "train.images=64")
+    points = ["dataset=points", "model=mlp", "model.width=8"]
+    run = fit(tmp_path / "run", *points, "dataset.n=100", "train.images=64")
     capsys.readouterr()
-    fit(run, "dataset.split=all")
-    assert "images in the data set: 1437 -> 1797" in " ".join(capsys.readouterr().out.split())
+    fit(run, *points, "dataset.n=110")
+    assert "images in the data set: 100 -> 110" in " ".join(capsys.readouterr().out.split())
 
 
 def test_rows_from_beyond_the_checkpoint_are_dropped(fit: Fit, metrics: Metrics, tmp_path: Path) -> None:
