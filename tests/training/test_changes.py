@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from diffgen.core.errors import CheckpointError, UsageError
@@ -114,10 +115,12 @@ def test_values_are_shown_as_they_are_typed() -> None:
 
 
 def test_a_finished_run_with_another_data_set_points_to_a_new_one(fit: Fit, tmp_path: Path, capsys: Capture) -> None:
-    points = ["dataset=points", "model=mlp", "model.width=8", "dataset.n=100", "train.images=64"]
-    run = fit(tmp_path / "run", *points)
+    for name, grey in (("a", 0), ("b", 255)):
+        np.save(tmp_path / f"{name}.npy", np.full((20, 8, 8, 3), grey, dtype=np.uint8))
+    arrays = ["dataset=arrays", f"dataset.path={tmp_path / 'a.npy'}", "train.images=64"]
+    run = fit(tmp_path / "run", *arrays)
     capsys.readouterr()
-    fit(run, *points, "dataset.noise=0.1")
+    fit(run, *arrays, f"dataset.path={tmp_path / 'b.npy'}")
     assert f"nothing to do: 64 images are done; train.init={run} begins a new run" in said(capsys)
     with pytest.raises(UsageError, match=r"has seen 64 images: give more of them to go on; train.init=.* begins"):
-        fit(tmp_path / "other", *points, f"train.resume={run}")
+        fit(tmp_path / "other", *arrays, f"train.resume={run}")
