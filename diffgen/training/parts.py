@@ -93,7 +93,7 @@ class Parts:
     def _split(self, config: dict[str, Any]) -> Splits:
         """What is trained on and what is held out; of what the user holds out, how much is trained on all the same."""
         splits = make_splits(config)
-        if repeated := check_apart(splits) if splits.chosen else 0:
+        if repeated := check_apart(splits) if splits.by != "split" else 0:
             of = f"{repeated:,} of the {len(splits.test or ()):,} {splits.train.kind.unit} held out"
             self.reporter.warn(f"{of} are among those to train on, to the last pixel: they will have been seen")
         return splits
