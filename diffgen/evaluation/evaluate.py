@@ -144,9 +144,10 @@ def _opened(
     splits, repeated = main_first(accelerator, opened)
     if saved:
         held_out.check_examples(saved, dataset, splits.train)
+    doubts = held_out.doubtful(saved, dataset, splits.train) if saved else []
     numbers: Row = {"training_images": len(splits.train), "held_out": len(splits.test) if splits.test else 0}
     numbers |= {"held_out_repeated": repeated} if repeated else {}
-    return splits, held_out.words(splits, repeated, unseen=unseen), numbers
+    return splits, held_out.words(splits, repeated, unseen=unseen, doubts=doubts), numbers
 
 
 def _classes_of(trained: Trained | None, splits: Splits, name: str) -> tuple[Splits, list[int]]:

@@ -1,7 +1,7 @@
 """Which images a model has never seen: what may be called held out, and what stands in where nothing is."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diffgen.core.errors import DataError, UsageError
@@ -14,6 +14,12 @@ Config = Mapping[str, Any]
 
 NOTHING = {"split": "train", "held_out": None, "held_out_seed": 0}
 """What a data set's config says of it where a run trains on the training split and keeps nothing of it apart."""
+
+NOTED = ("dataset", *NOTHING, "identity")
+"""Keys of a `note`."""
+
+KEPT = 8
+"""How many data sets a checkpoint remembers of the runs that its weights come from."""
 
 ADVICE = "dataset.held_out=0.1 in training keeps some apart"
 
@@ -42,6 +48,42 @@ def noted(config: Config) -> dict[str, Any]:
 def _note(config: Config) -> Config:
     own = config.get("trained")
     return own if isinstance(own, Mapping) else {}
+
+
+def ancestors(config: Config) -> list[Config]:
+    """The `note` of each run whose weights a checkpoint's own began from, by its config; empty where one is unknown."""
+    found = _note(config).get("begun_from", [])
+    return [each if isinstance(each, Mapping) else {} for each in (found if isinstance(found, list) else [None])]
+
+
+def lineage(config: Config) -> list[Config]:
+    """What `ancestors` is of a run that begins from a checkpoint with this config: that one first, each note once."""
+    own = {key: value for key, value in _note(config).items() if key in NOTED}
+    notes: list[Config] = []
+    for each in [own, *ancestors(config)]:
+        notes += [each] if each not in notes else []
+    return notes[:KEPT] + [{}] * (len(notes) > KEPT)
+
+
+def inherit(config: dict[str, Any], notes: list[Config]) -> None:
+    """Put into the config of a run's checkpoints what `ancestors` finds there."""
+    config["trained"].pop("begun_from", None)
+    config["trained"] |= {"begun_from": notes} if notes else {}
+
+
+def doubtful(saved: Checkpoint, dataset: Config, train: Source) -> list[str]:
+    """In words, the training of those ancestors of a checkpoint that may have seen what a data set's config holds out.
+
+    They are all that were not trained on the same examples, with the same held out: whether two data sets share
+    examples is not known.
+    """
+    here = note(dataset, train)
+    return [_of(each) for each in ancestors(saved.config) if each != here]
+
+
+def _of(told: Config) -> str:
+    name = f"dataset={told['dataset']}" if told.get("dataset") else "unknown data"
+    return ", ".join([name, *(f"dataset.{key}={value}" for key, value in kept_apart(told).items())])
 
 
 def check_unseen(saved: Checkpoint, dataset: Config) -> bool:
@@ -85,21 +127,33 @@ def check_examples(saved: Checkpoint, dataset: Config, train: Source) -> None:
         )
 
 
+def same_examples(a: Config, b: Config) -> bool:
+    """Whether two checkpoints held a share out of the same examples, by their configs, as far as these say it."""
+    own, other = _note(a).get("identity"), _note(b).get("identity")
+    return own is None or other is None or own == other
+
+
 def check_apart(splits: Splits) -> int:
     """How many of the held-out images are training images too, to the last pixel.
 
-    They are counted where both are in memory.
+    They are counted where both are in memory; elsewhere only the same images throughout are noticed.
 
     Raises:
         DataError: All of them are.
     """
-    if not isinstance(splits.test, InMemory) or not isinstance(splits.train, InMemory):
+    if splits.test is None:
         return 0
-    known = set(_prints(splits.train))
-    count = sum(each in known for each in _prints(splits.test))
+    count = _repeated(splits.train, splits.test)
     if count == len(splits.test):
         raise DataError(f"all {count} held-out images are training images too: dataset.held_out must name others")
     return count
+
+
+def _repeated(train: Source, test: Source) -> int:
+    if isinstance(test, InMemory) and isinstance(train, InMemory):
+        known = set(_prints(train))
+        return sum(each in known for each in _prints(test))
+    return len(test) * (identity(test) == identity(train))
 
 
 def _prints(source: InMemory) -> Iterator[bytes]:
@@ -111,10 +165,18 @@ def judge(splits: Splits) -> tuple[Source, str]:
     return (splits.train, "train") if splits.test is None else (splits.test, "test")
 
 
-def words(splits: Splits, repeated: int, *, unseen: bool) -> str:
-    """How many are held out, for the header; `unseen` if a checkpoint is known not to have been trained on them."""
+def words(splits: Splits, repeated: int, *, unseen: bool, doubts: Sequence[str] = ()) -> str:
+    """How many are held out, for the header.
+
+    Args:
+        splits: The images.
+        repeated: See `check_apart`.
+        unseen: Whether the run of a checkpoint is known not to have been trained on them.
+        doubts: See `doubtful`.
+    """
     if splits.test is None:
         return f"none held out ({ADVICE})"
-    never = ", never trained on" if unseen and not repeated else ""
+    never = ", never trained on" if unseen and not repeated and not doubts else ""
     twice = f", {repeated:,} of them with the pixels of a training image" if repeated else ""
-    return f"{len(splits.test):,} held out{never}{twice}"
+    began = f", but the weights that it began from ({'; '.join(doubts)}) may have seen them" if doubts else ""
+    return f"{len(splits.test):,} held out{never}{twice}{began}"

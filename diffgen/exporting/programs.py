@@ -1,10 +1,10 @@
 """The denoiser as a program, x, t, label -> x0_hat: for torch.export, and for ONNX.
 
-What is written is run beside the original before it is called done.
+What is written is read again and run beside the original before it is called done.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -39,8 +39,9 @@ Written by diffgen-export from {path}, {images:,} images seen. `{file}` computes
 | t | float32 | [batch] | time in [{t_min:g}, {t_max:g}] of schedule={schedule} |
 | label | int64 | [batch] | {labels} |
 
-The output is x0_hat, float32, of the shape of x. The batch may be of any size. It was compared with the original at
-{count} times: the largest difference is {difference:.1e} of the largest |x0_hat|.
+The output is x0_hat, float32, of the shape of x. The batch may be of any size, and each example of a time of its own.
+This file was compared with the original at {count} times, one batch for each and one for all: the largest difference is
+{difference:.1e} of the largest |x0_hat|.
 """
 
 
@@ -97,16 +98,17 @@ def write(folder: Path, saved: Checkpoint, trained: Trained, format: str) -> lis
 
 def trace(trained: Trained) -> torch.export.ExportedProgram:
     """The denoiser's graph for any number of examples."""
-    whole, examples = Whole(trained.denoiser), inputs(trained, 0.5, 3)
+    whole, examples = Whole(trained.denoiser), inputs(trained, [0.5] * 3)
     whole(*examples)  # what is kept from a first call is of real numbers then, not of traced ones
     batch = torch.export.Dim("batch")
     return torch.export.export(whole, examples, dynamic_shapes=({0: batch},) * 3)
 
 
 def to_torch(traced: torch.export.ExportedProgram, path: Path) -> Program:
-    """Save for torch.export.load; weights lie in the archive as they are."""
+    """Save for torch.export.load, and load that; weights lie in the archive as they are."""
     torch.export.save(traced, path)
-    return traced.module()
+    program: Program = torch.export.load(path).module()  # of this file alone, just written: a stranger's may run code
+    return program
 
 
 def require_onnx() -> None:
@@ -140,22 +142,26 @@ def to_onnx(traced: torch.export.ExportedProgram, path: Path) -> Program:
     return run
 
 
-def inputs(trained: Trained, share: float, count: int) -> Inputs:
-    """Random x of the size that x_t has, at one time, with the labels in turn and one of none."""
-    schedule, shape = trained.denoiser.schedule, trained.shape
-    t = torch.tensor(schedule.t_min + share * (schedule.t_max - schedule.t_min), dtype=torch.float32)
+def inputs(trained: Trained, shares: Sequence[float]) -> Inputs:
+    """Random x of the size that x_t has, an example for each share of the times, labels in turn and one of none."""
+    schedule, shape, count = trained.denoiser.schedule, trained.shape, len(shares)
+    t = torch.tensor([schedule.t_min + share * (schedule.t_max - schedule.t_min) for share in shares])
     x = torch.randn(count, *shape.size, generator=torch.Generator().manual_seed(count))
     labels = [i % shape.num_classes if i and shape.num_classes else NO_LABEL for i in range(count)]
-    return x * torch.hypot(schedule.alpha(t), schedule.sigma(t)), t.expand(count), torch.tensor(labels)
+    size = torch.hypot(schedule.alpha(t), schedule.sigma(t)).view(-1, *[1] * len(shape.size))
+    return x * size, t, torch.tensor(labels)
 
 
 @torch.inference_mode()
 def compare(program: Program, trained: Trained) -> float:
-    """The largest difference from the denoiser as samplers call it, as a share of the largest |x0_hat|, or of 1."""
+    """The largest difference from the denoiser, as a share of the largest |x0_hat|, or of 1.
+
+    At each time by itself, as samplers call it, and at all in one batch, as training does.
+    """
     worst = 0.0
-    for share in SHARES:
-        x, t, label = inputs(trained, share, 4)
-        right = trained.denoiser(x, t[0], label)
+    for shares in [*([share] * 4 for share in SHARES), SHARES]:
+        x, t, label = inputs(trained, shares)
+        right = trained.denoiser(x, t[0] if shares is not SHARES else t, label)
         difference = (program(x, t, label) - right).abs().max() / right.abs().max().clamp(min=1)
         worst = max(worst, float(difference.nan_to_num(nan=math.inf)))
     return worst

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diffgen.build import MODEL_SIDE, Trained, restore
 from diffgen.core.console import count
 from diffgen.core.errors import CheckpointError
+from diffgen.evaluation.held_out import inherit, lineage
 from diffgen.nets.layers import Embedding, carry_classes
 from diffgen.storage import checkpoint
 from diffgen.storage.checkpoint import Checkpoint
@@ -41,6 +42,8 @@ class Fit:
 def begin(path: str, parts: Parts) -> str:
     """Put a checkpoint's averaged weights into a run's network and its averages; the header's row.
 
+    The run's own checkpoints note which data these weights have seen.
+
     Args:
         path: What `ckpt` of `diffgen-sample` takes.
         parts: Of a run that has made no step.
@@ -66,6 +69,7 @@ def begin(path: str, parts: Parts) -> str:
     parts.network.load_state_dict({**own, **found.taken})
     for ema in parts.emas:
         ema.averaged.load_state_dict(parts.network.state_dict())
+    inherit(parts.model_config, lineage(saved.config))
     return "; ".join(row for row in [*told(saved, own, found, size), other and f"another {other}"] if row)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from diffgen.build import MODEL_SIDE, Config
 from diffgen.core.errors import CheckpointError
 from diffgen.core.settings import LrSchedule, TrainSettings, section
+from diffgen.evaluation import held_out
 from diffgen.storage.run_directory import begin_from
 
 FREE = ("run_dir", "train.resume", "plugins", "logger")
@@ -17,7 +18,7 @@ FREE = ("run_dir", "train.resume", "plugins", "logger")
 AVERAGES = ("ema.profile", "ema.sigma_rel")
 """Keys that say which averages there are: one that is new would know nothing of the run so far."""
 
-HELD_OUT = ("dataset.held_out", "dataset.held_out_seed")
+HELD_OUT = tuple(f"dataset.{key}" for key in held_out.NOTHING)
 """Keys that say what a run has never seen."""
 
 TYPED = {
@@ -43,12 +44,19 @@ def compare(here: Config, there: Config, folder: Path) -> list[str]:
         raise CheckpointError(
             f"cannot go on from {folder}: it was trained with another {keys}; {begin_from(folder)}, in another run_dir"
         )
-    if any(_under(key, HELD_OUT) for key in differ):
+    if _apart(here) != _apart(there):
         keys = differences(here, there, HELD_OUT)
         raise CheckpointError(
-            f"cannot go on from {folder}: it was trained with another {keys}, and what it has seen cannot be held out"
+            f"cannot go on from {folder}: it was trained with another {keys}, and what it has seen cannot be held out; "
+            f"{begin_from(folder)}, in another run_dir"
         )
     return [_told(key, then, now) for key in differ if key != "train.init" or now[key]]
+
+
+def _apart(config: Config) -> Config:
+    """What a config says of what its run has never seen; a data set with splits is not one that has none."""
+    dataset = config["dataset"]
+    return {**held_out.kept_apart(dataset), "split": dataset.get("split")}
 
 
 def _told(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -25,9 +25,10 @@ from diffgen.core.randomness import mix
 from diffgen.core.registry import bind, build
 from diffgen.core.settings import LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.data import Source
+from diffgen.data.splits import Splits
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.times import TIMES
-from diffgen.evaluation.held_out import note
+from diffgen.evaluation.held_out import check_apart, note
 from diffgen.nets import DataShape, casting
 from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
@@ -62,7 +63,7 @@ class Parts:
         self.reporter = Reporter(speaks=self.main)
         self.loggers = Loggers(config, self.reporter.warn, main=self.main)
         self.time_density = bind(TIMES, config["time"])
-        self.splits = main_first(accelerator, lambda: make_splits(config))
+        self.splits = main_first(accelerator, lambda: self._split(config))
         self.dataset: Source = self.splits.train
         self._check_kind(config)
         classes = list(self.dataset.classes) if config["conditional"] else []
@@ -88,6 +89,14 @@ class Parts:
         told["ema"] = self.emas[0].profile.facts()
         check_plain(told, "this run")  # else its own checkpoints could not be read
         return told
+
+    def _split(self, config: dict[str, Any]) -> Splits:
+        """What is trained on and what is held out; of what the user holds out, how much is trained on all the same."""
+        splits = make_splits(config)
+        if repeated := check_apart(splits) if splits.by != "split" else 0:
+            of = f"{repeated:,} of the {len(splits.test or ()):,} {splits.train.kind.unit} held out"
+            self.reporter.warn(f"{of} are among those to train on, to the last pixel: they will have been seen")
+        return splits
 
     def _split_batch(self) -> int:
         world, batch = self.accelerator.num_processes, self.settings.batch_size

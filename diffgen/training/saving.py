@@ -5,7 +5,9 @@ from pathlib import Path
 from torch import Tensor
 
 from diffgen.core.errors import CheckpointError
+from diffgen.evaluation import held_out
 from diffgen.storage import checkpoint
+from diffgen.storage.checkpoint import Checkpoint
 from diffgen.training import changes, state
 from diffgen.training.parts import Parts
 from diffgen.training.progress import Progress
@@ -22,6 +24,7 @@ def load(folder: Path, parts: Parts, at: Progress) -> list[str]:
     saved = checkpoint.load(folder)
     counters, tensors = checkpoint.load_state(folder)
     told = changes.compare(parts.config, counters["config"], folder)
+    held_out.inherit(parts.model_config, held_out.ancestors(saved.config))
     others = [checkpoint.load(folder / f"model-{ema.profile}.safetensors") for ema in parts.emas[1:]]
     for ema, average in zip(parts.emas, [saved, *others], strict=True):
         checkpoint.check_fit(ema.averaged, average.weights, folder)
@@ -39,8 +42,7 @@ def load(folder: Path, parts: Parts, at: Progress) -> list[str]:
         if counters["scaler"] and accelerator.scaler:
             accelerator.scaler.load_state_dict(counters["scaler"])
         at.watch.go_on(counters["seconds"])
-        if counters["data_images"] != len(parts.dataset):
-            told.append(_other_images(parts, counters["data_images"], folder))
+        told += _other_images(parts, saved, counters["data_images"])
         if parts.settings.micro_batch == "auto":
             parts.gradients.micro_batch = min(parts.local_batch, counters["micro_batch"])
     except KeyError as error:
@@ -49,15 +51,16 @@ def load(folder: Path, parts: Parts, at: Progress) -> list[str]:
     return told + changes.learning_rate(parts.config, counters["config"], parts.base_lrs[0], *where)
 
 
-def _other_images(parts: Parts, then: int, folder: Path) -> str:
-    """That the data set has another number of images now, which is fatal to a share that is held out from it."""
+def _other_images(parts: Parts, saved: Checkpoint, then: int) -> list[str]:
+    """That the data set has other images now, which is fatal to a share that is held out from it."""
     share, now = parts.config["dataset"].get("held_out"), len(parts.dataset)
-    if isinstance(share, float):
+    if isinstance(share, float) and (then != now or not held_out.same_examples(saved.config, parts.model_config)):
+        what = f"and has {now:,}" if then != now else "and has as many, but others"
         raise CheckpointError(
-            f"cannot go on from {folder}: the data set had {then:,} images to train on and has {now:,}, so that "
+            f"cannot go on from {saved.path.parent}: the data set had {then:,} images to train on {what}, so that "
             f"dataset.held_out={share:g} would hold out some that it has seen"
         )
-    return f"images in the data set: {then:,} -> {now:,}"
+    return [f"images in the data set: {then:,} -> {now:,}"] if then != now else []
 
 
 def snapshot(parts: Parts, at: Progress, losses: Tensor) -> Snapshot:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diffgen.core.errors import CheckpointError, DataError
 from diffgen.data.digits import digits
 from diffgen.data.splits import Splits
+from diffgen.evaluation import held_out
 from diffgen.evaluation.held_out import check_apart, judge, kept_apart
 from diffgen.storage import checkpoint
 
@@ -202,3 +204,66 @@ def test_a_run_without_labels_is_judged_on_the_way(fit: Callable[..., Path], fol
     run = fit(tmp_path / "run", *OF_PICTURES, f"dataset.root={folder}", *told)
     (found,) = [json.loads(line) for line in (run / "eval" / "training.jsonl").read_text().splitlines()]
     assert found["extractor"] == "rotation" and found["fd_floor_test"] > 0 and "fd" in found["too_few"]
+
+
+# --- what weights have seen in another run, or before a change -----------------------------------------------------
+
+
+def test_weights_that_have_seen_what_is_held_out_now(
+    fit: Callable[..., Path], command: Command, whole: Path, share: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Also in the run before the one before; where each held out the same, nothing has been seen."""
+    apart = [*OF_PICTURES, f"dataset.root={folder}", "dataset.held_out=0.2", "dataset.held_out_seed=3"]
+    after_all = fit(tmp_path / "after all", *apart, f"train.init={whole}")
+    for run in (after_all, fit(tmp_path / "later", *apart, f"train.init={after_all}")):
+        said = command("eval", f"ckpt='{run}'", *MODEL, "out=out")
+        assert said.code == 0, said.err
+        words = "8 held out, but the weights that it began from (dataset=image_folder) may have seen them"
+        assert words in " ".join(said.out.split()) and "never trained on" not in said.out
+    alike = fit(tmp_path / "alike", *apart, f"train.init={share}")
+    assert "8 held out, never trained on" in command("eval", f"ckpt={alike}", *MODEL, "out=out").out
+
+
+def test_weights_that_saw_another_data_set(
+    fit: Callable[..., Path], command: Command, tiny_run: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Whether it shares pictures with this one is not known."""
+    apart = [*OF_PICTURES, f"dataset.root={folder}", "dataset.held_out=0.2", f"train.init={tiny_run}"]
+    said = command("eval", f"ckpt={fit(tmp_path / 'run', *apart)}", *MODEL, "out=out")
+    assert "8 held out, but the weights that it began from (dataset=digits) may have seen them" in said.out
+
+
+def test_the_share_of_as_many_other_pictures_is_not_gone_on_with(fit: Callable[..., Path], tmp_path: Path) -> None:
+    root = pictures(tmp_path / "pictures", range(40))
+    settings = [*OF_PICTURES, f"dataset.root={root}", "dataset.held_out=0.2"]
+    run = fit(tmp_path / "run", *settings)
+    fit(run, *settings, "train.images=32")
+    for path in root.iterdir():
+        path.unlink()
+    pictures(root, range(1, 41))
+    words = r"had 32 images to train on and has as many, but others, so that dataset.held_out=0.2 would hold out some"
+    with pytest.raises(CheckpointError, match=words):
+        fit(run, *settings, "train.images=48")
+    assert checkpoint.load(run).images == 32
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_what_is_trained_on_is_not_held_out(
+    resident: bool, fit: Callable[..., Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training folder itself, also where it is not kept in memory."""
+    if not resident:
+        monkeypatch.setattr(held_out, "InMemory", ())
+    for where in (folder, shutil.copytree(folder, tmp_path / "copy")):
+        with pytest.raises(DataError, match="all 40 held-out images are training images too"):
+            fit(tmp_path / "run", *OF_PICTURES, f"dataset.root={folder}", f"dataset.held_out={where}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_in_both_is_counted_when_a_run_begins(
+    fit: Callable[..., Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = pictures(tmp_path / "others", range(36, 46))
+    fit(tmp_path / "run", *OF_PICTURES, f"dataset.root={folder}", f"dataset.held_out={others}")
+    words = "warning: 4 of the 10 images held out are among those to train on, to the last pixel"
+    assert words in " ".join(capsys.readouterr().out.split())

@@ -85,6 +85,29 @@ def test_a_program_that_computes_something_else_is_not_left(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_file_itself_is_compared(ckpt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here that of another network, which was saved in its place."""
+    trained = restore(checkpoint.load(ckpt))
+    for weight in trained.denoiser.model.parameters():
+        weight.mul_(2)
+    other, save = programs.trace(trained), torch.export.save
+    monkeypatch.setattr(torch.export, "save", lambda traced, path: save(other, path))
+    with pytest.raises(UsageError, match=r"computes something else: it differs by \d"):
+        run(ckpt, tmp_path / "b", "torch")
+    assert not list(tmp_path.iterdir())
+
+
+def test_times_of_one_batch_are_told_apart(ckpt: Path) -> None:
+    """A program that takes the first time for all is right at each time by itself."""
+    trained = restore(checkpoint.load(ckpt))
+
+    def careless(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return trained.denoiser(x, t[0], label)
+
+    assert programs.compare(careless, trained) > programs.TOLERANCE
+    assert programs.compare(trained.denoiser, trained) <= programs.TOLERANCE
+
+
 def test_what_is_not_finite_is_a_difference(ckpt: Path) -> None:
     assert programs.compare(lambda x, t, label: x * torch.nan, restore(checkpoint.load(ckpt))) == float("inf")
 

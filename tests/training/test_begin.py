@@ -36,7 +36,8 @@ def parts_of(config: dict[str, Any], classes: list[str], size: tuple[int, ...]) 
     network = make_model(config)
     emas = [SimpleNamespace(averaged=make_model(config)) for _ in range(2)]
     sampling = SimpleNamespace(trained=make_trained(config, network))
-    return cast(Parts, SimpleNamespace(network=network, emas=emas, config=config, sampling=sampling))
+    parts = SimpleNamespace(network=network, emas=emas, config=config, sampling=sampling, model_config={"trained": {}})
+    return cast(Parts, parts)
 
 
 @pytest.fixture
@@ -65,6 +66,23 @@ def test_what_fits_is_taken_and_the_rest_is_new(config: dict[str, Any], tiny_run
     assert "at 128 images" in row and "by the names of 2 of 3 classes: 7, 0" in row
     assert "head.weight [3, 8, 3, 3] (was [1, 8, 3, 3])" in row
     assert "data.size ([1, 8, 8] there, [3, 8, 8] here)" in row
+
+
+def test_whose_weights_they_were_is_noted(config: dict[str, Any], tiny_run: Path, tmp_path: Path) -> None:
+    """Each data set once, the last first; of very many, or of what is no note, that it is unknown."""
+    saved, parts = checkpoint.load(tiny_run), parts_of(config, ["0"], (1, 8, 8))
+    digits, other = {"dataset": "digits"}, {"dataset": "mnist", "split": "all"}
+    many = [{"dataset": f"{number}"} for number in range(20)]
+    for before, after in (
+        ([other, digits], [digits, other]),
+        ("strange", [digits, {}]),
+        ([other, 3], [digits, other, {}]),
+        (many, [digits, *many[:7], {}]),
+    ):
+        told = {**saved.config, "trained": {**saved.config["trained"], "begun_from": before}}
+        checkpoint.save_model(tmp_path / "ckpt", told, 1, saved.weights)
+        begin(str(tmp_path / "ckpt"), parts)
+        assert parts.model_config["trained"]["begun_from"] == after
 
 
 def test_averages_begin_from_the_weights(config: dict[str, Any], tiny_run: Path) -> None:
@@ -148,6 +166,8 @@ def test_a_run_begun_from_weights_goes_on_without_them(
     for file in ("model", "model-0.100", "state"):
         a, b = (run / "checkpoints" / "00000128" / f"{file}.safetensors" for run in (through, halves))
         assert a.read_bytes() == b.read_bytes(), file
+    assert checkpoint.load(halves).config["trained"]["begun_from"] == [{"dataset": "digits"}]
+    assert "begun_from" not in checkpoint.load(tiny_run).config["trained"]
     scratch = fit(tmp_path / "scratch", constant, "ema.profile=power")
     a, b = (load_file(run / "checkpoints" / "00000128" / "model.safetensors") for run in (through, scratch))
     assert any(not torch.equal(a[name], b[name]) for name in a)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from diffgen.core.errors import CheckpointError, UsageError
@@ -79,8 +80,32 @@ def test_a_refusal_names_first_what_was_typed(compose: Callable[..., dict[str, A
 
 
 def test_what_has_not_changed_in_meaning_is_not_refused(config: Callable[..., dict[str, Any]]) -> None:
-    here, there = config("dataset.split=all", "run_dir=b", "train.resume=none"), config("run_dir=a")
-    assert changes.compare(here, there, Path("run")) == ["dataset.split: train -> all"]
+    here, there = config("train.seed=3", "run_dir=b", "train.resume=none"), config("run_dir=a")
+    assert changes.compare(here, there, Path("run")) == ["train.seed: 0 -> 3"]
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "key"),
+    [
+        ({"split": "test"}, {"split": "train"}, "split (test there, train here)"),
+        ({"split": "train"}, {"split": "all"}, "split (train there, all here)"),
+        ({"held_out": None}, {"split": "train"}, "split (absent there, train here)"),
+        ({"held_out": 0.2}, {"held_out": 0.1}, "held_out (0.2 there, 0.1 here)"),
+        ({"held_out": "a"}, {"held_out": None}, "held_out (a there, null here)"),
+        ({"held_out": 0.2}, {"held_out": 0.2, "held_out_seed": 1}, "held_out_seed (absent there, 1 here)"),
+    ],
+)
+def test_what_is_held_out_stays(then: dict[str, Any], now: dict[str, Any], key: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        changes.compare({"dataset": now}, {"dataset": then}, Path("run"))
+    assert f"another dataset.{key}" in str(caught.value) and "what it has seen cannot be held out" in str(caught.value)
+    assert "train.init=run begins a new run" in str(caught.value)
+
+
+def test_the_seed_of_a_choice_that_is_not_made_may_change() -> None:
+    """And a checkpoint from before there was one to make is gone on from."""
+    now = {"held_out": None, "held_out_seed": 5}
+    assert changes.compare({"dataset": now}, {"dataset": {}}, Path("run"))
 
 
 def test_values_are_shown_as_they_are_typed() -> None:
@@ -90,9 +115,12 @@ def test_values_are_shown_as_they_are_typed() -> None:
 
 
 def test_a_finished_run_with_another_data_set_points_to_a_new_one(fit: Fit, tmp_path: Path, capsys: Capture) -> None:
-    run = fit(tmp_path / "run", "train.images=64")
+    for name, grey in (("a", 0), ("b", 255)):
+        np.save(tmp_path / f"{name}.npy", np.full((20, 8, 8, 3), grey, dtype=np.uint8))
+    arrays = ["dataset=arrays", f"dataset.path={tmp_path / 'a.npy'}", "train.images=64"]
+    run = fit(tmp_path / "run", *arrays)
     capsys.readouterr()
-    fit(run, "train.images=64", "dataset.split=all")
+    fit(run, *arrays, f"dataset.path={tmp_path / 'b.npy'}")
     assert f"nothing to do: 64 images are done; train.init={run} begins a new run" in said(capsys)
     with pytest.raises(UsageError, match=r"has seen 64 images: give more of them to go on; train.init=.* begins"):
-        fit(tmp_path / "other", "train.images=64", f"train.resume={run}")
+        fit(tmp_path / "other", *arrays, f"train.resume={run}")

@@ -425,10 +425,14 @@ def test_a_command_with_train_resume_can_be_typed_again(
 
 
 def test_more_data_than_before_is_told(fit: Fit, tmp_path: Path, capsys: Capture) -> None:
-    run = fit(tmp_path / "run", "train.images=64")
+    path = tmp_path / "pictures.npy"
+    arrays = ["dataset=arrays", f"dataset.path={path}"]
+    np.save(path, np.zeros((20, 8, 8, 3), dtype=np.uint8))
+    run = fit(tmp_path / "run", *arrays, "train.images=64")
     capsys.readouterr()
-    fit(run, "dataset.split=all")
-    assert "images in the data set: 1437 -> 1797" in " ".join(capsys.readouterr().out.split())
+    np.save(path, np.zeros((22, 8, 8, 3), dtype=np.uint8))
+    fit(run, *arrays)
+    assert "images in the data set: 20 -> 22" in " ".join(capsys.readouterr().out.split())
 
 
 def test_rows_from_beyond_the_checkpoint_are_dropped(fit: Fit, metrics: Metrics, tmp_path: Path) -> None:
