@@ -189,9 +189,10 @@ class Run:
         Raises:
             UsageError: The shape, a time or a label is out of range.
         """
+        require(isinstance(x, Tensor), f"x must be a tensor of torch, and is {type(x).__name__}: torch.as_tensor(x)")
         require(
             x.shape[1:] == self.shape and x.is_floating_point(),
-            f"x of {x.dtype} {list(x.shape)} must be floats, {['n', *self.shape]}",
+            f"x of {x.dtype} {list(x.shape)} must be floats of shape {['n', *self.shape]}",
         )
         labels = torch.tensor(self._labels(label, len(x)), device=self.device, dtype=torch.int64)
         denoiser = self._trained.denoiser
@@ -206,7 +207,10 @@ class Run:
         return choose_labels(settings, self.classes, self._trained.shape.num_classes, "denoise")[:n]
 
     def _times(self, t: float | Tensor, n: int) -> Tensor:
-        times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        try:
+            times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise UsageError(f"t={t!r} must be one time, or {n} of them") from None
         require(times.shape in ((), (n,)), f"t of shape {list(times.shape)} must be one time, or {n} of them")
         end = float(self.schedule.t_max)
         inside = bool(((times >= 0) & (times <= end)).all())

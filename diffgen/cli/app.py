@@ -29,7 +29,7 @@ from diffgen.cli.explain import check_choice, explain
 from diffgen.core.console import WARNED, complain, tell_warning
 from diffgen.core.errors import DiffgenError, EnvironmentFault, UsageError, no_memory, out_of_memory, typed, unknown
 from diffgen.core.files import cache_folder
-from diffgen.core.paths import at_home, check_folder, quoted, setting, walk
+from diffgen.core.paths import NAMES, at_home, check_folder, quoted, setting, walk
 
 Job = Callable[[dict[str, Any], str], None]
 
@@ -38,6 +38,9 @@ FOLDERS = ("run_dir", "out", "cache", "to")
 
 PATHS = (*FOLDERS, "ckpt", "guide", "images", "train.resume", "train.init", "dataset.root", "dataset.path")
 """Settings whose value may look like a number, and is a path."""
+
+LOOKS = re.compile(r"(?<![^\[,])\s*([\d.+-][\w.+-]*|true|false|null|nan|inf)\s*(?![^\],])", re.IGNORECASE)
+"""A value, or an item of a list, that YAML takes for something else than text."""
 
 
 def run(name: str, job: Job, help_text: Callable[[], str], checked_by_job: tuple[str, ...] = ()) -> int:
@@ -110,11 +113,15 @@ def _tune_libraries() -> None:
 
 
 def as_path(argument: str) -> str:
-    """An argument, in quotes where a path looks like a number: `run_dir=2026_11_27` is not 20261127."""
+    """An argument, in quotes where a text looks like a number or a word of YAML's.
+
+    `run_dir=2026_11_27` is not 20261127, and `label=1.10` is the class of that name, and not 1.1.
+    """
     key, _, value = argument.partition("=")
-    return (
-        f"{key}={quoted(value)}" if key.lstrip("+") in PATHS and re.fullmatch(r"[\d.][\d._e+-]*", value) else argument
-    )
+    key = key.lstrip("+")
+    if key in PATHS and re.fullmatch(r"[\d.][\d._e+-]*", value):
+        return f"{key}={quoted(value)}"
+    return f"{key}={LOOKS.sub(lambda match: quoted(match[0]), value)}" if key in NAMES else argument
 
 
 def _load_plugins() -> None:

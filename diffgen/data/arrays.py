@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ def in_memory(
     images.found = f"{words}, " + (
         "grey levels as they are" if settled_range is None else "range [{:g}, {:g}]".format(*settled_range)
     )
-    images.notes = (*own.notes, *survey.notes(pixels, own.classes, None))
+    images.notes = (*own.notes, *_unused(found, name, what), *survey.notes(pixels, own.classes, None))
     return images
 
 
@@ -128,6 +128,14 @@ def load(path: Path, what: str) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except Exception:  # readers of headers raise anything
         raise DataError(f"{what} is no .npy or .npz of numbers that can be read") from None
+
+
+def _unused(found: Mapping[str, np.ndarray], images: str, what: str) -> list[str]:
+    """Arrays that are neither the pictures nor their labels."""
+    lower = {name.casefold(): name for name in found}
+    labels = next((lower[name] for name in LABELS if name in lower), None)
+    others = [name for name in found if name not in (images, labels, "classes")]
+    return [f"{what}: not used are the arrays [{', '.join(others)}]"] if others else []
 
 
 # --- pixels -------------------------------------------------------------------------------------------------------
@@ -200,16 +208,16 @@ def _labels(found: Mapping[str, np.ndarray], path: str | None, count: int, what:
     if name is None:
         return Labelled((), [-1] * count, ())
     own = found[name].reshape(count) if found[name].size == count else found[name]
+    own = own.astype(np.str_) if own.dtype.kind == "S" else own
     if own.shape != (count,) or own.dtype.kind not in "iufbU" or (own.dtype.kind == "f" and (own % 1 != 0).any()):
         raise DataError(
             f"{what}, array {name!r}: labels must be {count} whole numbers or names, not {own.dtype} {list(own.shape)}"
         )
-    names = [str(label) for label in (own.astype(np.int64) if own.dtype.kind == "f" else own).tolist()]
+    values: list[Any] = (own.astype(np.int64) if own.dtype.kind == "f" else own).tolist()
     classes = found.get("classes")
     if classes is None or classes.dtype.kind != "U" or name == "classes":
-        return numbered([None if label == "-1" else label for label in names], what)
-    if own.dtype.kind != "i" or not -1 <= own.min() <= own.max() < len(classes):
-        raise DataError(
-            f"{what}, array {name!r}: labels must be -1 to {len(classes) - 1}, numbers of the {len(classes)} classes"
-        )
-    return Labelled(tuple(classes.tolist()), own.astype(int).tolist(), ())  # as samples.npz has them
+        return numbered([str(value) for value in values], what)
+    if own.dtype.kind not in "iu" or not -1 <= own.min() <= own.max() < len(classes):
+        raise DataError(f"{what}, array {name!r}: labels must be -1 to {len(classes) - 1}, numbers of the classes")
+    names = classes.tolist()  # as samples.npz has them
+    return numbered([None if value < 0 else names[value] for value in values], what, order=names)

@@ -19,6 +19,9 @@ FILE = ("file_name", "file", "filename", "image", "path", "img", "name", "id")
 LABEL = ("label", "labels", "class", "class_name", "category", "target", "y")
 """Names of columns, the likelier first; upper and lower case are one."""
 
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""What files in UTF-16 begin with, as Excel writes them."""
+
 Pairs = Iterable[tuple[object, object]]
 
 
@@ -41,9 +44,7 @@ def labelled(place: Place, labels: str | None) -> Labelled:
         notes = [f"{path} is not used: {setting('dataset.labels', path)} reads labels from it" for path in unused]
         return numbered(_of_folders(place), place.title, notes)
     own, strangers = _of_file(place, labels)
-    without = own.count(None)
-    notes = [f"{without:,} pictures have no label in {labels}: they are trained on without one"] if without else []
-    notes += [f"{strangers:,} labels in {labels} are of no picture there"] if strangers else []
+    notes = [f"{strangers:,} labels in {labels} are of no picture there"] if strangers else []
     return numbered(own, place.title, notes)
 
 
@@ -52,19 +53,36 @@ def numbered(
 ) -> Labelled:
     """Names of classes, None for none, as numbers; in their own order where there is one.
 
+    -1 is none where classes are numbers from 0.
+
     Raises:
-        DataError: A name is none that a checkpoint could keep.
+        DataError: A name is none that a checkpoint could keep, is there twice, or is not in the order.
     """
+    if "0" in own or (order and "-1" not in order):
+        own = [None if label == "-1" else label for label in own]
     classes = tuple(order) if order else sort_names(label for label in own if label is not None)
     for name in classes:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise DataError(
-                f"the class {name!r} of {title} has a name that is not UTF-8: give it another one"
-            ) from None
+        _check_name(name, title)
+    if len(set(classes)) < len(classes):
+        raise DataError(f"{title}: two of the classes [{', '.join(classes)}] have one name")
     numbers = {name: number for number, name in enumerate(classes)}
-    return Labelled(classes, [-1 if label is None else numbers[label] for label in own], tuple(notes))
+    if stranger := next((label for label in own if label is not None and label not in numbers), None):
+        raise DataError(f"{title}: the label {stranger!r} is none of its classes [{', '.join(classes)}]")
+    without = own.count(None) if classes else 0
+    told = [f"{without:,} of {len(own):,} pictures have no label: they are trained on without one"] if without else []
+    return Labelled(classes, [-1 if label is None else numbers[label] for label in own], (*notes, *told))
+
+
+def _check_name(name: str, title: str) -> None:
+    """Require a name that files of text and configs can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the class {name!r} of {title} has a name that is not UTF-8: give it another one") from None
+    if "${" in name:
+        raise DataError(
+            f"the class {name!r} of {title} would name a setting in a config, by its ${{: give it another one"
+        )
 
 
 def _of_folders(place: Place) -> list[str | None]:
@@ -83,7 +101,8 @@ def _of_file(place: Place, labels: str) -> tuple[list[str | None], int]:
     path = Path(labels) if root is None or Path(labels).is_file() else root / labels
     data = path.read_bytes() if path.is_file() else place.text(labels)
     if data is None:
-        raise DataError(f"dataset.labels={labels!r} does not exist; it names the file of labels, labels.csv, say")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"dataset.labels={labels!r} {what}; it names the file of labels, labels.csv, say")
     found = _agreed(((_below(name, root), label) for name, label in read_labels(data, labels).items()), labels)
     prefix = _prefix(path, root)
     moved = {prefix + name: label for name, label in found.items()}
@@ -136,7 +155,7 @@ def read_labels(data: bytes, name: str) -> dict[str, str | None]:
         DataError: It is damaged, gives no labels, or two to one picture.
     """
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if data.startswith(UTF_16) else "utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
     suffix = PurePosixPath(name).suffix.lower()
@@ -182,9 +201,9 @@ def _of_lines(text: str, name: str) -> Pairs:
 
 def _of_table(text: str, name: str) -> Pairs:
     """Columns between commas, semicolons, tabs or blanks, with or without a line of their names."""
-    rows = [row for row in _rows(text) if any(cell.strip() for cell in row)]
-    if not rows or min(map(len, rows)) < 2:
-        raise DataError(f"dataset.labels={name!r} must have two columns, the picture and its label")
+    rows = [row for row in _rows(text, name) if any(cell.strip() for cell in row)]
+    if not rows or min(map(len, rows)) < max(2, len(rows[0])):
+        raise DataError(f"dataset.labels={name!r} must have in each line two columns, the picture and its label")
     head = [cell.strip() for cell in rows[0]]
     if len(head) == 2 and not _is_head(head):
         return [(row[0], row[1]) for row in rows]
@@ -192,9 +211,10 @@ def _of_table(text: str, name: str) -> Pairs:
     return [(row[file], row[label]) for row in rows[1:]]
 
 
-def _rows(text: str) -> Iterator[list[str]]:
+def _rows(text: str, name: str) -> Iterator[list[str]]:
     first = text.partition("\n")[0]
-    delimiter = next((mark for mark in (",", ";", "\t") if mark in first), None)
+    marks = ("\t",) if name.lower().endswith(".tsv") else (",", ";", "\t")
+    delimiter = next((mark for mark in marks if mark in first), None)
     if delimiter is None:
         return (line.rsplit(maxsplit=1) for line in text.splitlines())
     return csv.reader(io.StringIO(text), delimiter=delimiter)
@@ -232,7 +252,7 @@ def _class(label: Any, name: str) -> str | None:
     if isinstance(label, Mapping | list):
         raise DataError(f"dataset.labels={name!r} gives {label!r}: a picture has one label, a name or a number")
     text = "" if label is None else str(label).strip()
-    return None if text in ("", "-1") else text
+    return None if not text or label != label else text
 
 
 def _whole_numbers(found: dict[str, str | None]) -> dict[str, str | None]:

@@ -16,7 +16,7 @@ from diffgen.data.base import DATASETS, Source
 from diffgen.data.labels import LABEL, Labelled, numbered
 from diffgen.data.pictures import Pictures, Size, Undecodable, check_some, opened
 from diffgen.data.places import LeftOut
-from diffgen.data.reading import Reading
+from diffgen.data.reading import Reading, UndecodableError
 from diffgen.data.survey import SPLITS
 
 IMAGE = ("image", "img", "picture", "jpg", "png", "bytes")
@@ -84,6 +84,7 @@ def _files(path: Path) -> list[Path]:
     """
     pattern = "*" in path.name
     found = sorted(path.parent.glob(path.name) if pattern else path.rglob("*.parquet") if path.is_dir() else [path])
+    found = [file for file in found if not file.name.startswith(".") or file == path]
     if not found or not all(file.is_file() for file in found):
         raise DataError(f"dataset.path={str(path)!r} is no .parquet file and no folder of such")
     splits = {split: file for file in found if (split := _split(file, path))}
@@ -122,7 +123,7 @@ class Rows:
         self.files = _files(path)
         self._mine: tuple[int, dict[Path, Any]] = (-1, {})
         self._kept: OrderedDict[Group, list[Any]] = OrderedDict()
-        columns = self._read(self.files[0]).schema_arrow.names
+        self.columns = columns = self._read(self.files[0]).schema_arrow.names
         pictures = _column(image, columns, IMAGE, "image")
         if pictures is None:
             raise UsageError(f"image=null finds no column of pictures; choose one of [{', '.join(columns)}]")
@@ -182,6 +183,8 @@ class Rows:
         self._kept.move_to_end(group)
         value = self._kept[group][row]
         data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            raise UndecodableError(f"{self.called(name)} holds no picture")
         if not isinstance(data, bytes):
             raise DataError(f"{self.called(name)} holds no picture but {type(value).__name__} in column {self.image!r}")
         return data
@@ -202,15 +205,20 @@ class Rows:
     def labelled(self) -> Labelled:
         """The labels of all rows; names where the files know them, in their order."""
         if self.label is None:
-            return Labelled((), [-1] * len(self.names), ())
-        values = [value for group in self.groups for value in self._column_of(group, self.label)]
-        names = self._class_names()
-        own = [None if value is None or value == -1 else _name(value, names, self.label) for value in values]
-        return numbered(own, self.title, order=names)
+            others = [name for name in self.columns if name != self.image]
+            told = f"no column of labels was found: dataset.label names one of [{', '.join(others)}], if one is"
+            return Labelled((), [-1] * len(self.names), (told,) if others else ())
+        own: list[str | None] = []
+        order: dict[str, None] = {}
+        for group in self.groups:
+            names = self._class_names(group.file)
+            order |= dict.fromkeys(names or ())
+            own += [_name(value, names, self.label) for value in self._column_of(group, self.label)]
+        return numbered(own, self.title, order=list(order) or None)
 
-    def _class_names(self) -> list[str] | None:
-        """What Hugging Face's `ClassLabel` calls the numbers."""
-        metadata = self._read(self.files[0]).schema_arrow.metadata or {}
+    def _class_names(self, file: Path) -> list[str] | None:
+        """What Hugging Face's `ClassLabel` calls the numbers of a file."""
+        metadata = self._read(file).schema_arrow.metadata or {}
         try:
             features = json.loads(metadata[b"huggingface"])["info"]["features"]
             return [str(name) for name in features[self.label]["names"]]
@@ -226,11 +234,20 @@ def _column(given: str | None, columns: Sequence[str], usual: Sequence[str], wha
     return given or next((lower[name] for name in usual if name in lower), None)
 
 
-def _name(value: object, names: Sequence[str] | None, column: str) -> str:
-    if not isinstance(value, int | str):
-        raise DataError(f"column {column!r} holds {value!r}: a picture has one label, a number or a name")
-    if names is None or isinstance(value, str):
-        return str(value)
-    if not 0 <= value < len(names):
-        raise DataError(f"column {column!r} holds {value}, and its classes are 0 to {len(names) - 1}")
-    return names[value]
+def _name(value: Any, names: Sequence[str] | None, column: str) -> str | None:
+    """The class that a value of the column means; None for none."""
+    if value is None or value != value or (value == -1 and names):
+        return None
+    if isinstance(value, str):
+        return value
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or number != value:
+        raise DataError(f"column {column!r} holds {value!r}: a picture has one label, a whole number or a name")
+    if isinstance(value, bool) or names is None:
+        return str(value if isinstance(value, bool) else number)
+    if not 0 <= number < len(names):
+        raise DataError(f"column {column!r} holds {number}, and its classes are 0 to {len(names) - 1}")
+    return names[number]

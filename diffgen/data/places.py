@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
@@ -23,9 +22,6 @@ LARGEST = 2**29
 
 BEGIN = 2**16
 """Bytes from which Pillow knows a picture."""
-
-FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
-"""What reading from a damaged zip may raise."""
 
 
 class LeftOut(NamedTuple):
@@ -94,22 +90,40 @@ class Folder:
         return [str(self.root / name) for name, _ in self.left_out if "/" not in name]
 
 
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], why: str = "") -> Iterator[tuple[str, str]]:
-    """Each file below a folder with why it is left out, if it is; `why` is that of the whole folder."""
+Mark = tuple[int, int]
+"""Of a folder, wherever links lead to it from: its device and its number there."""
+
+
+def _walk(
+    folder: Path, prefix: str, above: tuple[Mark, ...], why: str = "", seen: set[Mark] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Each file below a folder with why it is left out, if it is.
+
+    Args:
+        folder: Where to look.
+        prefix: Its name below the root, with a slash.
+        above: The folders that it is in.
+        why: Why the whole folder is left out, if it is.
+        seen: Folders of the same class: links between folders could lead to each a thousand times.
+    """
     try:
         at = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         yield prefix.rstrip("/") or str(folder), f"cannot be read ({error.strerror})"
         return
-    here = (at.st_dev, at.st_ino)
-    if here in above:
-        yield prefix.rstrip("/"), "a link to a folder above it"
+    here, seen = (at.st_dev, at.st_ino), set() if seen is None else seen
+    if here in above or here in seen:
+        yield prefix.rstrip("/"), "a link to a folder above it" if here in above else "a folder that was there before"
         return
+    seen.add(here)
+    if prefix and not entries and not why:
+        yield prefix.rstrip("/"), "an empty folder"
     for entry in entries:
         name = prefix + entry.name
         if _is_folder(entry):
-            yield from _walk(Path(entry.path), f"{name}/", (*above, here), why or _unwanted_folder(entry.name))
+            reason = why or _unwanted_folder(entry.name)
+            yield from _walk(Path(entry.path), f"{name}/", (*above, here), reason, seen if prefix else None)
         else:
             yield name, why or _unwanted(entry.name, Path(entry.path))
 
@@ -165,14 +179,16 @@ class Zip:
         self.path, self.title = path, str(path)
         self.root: Path | None = None
         self._open: tuple[int, zipfile.ZipFile] | None = None
-        files = {_clean(info.filename): info for info in self._zip().infolist() if not info.is_dir()}
+        entries = [(_clean(info.filename), info) for info in self._zip().infolist() if not info.is_dir()]
+        files = dict(entries)  # of several with one name the last, as when it is unpacked
+        twice = [LeftOut(name, "of one name with another") for name, info in entries if files[name] is not info]
         reasons = {name: self._why_not(name, info) for name, info in files.items()}
         names = [name for name, reason in reasons.items() if not reason]
         self.top = _common_top(names)
         self.members = {name.removeprefix(self.top): info for name, info in files.items()}
         self.names = sorted((name.removeprefix(self.top) for name in names), key=_parts)
         left = [LeftOut(name.removeprefix(self.top), reason) for name, reason in reasons.items() if reason]
-        self.left_out = sorted(left)
+        self.left_out = sorted([*left, *(each._replace(name=each.name.removeprefix(self.top)) for each in twice)])
         secret = next((name for name in self.names if self.members[name].flag_bits & 1), None)
         if secret:
             raise DataError(f"{self.called(secret)} needs a password: unpack {path} and give the folder")
@@ -203,7 +219,7 @@ class Zip:
         try:
             with self._zip().open(info) as file:
                 return file.read(BEGIN)
-        except (*FAULTS, RuntimeError):  # a password is wanted
+        except Exception:  # damaged, or a password is wanted
             return b""
 
     def open(self, name: str) -> bytes:
@@ -221,7 +237,9 @@ class Zip:
             return self._zip().read(info)
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error}") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # each way of compression has errors of its own
             raise reading.UndecodableError(f"{self.called(name)} cannot be unpacked: {error}") from None
 
     def called(self, name: str) -> str:

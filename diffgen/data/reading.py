@@ -135,7 +135,7 @@ class Reading:
         image, shows = loaded.image, False
         mode, size = image.mode, (image.height, image.width)
         if mode[0] in "IF":
-            image = _of_numbers(image, self.range, name)
+            image = _of_numbers(image, self.range or loaded.range, name)
         elif self.range and mode != "1":  # which is black and white alone
             image = _stretched(image, self.range, name)
         if image.has_transparency_data and self.channels != 4:
@@ -180,11 +180,19 @@ def is_picture(file: Path | bytes) -> bool:
 
 
 class Loaded(NamedTuple):
-    """A picture, upright; whether its colours have more bits than Pillow keeps; whether it is the first of several."""
+    """A picture, upright.
+
+    Attributes:
+        image: The picture.
+        deep: Whether its colours have more bits than Pillow keeps.
+        frames: Whether it is the first of several.
+        range: The numbers that are black and white, if its format says so.
+    """
 
     image: Image.Image
     deep: bool
     frames: bool
+    range: tuple[float, ...] | None
 
 
 def _load(file: Path | bytes, name: str, max_pixels: int) -> Loaded:
@@ -195,7 +203,8 @@ def _load(file: Path | bytes, name: str, max_pixels: int) -> Loaded:
         deep = image.mode[0] not in "IF" and any(";16" in str(tile) for tile in image.tile)
         image.load()
         frames = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # phones add a second picture
-        return Loaded(_upright(image), deep, frames)
+        told = (0.0, float(DEEPEST)) if image.format == "PPM" and image.mode == "I" else None  # scaled by its own white
+        return Loaded(_upright(image), deep, frames, told)
 
 
 class _Unbounded:

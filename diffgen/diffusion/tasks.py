@@ -113,10 +113,14 @@ def inpaint(run: Run, *, image: str | None, mask: str | None) -> Plan:
     brightest = round((float(shade.max()) + 1) * 127.5)
     require(
         bool(paint.any()),
-        f"mask={mask!r} is black, and black is kept: nothing would be painted. Its brightest pixel has {brightest} of "
-        "255; from 128 on, and best in white, 255, it says where to paint",
+        f"mask={mask!r} is black, and black is kept: nothing would be painted. At the model's size its brightest pixel "
+        f"has {brightest} of 255; from 128 on, and best in white, 255, it says where to paint",
     )
-    require(not bool(paint.all()), f"mask={mask!r} is white all over: nothing would be kept, which is task=generate")
+    require(
+        not bool(paint.all()),
+        f"mask={mask!r} has 128 of 255 or more everywhere, with what shines through its transparent pixels: nothing "
+        "would be kept, which is task=generate; black is kept",
+    )
 
     def wrap(denoise: Denoise) -> Denoise:
         return lambda x, t: torch.where(paint, denoise(x, t), x0.to(x))

@@ -1,5 +1,6 @@
 """Which label each image of a run gets, and how a grid of them is laid out."""
 
+import re
 from collections.abc import Sequence
 
 from diffgen.core.errors import UsageError, require, unknown
@@ -32,8 +33,9 @@ def choose_labels(settings: SampleSettings, classes: Sequence[str], num_classes:
     wanted = settings.label
     if wanted == "auto" and (not num_classes or task not in ("generate", "trajectory")):
         wanted = "none"
-    if wanted in (None, "none"):
-        _check_meant("none", "null", classes, given=settings.label)
+    if wanted in (None, "none", "null"):
+        for word, other in (("none", "null"), ("null", "none")):
+            _check_meant(word, other, classes, given=settings.label)
         return [-1] * settings.n
     require(
         num_classes > 0,
@@ -58,8 +60,8 @@ def _check_meant(word: str, instead: str, classes: Sequence[str], *, given: obje
 def _label(item: object, num_classes: int, classes: Sequence[str]) -> int:
     """The number of a class; see `classes.number_of`."""
     number = number_of(item, classes, num_classes)
-    if number is None and classes and not isinstance(item, int):
-        raise UsageError(unknown(f"label={item!r}", [*classes, "each", "none", "auto"]))
+    if number is None and classes and not re.fullmatch(r"-?\d+", str(item)):
+        raise UsageError(unknown(f"label={item!r}", dict.fromkeys([*classes, "each", "none", "auto"])))
     if number is None:
         names = f" ({named(classes)})" if classes else ""
         raise UsageError(f"label={item} is out of range: the model has classes 0 to {num_classes - 1}{names}")

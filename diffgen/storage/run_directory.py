@@ -204,7 +204,7 @@ class RunLog:
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         write_atomically(self.run_dir / "config.yaml", config_yaml)
         if left_out:
-            lines = (f"{printable(name)}: {reason}\n" for name, reason in left_out)
+            lines = (f"{printable(f'{name}: {reason}')}\n" for name, reason in left_out)
             write_atomically(self.run_dir / "left_out.txt", "".join(lines))
 
     def append(self, row: dict[str, Any]) -> None:

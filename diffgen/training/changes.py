@@ -143,7 +143,7 @@ def learning_rate(here: Config, there: Config, base_lr: float, images: int, seco
     was = base_before * schedule_before.factor(last, before.share(last, seconds))
     would_be = base_before * schedule_before.factor(images, before.share(images, seconds))
     now = base_lr * schedule.factor(images, settings.share(images, seconds))
-    if settings.share(images, seconds) >= 1 or f"{now:.2g}" == f"{would_be:.2g}":
+    if settings.share(images, seconds) >= 1 or f"{now:.2g}" in (f"{would_be:.2g}", f"{was:.2g}"):
         return []
     return [f"learning rate: {was:.2g} at the last step -> {now:.2g} at the next"]
 

@@ -84,7 +84,7 @@ def test_the_header_and_a_list_say_what_is_left_out(command: Command, tmp_path: 
 
 
 def test_a_second_folder_is_told_too(command: Command, tmp_path: Path) -> None:
-    root, other = inputs.classes(tmp_path / "train"), inputs.classes(tmp_path / "val")
+    root, other = inputs.classes(tmp_path / "train"), inputs.classes(tmp_path / "val", first=50)
     (other / "cat" / "1.txt").write_text("x")
     answer = command("train", *folder(root, "dataset.held_out=val", "run_dir=run"))
     assert "held out  6 pictures: 6 RGB; 6x8; 1 left out: 1 .txt" in answer.out
@@ -142,6 +142,23 @@ def test_a_folder_s_name_asks_for_it(
     assert saved["arr_1"].tolist() == numbers and saved["classes"].tolist() == ["1", "3", "7"]
 
 
+NAMES = ["1.1", "1.10", "1_0", "1e1", "True", "null", "true"]
+
+
+def test_a_name_is_what_is_typed_whatever_yaml_makes_of_it(command: Command, tmp_path: Path) -> None:
+    assert command("train", *folder(inputs.classes(tmp_path / "in", NAMES, each=1), "run_dir=run")).code == 0
+    for number, name in enumerate(sorted(NAMES)):
+        given = f"label=[{name}]" if name == "null" else f"label={name}"
+        assert command("sample", "ckpt=run", given, "n=1", "save=[npz]", f"out=o{number}").code == 0
+        saved = np.load(tmp_path / f"o{number}" / "samples.npz")
+        assert saved["classes"][saved["arr_1"]].tolist() == [name]
+    assert command("sample", "ckpt=run", "label=[1.10,true,1_0]", "n=3", "save=[npz]", "out=o").code == 0
+    saved = np.load(tmp_path / "o" / "samples.npz")
+    assert saved["classes"][saved["arr_1"]].tolist() == ["1.10", "true", "1_0"]
+    answer = command("sample", "ckpt=run", "label=null", "n=1", "out=p")
+    assert answer.code == 2 and "label=[null] is, and label=none" in answer.err
+
+
 @pytest.mark.usefixtures("of_numbers")
 def test_a_name_that_is_none_is_told_with_the_choices(command: Command) -> None:
     answer = command("sample", "ckpt=run", "label=9", "n=2", "out=out")
@@ -179,9 +196,12 @@ def test_a_task_turns_photographs_as_training_does(command: Command, tmp_path: P
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((np.arange(64) >= 32).astype(np.uint8), "nothing would be painted. Its brightest pixel has 1 of 255"),
-        (np.zeros(64, np.uint8), "nothing would be painted. Its brightest pixel has 0 of 255"),
-        (np.full(64, 255, np.uint8), "white all over: nothing would be kept"),
+        (
+            (np.arange(64) >= 32).astype(np.uint8),
+            "nothing would be painted. At the model's size its brightest pixel has 1 of 255",
+        ),
+        (np.zeros(64, np.uint8), "nothing would be painted. At the model's size its brightest pixel has 0 of 255"),
+        (np.full(64, 255, np.uint8), "has 128 of 255 or more everywhere"),
     ],
 )
 def test_masks_that_say_nothing_are_refused(command: Command, tmp_path: Path, values: np.ndarray, words: str) -> None:

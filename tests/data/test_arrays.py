@@ -59,6 +59,18 @@ def test_names_of_arrays(tmp_path: Path, names: tuple[str, str]) -> None:
     assert data.labels.tolist() == LABELS.tolist() and data.classes == ("0", "1", "2")
 
 
+def test_labels_of_other_types_and_arrays_that_are_not_used(tmp_path: Path) -> None:
+    data: Any = load(array(tmp_path, labels=np.array([b"cat", b"dog"] * 6), x_test=UINT8), "arrays")
+    assert data.classes == ("cat", "dog") and "not used are the arrays [x_test]" in data.notes[0]
+    data = load(array(tmp_path, labels=np.array([-1, 1] * 6)), "arrays")
+    assert sorted(data.classes) == ["-1", "1"] and -1 not in data.labels
+    data = load(array(tmp_path, labels=np.arange(12) % 3 - 1), "arrays")
+    assert data.classes == ("0", "1") and data.labels.tolist().count(-1) == 4
+    assert "4 of 12 pictures have no label" in data.notes[0]
+    names = np.array(["dog", "dog"])
+    assert "have one name" in told_arrays(array(tmp_path, labels=np.uint8([0, 1] * 6), classes=names))
+
+
 def test_samples_know_the_names_of_their_classes(tmp_path: Path) -> None:
     """Their numbers are those of the model, and no names: class 1 of `1, 3, 7` is 3."""
     np.savez(tmp_path / "a.npz", arr_0=UINT8, arr_1=LABELS, classes=np.array(["1", "3", "7"]))
@@ -226,6 +238,55 @@ def test_parquet_keeps_the_hub_s_order_of_classes(tmp_path: Path) -> None:
     assert data.classes == ("zebra", "ant") and data.labels.tolist() == [0, 1, 1, -1]
 
 
+def test_each_shard_has_its_own_order_of_names(tmp_path: Path) -> None:
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        write_table(tmp_path / "data" / f"{number}.parquet", [0, 1], names)
+    data: Any = load(tmp_path / "data", "parquet")
+    assert data.classes == ("cat", "dog") and data.labels.tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "classes", "numbers"),
+    [
+        ([1.0, None, 0.0], None, ("0", "1"), [1, -1, 0]),
+        ([-1, 1, 0], ["a", "b"], ("a", "b"), [-1, 1, 0]),
+        (["x", "y", None], None, ("x", "y"), [0, 1, -1]),
+        ([True, False, True], None, ("False", "True"), [1, 0, 1]),
+    ],
+)
+def test_labels_as_tables_hold_them(
+    tmp_path: Path, labels: list[Any], names: list[str] | None, classes: tuple[str, ...], numbers: list[int]
+) -> None:
+    data: Any = load(write_table(tmp_path / "a.parquet", labels, names), "parquet")
+    assert data.classes == classes and data.labels.tolist() == numbers
+    assert (-1 in numbers) == any("1 of 3 pictures have no label" in note for note in data.notes)
+
+
+def test_labels_that_are_none_of_the_classes_are_refused(tmp_path: Path) -> None:
+    for labels, names in ((["x", "a"], ["a", "b"]), ([0.5, 1.0], None), ([0, 7], ["a", "b"])):
+        with pytest.raises(DataError, match="is none of its classes|holds 0.5: a picture|holds 7, and its classes"):
+            load(write_table(tmp_path / "a.parquet", labels, names), "parquet")
+
+
+def test_columns_that_may_be_labels_are_told(tmp_path: Path) -> None:
+    (note,) = load(write_table(tmp_path / "a.parquet", [0, 1], column="digit"), "parquet").notes
+    assert "dataset.label names one of [digit]" in note
+
+
+def write_table(path: Path, labels: list[Any], names: list[str] | None = None, column: str = "label") -> Path:
+    """Random pictures with such labels."""
+    import json
+
+    import pyarrow
+    from pyarrow import parquet
+
+    image = [{"bytes": inputs.save(path.parent / f"{i}.png", i).read_bytes(), "path": None} for i in range(len(labels))]
+    table = pyarrow.table({"image": image, column: labels})
+    features = {"info": {"features": {column: {"names": names, "_type": "ClassLabel"}}}}
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)} if names else {}), path)
+    return path
+
+
 def test_bad_parquet_is_named(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
@@ -259,8 +320,8 @@ def test_undecodable_rows_may_be_left_out(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     whole = inputs.save(tmp_path / "a.png").read_bytes()
-    parquet.write_table(pyarrow.table({"image": [whole, b"x", whole]}), tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table({"image": [whole, b"x", whole, None]}), tmp_path / "a.parquet")
     data = load(tmp_path / "a.parquet", "parquet", undecodable="skip")
-    assert len(data) == 2 and [each.name for each in data.left_out] == ["1"]
+    assert len(data) == 2 and [each.name for each in data.left_out] == ["1", "3"]
     with pytest.raises(DataError, match="row 1 of"):
         load(tmp_path / "a.parquet", "parquet")

@@ -121,10 +121,19 @@ def test_names_may_go_from_where_the_file_lies(tmp_path: Path) -> None:
 
 def test_gaps_are_counted(tmp_path: Path) -> None:
     inputs.fill(tmp_path, ["0.png", "1.png", "2.png", "3.png"])
-    (tmp_path / "labels.csv").write_text("0.png,a\n1.png,\n3.png,-1\n9.png,b\n8.png,a\n")
+    (tmp_path / "labels.csv").write_text("0.png,0\n1.png,\n3.png,-1\n9.png,1\n8.png,0\n")
     data: Any = load(tmp_path, labels="labels.csv")
-    assert (data.classes, data.labels.tolist()) == (("a",), [0, -1, -1, -1])
-    assert [note.split(" in ")[0] for note in data.notes] == ["3 pictures have no label", "2 labels"]
+    assert (data.classes, data.labels.tolist()) == (("0",), [0, -1, -1, -1])
+    assert [note.split(" in ")[0] for note in data.notes] == [
+        "2 labels", "3 of 4 pictures have no label: they are trained on without one",
+    ]  # fmt: skip
+
+
+def test_minus_one_is_a_class_where_there_is_no_zero(tmp_path: Path) -> None:
+    inputs.fill(tmp_path, ["0.png", "1.png"])
+    (tmp_path / "labels.csv").write_text("0.png,-1\n1.png,1\n")
+    data: Any = load(tmp_path, labels="labels.csv")
+    assert sorted(data.classes) == ["-1", "1"] and sorted(data.labels.tolist()) == [0, 1] and data.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -134,13 +143,14 @@ def test_gaps_are_counted(tmp_path: Path) -> None:
         ("a.csv", "0.png,a\n0.png,b\n", "gives '0.png' two labels, 'a' and 'b'"),
         ("a.csv", "0.png,a\n./0.png,b\n", "gives '0.png' two labels, 'a' and 'b'"),
         ("a.csv", "0.png,a\n0,b\n", "gives '0.png' two labels, 'a' and 'b'"),
-        ("a.csv", "", "must have two columns"),
-        ("a.csv", "0.png\n1.png\n", "must have two columns"),
+        ("a.csv", "", "must have in each line two columns"),
+        ("a.csv", "0.png\n1.png\n", "must have in each line two columns"),
         ("a.csv", "x,y,z\n0.png,1,2\n", "has the columns [x, y, z]: call one of them file and one label"),
         ("a.json", '{"labels": null}', "holds no labels: null"),
         ("a.json", '{"labels": [["0.png", [0, 1]]]}', "gives [0, 1]: a picture has one label"),
         ("a.json", '{"labels": [1, 2]}', 'must hold {"labels":'),
         ("a.json", "{", "cannot be read"),
+        ("a.csv", "n,file,label\n1,0.png,a\n2,1.png\n", "must have in each line two columns"),
         ("a.json", "[" * 100_000, "cannot be read"),
         ("a.jsonl", "1\n2\n", "must hold an object in each line"),
     ],
@@ -155,6 +165,13 @@ def test_files_that_give_no_labels_are_refused(tmp_path: Path, name: str, text: 
 def test_a_file_of_labels_that_is_not_there(tmp_path: Path) -> None:
     inputs.fill(tmp_path, ["0.png"])
     assert "dataset.labels='nothing.csv' does not exist" in told(tmp_path, labels="nothing.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_tables_as_excel_writes_them(encoding: str) -> None:
+    assert read_labels("0.png\tcafé\n".encode(encoding), "a.txt") == {"0.png": "café"}
+    assert read_labels(b"0.png\ta, b\n", "a.tsv") == {"0.png": "a, b"}
+    assert read_labels(b'{"file_name": "0.png", "label": NaN}\n', "a.jsonl") == {"0.png": None}
 
 
 def test_latin_1_is_read_too() -> None:

@@ -101,6 +101,31 @@ def test_a_folder_that_may_not_be_read_is_said(tmp_path: Path) -> None:
         (root / "dog").chmod(0o755)
 
 
+def test_links_between_folders_do_not_multiply(tmp_path: Path) -> None:
+    """Each of eight leads to the seven others: followed without end, that is a hundred thousand pictures."""
+    names = [f"f{i}" for i in range(8)]
+    inputs.classes(tmp_path, names, each=1)
+    for a in names:
+        for b in names:
+            if a != b:
+                (tmp_path / a / b).symlink_to(f"../{b}")
+    data = load(tmp_path)
+    assert data.classes == tuple(names) and len(data) == 64, "each class holds each folder once"
+    assert "a folder that was there before" in reasons(data).values()
+
+
+def test_odd_names_of_files_can_be_listed(tmp_path: Path) -> None:
+    inputs.fill(tmp_path / "cat", ["0.png"])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cat" / os.fsdecode(b"caf\xe9.t\xe9")).write_text("x")
+    data = load(tmp_path)
+    assert len(data.left_out) == 2 and reasons(data)["empty"] == "an empty folder"
+
+
+def test_a_name_that_configs_would_read_as_a_setting_is_refused(tmp_path: Path) -> None:
+    assert "would name a setting in a config" in told(inputs.classes(tmp_path, ["x${y}"]))
+
+
 def test_a_folder_of_nothing_but_others_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     assert told(tmp_path) == f"dataset.root={str(tmp_path)!r} holds no pictures (1 left out: 1 .txt)"
@@ -213,6 +238,25 @@ def test_a_zip_streams_from_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         *(list(s.batches(iter([entries]), torch.device("cpu"))) for s in (streamed, resident)), strict=True
     ):
         assert torch.equal(data[0], labels[0]) and torch.equal(data[1], labels[1])
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_files_of_one_name_in_a_zip_are_counted(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name, seed in (("cat/0.png", 0), ("./cat/0.png", 1), ("cat/0.png", 2), ("dog/0.png", 3)):
+            file.write(inputs.save(tmp_path / f"{seed}.png", seed), name)
+    data: Any = load(tmp_path / "a.zip")
+    assert len(data) == 2 and list(reasons(data).values()) == ["of one name with another"]
+    assert len(data.left_out) == 2
+
+
+def test_a_damaged_lzma_zip_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as file:
+        file.write(inputs.save(tmp_path / "0.png"), "0.png")
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[60:90] = bytes(30)
+    (tmp_path / "a.zip").write_bytes(data)
+    assert "0.png cannot be" in told(tmp_path / "a.zip")
 
 
 def test_damaged_and_locked_zips_are_named(tmp_path: Path) -> None:

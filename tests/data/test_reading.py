@@ -90,6 +90,12 @@ def test_numbers_without_a_range_are_refused(tmp_path: Path, values: np.ndarray,
     assert words in told(inputs.save(tmp_path / "a.tif", image=Image.fromarray(values)), 1)
 
 
+def test_a_format_that_states_its_white_needs_no_range(tmp_path: Path) -> None:
+    values = np.array([[0, 100], [200, 300]], ">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 2 1023\n" + values.tobytes())
+    assert read(tmp_path / "a.pgm", 1)[0].tolist() == np.rint(values * (255 / 1023)).astype(int).tolist()
+
+
 def test_deep_colours_are_read_where_they_use_their_bits(tmp_path: Path) -> None:
     whole = inputs.deep_rgb(tmp_path / "a.png", 65535)
     assert read(whole).max() > 200
