@@ -33,10 +33,10 @@ def fill(folder: Path, names: Sequence[str], first: int = 0) -> list[Path]:
     return [save(folder / name, first + number) for number, name in enumerate(names)]
 
 
-def classes(root: Path, names: Sequence[str] = ("cat", "dog"), each: int = 3) -> Path:
+def classes(root: Path, names: Sequence[str] = ("cat", "dog"), each: int = 3, first: int = 0) -> Path:
     """A folder with a sub-folder of pictures for each class."""
     for number, name in enumerate(names):
-        fill(root / name, [f"{i}.png" for i in range(each)], first=100 * number)
+        fill(root / name, [f"{i}.png" for i in range(each)], first=first + 100 * number)
     return root
 
 
@@ -115,7 +115,7 @@ def write(root: Path) -> None:
     classes(root / "numbers", [str(i) for i in range(12)], each=2)  # sorted as numbers, asked for by name
     classes(root / "words", ["none", "true", "a b"], each=2)
     classes(root / "splits" / "train", ["cat", "dog"])
-    classes(root / "splits" / "test", ["dog", "cat"])
+    classes(root / "splits" / "test", ["dog", "cat"], first=50)
     classes(root / "linked" / "real", ["cat"])
     (root / "linked" / "dog").symlink_to("../splits/train/dog")
     classes(root / "system", ["cat", "dog", "@eaDir", "#recycle", ".cache"])

@@ -84,8 +84,7 @@ def test_the_header_and_a_list_say_what_is_left_out(command: Command, tmp_path: 
 
 
 def test_a_second_folder_is_told_too(command: Command, tmp_path: Path) -> None:
-    root, other = inputs.classes(tmp_path / "train"), inputs.classes(tmp_path / "val")
-    inputs.save(other / "cat" / "0.png", 7)  # else all would be training pictures
+    root, other = inputs.classes(tmp_path / "train"), inputs.classes(tmp_path / "val", first=50)
     (other / "cat" / "1.txt").write_text("x")
     answer = command("train", *folder(root, "dataset.held_out=val", "run_dir=run"))
     assert "held out  6 pictures: 6 RGB; 6x8; 1 left out: 1 .txt" in answer.out
