@@ -20,6 +20,7 @@ from diffgen.cli import train as command
 from diffgen.cli.configs import as_yaml
 from diffgen.core import compilation, memory
 from diffgen.core.compilation import Compiled
+from diffgen.core.devices import best_device
 from diffgen.core.errors import UsageError, first_line, require
 from diffgen.core.paths import at_home
 from diffgen.core.processes import autocast
@@ -280,7 +281,7 @@ def _device(name: str | torch.device) -> torch.device:
         UsageError: It is not, or no device is called so.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = best_device()
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

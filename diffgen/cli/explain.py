@@ -51,8 +51,7 @@ def explain(name: str, error: Exception, arguments: list[str]) -> str:
     if match := re.search(r"Multiple values for (\w+)", text):
         return f"{match[1]} is given with a +; write {match[1]}=... to choose another one"
     if match := re.search(r"Interpolation key '([^']+)' not found", text):
-        key = getattr(error, "full_key", None) or "a setting"
-        return f"{key} names another setting by ${{{match[1]}}}, and there is none; as text it is \\${{{match[1]}}}"
+        return f"${{{match[1]}}} names a setting that is not there; as text it is written \\${{{match[1]}}}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         key = getattr(error, "full_key", None) or match[1]
         return f"{key} has no value: give {key}=..."

@@ -59,8 +59,8 @@ class Reporter:
         self.console.print(table, soft_wrap=False)
 
     def say(self, text: str) -> None:
-        """One line."""
-        self.console.print(Text(printable(text)))
+        """A line, or several."""
+        self.console.print(Text("\n".join(map(printable, text.splitlines()))))
 
     def warn(self, text: str) -> None:
         """Something went wrong and the work goes on; the same text is told once."""

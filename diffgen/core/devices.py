@@ -16,3 +16,8 @@ def with_float64(device: torch.device) -> torch.device:
 def layout(device: torch.device) -> torch.memory_format:
     """How networks lie in memory: channels last is faster on a GPU, and not on a CPU."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def best_device() -> str:
+    """The fastest kind of device that is there."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

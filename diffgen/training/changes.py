@@ -37,7 +37,8 @@ def compare(here: Config, there: Config, folder: Path) -> list[str]:
         CheckpointError: The parts that give the weights their meaning differ; the sentence lists the keys.
     """
     now, then = flatten(here), flatten(there)
-    differ = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and not _under(key, FREE)]
+    free = FREE if now.get("train.eval_every") else (*FREE, "extractor")  # whose features would be compared
+    differ = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and not _under(key, free)]
     held = (*MODEL_SIDE, *AVERAGES) if "power" in (now.get(AVERAGES[0]), then.get(AVERAGES[0])) else MODEL_SIDE
     if any(_under(key, held) for key in differ):
         keys = differences(here, there, held)

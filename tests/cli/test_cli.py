@@ -194,7 +194,7 @@ WRONG_TRAIN = [
     (["parameterization=eps"], "parameterization=eps is singular at t_max=1, where alpha reaches 0: choose parameterization=v or flow"),
     (["schedule=ve"], "this schedule's noise reaches sigma=80: set denoiser.scale_input=true"),
     (["train.precision=fp16"], "train.precision=fp16 needs a GPU"),
-    (["train.seed=${train.nope}"], "Interpolation key 'train.nope' not found"),
+    (["train.seed=${train.nope}"], "${train.nope} names a setting that is not there; as text it is written \\${train.nope}"),
     (["train.batch_size"], "cannot read 'train.batch_size': settings are KEY=VALUE"),
     (["train.batch_size=[1"], "cannot read 'train.batch_size=[1': settings are KEY=VALUE"),
     (["dataset=digits,mnist"], "dataset=digits,mnist gives several values: add -m"),

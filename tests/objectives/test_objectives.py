@@ -120,7 +120,7 @@ def test_a_run_names_its_objective_and_goes_on_with_no_other(
     run = fit(tmp_path / "run", "objective.name=flat", "train.images=32")
     assert checkpoint.load(run).config["objective"] == {"name": "flat"}
     assert all(z.min() >= 0 and z.max() < 1 for z in drawn)
-    with pytest.raises(CheckpointError, match=r"trained with another objective.name \('flat' there, 'denoise' here\)"):
+    with pytest.raises(CheckpointError, match=r"trained with another objective.name \(flat there, denoise here\)"):
         fit(run, "train.images=64")
 
 

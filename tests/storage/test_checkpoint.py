@@ -388,7 +388,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "key is missing": (lambda c: c["schedule"].pop("t_min"), "schedule.t_min is missing"),
     "key too many": (put("schedule", "beta", value=1), "schedule.beta is not a setting here"),
     "text for a number": (put("schedule", "t_min", value="0.1"), "schedule.t_min='0.1' must be a number"),
-    "true for a number": (put("model", "blocks", value=True), "model.blocks=True must be a whole number"),
+    "true for a number": (put("model", "blocks", value=True), "model.blocks=true must be a whole number"),
     "schedule out of range": (put("schedule", "t_max", value=7.0), "must satisfy 0 < t_min < t_max"),
     "singular": (put("parameterization", "name", value="eps"), "parameterization=eps is singular"),
     "table of a trillion betas": (
@@ -405,7 +405,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "a number of 5000 digits": (lambda c: json.dumps(c).replace("0.001", "1" * 5000), "not JSON"),
     "long key": (put("sampler", "x" * 65, value=1), "has the key"),
     "long list": (put("sampler", "steps", value=["x" * 200] * 200), "sampler.steps=["),
-    "true for a side": (put("data", "size", value=[1, True, 8]), "data.size[1]=True must be a whole number"),
+    "true for a side": (put("data", "size", value=[1, True, 8]), "data.size[1]=true must be a whole number"),
     "1 for true": (put("denoiser", "scale_input", value=1), "denoiser.scale_input=1 must be true or false"),
     "an unknown kind": (put("data", "kind", value={"name": "os"}), "kind.name='os' is unknown"),
     "a kind that is a text": (put("data", "kind", value="pixels"), "kind must be a mapping with a name"),
@@ -418,7 +418,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "no sides": (put("data", "size", value=[]), "is out of range"),
     "nine sides": (put("data", "size", value=[1] * 9), "is out of range"),
     "sides of an older version that make no sense": (
-        put("data", value={"channels": None, "height": [], "width": {}, "num_classes": 0, "classes": []}), "data.size[0]=None must be",
+        put("data", value={"channels": None, "height": [], "width": {}, "num_classes": 0, "classes": []}), "data.size[0]=null must be",
     ),
     "image of too many values": (put("data", "size", value=[1, 4096, 4096]), "is out of range"),
     "many names": (put("data", "classes", value=["a"] * 1025), "a part with 1025 items"),

@@ -20,8 +20,8 @@ from PIL import Image
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import parameters
 from diffgen.training import loggers
+from diffgen.training.changes import compare
 from diffgen.training.loggers import LOGGERS, finite
-from diffgen.training.state import compare
 
 Fit = Callable[..., Path]
 Metrics = Callable[[Path], list[dict[str, Any]]]
