@@ -56,7 +56,7 @@ def compare(here: Config, there: Config, folder: Path) -> list[str]:
 
 def _apart(config: Config) -> Config:
     """What a config says of what its run has never seen; a data set with splits is not one that has none."""
-    dataset = config["dataset"]
+    dataset = config.get("dataset", {})
     return {**held_out.kept_apart(dataset), "split": dataset.get("split")}
 
 
