@@ -129,7 +129,7 @@ def test_a_change_of_loggers_is_not_worth_telling(fit: Fit, tmp_path: Path, caps
     fit(run, "train.images=64")
     assert "changed" not in capsys.readouterr().out
     assert compare({"logger": {"wandb": {"project": "a"}}}, {}, tmp_path) == []  # a run from before there were loggers
-    assert compare({"loggers": 1}, {}, tmp_path) == ["loggers: null -> 1"]
+    assert compare({"loggers": 1}, {}, tmp_path) == ["loggers: absent -> 1"]
 
 
 # --- faults -----------------------------------------------------------------------------------------------------
