@@ -12,7 +12,7 @@ from diffgen.core.errors import DataError, UsageError, require
 from diffgen.data import survey
 from diffgen.data.base import DATASETS, RESIDENT_BYTES, Images, Source
 from diffgen.data.kinds import Pixels
-from diffgen.data.labels import Labelled, labelled, numbered
+from diffgen.data.labels import Labelled, counted_from_zero, labelled, numbered
 from diffgen.data.pictures import Size, Undecodable, check_some, opened, sides
 from diffgen.data.places import Zip
 from diffgen.data.reading import Reading, check_numbers, check_range, fitted, scaled, settled
@@ -216,7 +216,7 @@ def _labels(found: Mapping[str, np.ndarray], path: str | None, count: int, what:
     values: list[Any] = (own.astype(np.int64) if own.dtype.kind == "f" else own).tolist()
     classes = found.get("classes")
     if classes is None or classes.dtype.kind != "U" or name == "classes":
-        return numbered([str(value) for value in values], what)
+        return numbered(counted_from_zero([str(value) for value in values]), what)
     if own.dtype.kind not in "iu" or not -1 <= own.min() <= own.max() < len(classes):
         raise DataError(f"{what}, array {name!r}: labels must be -1 to {len(classes) - 1}, numbers of the classes")
     names = classes.tolist()  # as samples.npz has them

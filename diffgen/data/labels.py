@@ -45,7 +45,13 @@ def labelled(place: Place, labels: str | None) -> Labelled:
         return numbered(_of_folders(place), place.title, notes)
     own, strangers = _of_file(place, labels)
     notes = [f"{strangers:,} labels in {labels} are of no picture there"] if strangers else []
-    return numbered(own, place.title, notes)
+    return numbered(counted_from_zero(own), place.title, notes)
+
+
+def counted_from_zero(own: Sequence[str | None]) -> list[str | None]:
+    """Labels as tables have them: where they are numbers from 0, -1 stands for none."""
+    from_zero = "0" in own
+    return [None if from_zero and label == "-1" else label for label in own]
 
 
 def numbered(
@@ -53,13 +59,9 @@ def numbered(
 ) -> Labelled:
     """Names of classes, None for none, as numbers; in their own order where there is one.
 
-    -1 is none where classes are numbers from 0.
-
     Raises:
         DataError: A name is none that a checkpoint could keep, is there twice, or is not in the order.
     """
-    if "0" in own or (order and "-1" not in order):
-        own = [None if label == "-1" else label for label in own]
     classes = tuple(order) if order else sort_names(label for label in own if label is not None)
     for name in classes:
         _check_name(name, title)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from diffgen.core.errors import DataError, UsageError
 from diffgen.core.paths import setting
 from diffgen.data.base import DATASETS, Source
-from diffgen.data.labels import LABEL, Labelled, numbered
+from diffgen.data.labels import LABEL, Labelled, counted_from_zero, numbered
 from diffgen.data.pictures import Pictures, Size, Undecodable, check_some, opened
 from diffgen.data.places import LeftOut
 from diffgen.data.reading import Reading, UndecodableError
@@ -214,7 +214,7 @@ class Rows:
             names = self._class_names(group.file)
             order |= dict.fromkeys(names or ())
             own += [_name(value, names, self.label) for value in self._column_of(group, self.label)]
-        return numbered(own, self.title, order=list(order) or None)
+        return numbered(own if order else counted_from_zero(own), self.title, order=list(order) or None)
 
     def _class_names(self, file: Path) -> list[str] | None:
         """What Hugging Face's `ClassLabel` calls the numbers of a file."""

@@ -157,7 +157,7 @@ def _repeated(train: Source, test: Source) -> int:
 
 
 def _prints(source: InMemory) -> Iterator[bytes]:
-    return (hashlib.blake2b(each.numpy().data, digest_size=16).digest() for each in source.stored.contiguous())
+    return (hashlib.blake2b(each.contiguous().numpy().data, digest_size=16).digest() for each in source.stored)
 
 
 def judge(splits: Splits) -> tuple[Source, str]:

@@ -95,6 +95,11 @@ def test_labels_of_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
         assert load(tmp_path, labels="labels.csv").classes == tuple(map(str, range(12)))
 
 
+def test_a_folder_called_minus_one_is_a_class(tmp_path: Path) -> None:
+    data: Any = load(inputs.classes(tmp_path, ["0", "-1"], each=1))
+    assert data.classes == ("0", "-1") and data.labels.tolist() == [1, 0]
+
+
 def test_labels_beside_sub_folders_go_by_the_file(tmp_path: Path) -> None:
     """EDM's layout: folders are shards, and dataset.json has the labels."""
     names = [f"{i // 2:05d}/img{i:08d}.png" for i in range(6)]
