@@ -16,7 +16,7 @@ from diffgen.core.registry import Table, bind, build, conform, named, parameters
 from diffgen.data import DATASETS, Source
 from diffgen.data.classes import renumber
 from diffgen.data.kinds import KINDS, Kind
-from diffgen.data.splits import Splits, held_out
+from diffgen.data.splits import NOTHING_HELD_OUT, Splits, held_out
 from diffgen.diffusion.denoiser import Denoiser, Network
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.diffusion.samplers import time_grid
@@ -80,7 +80,7 @@ def make_splits(config: Config) -> Splits:
 def dataset_settings(config: Config) -> tuple[Config, float | str | None, int]:
     """Split a data set's config: its own for `build`, what it holds out, and the seed of that choice."""
     own = {key: value for key, value in config.items() if key not in HELD_OUT or "split" in config}
-    apart = {"held_out": None, "held_out_seed": 0} | {key: config[key] for key in config.keys() - own.keys()}
+    apart = NOTHING_HELD_OUT | {key: config[key] for key in config.keys() - own.keys()}
     return own, *conform("dataset", HELD_OUT, apart).values()
 
 

@@ -118,7 +118,9 @@ def _add_rows(name: str, tables: dict[str, Table]) -> None:
 def shared_keys(group: str, own: Collection[str]) -> dict[str, Any]:
     """Keys that rows of a group have beside their own: a sampler's time grid, what a data set holds out."""
     if group == "dataset" and "split" not in own:
-        return {"held_out": None, "held_out_seed": 0}
+        from diffgen.data.splits import NOTHING_HELD_OUT
+
+        return dict(NOTHING_HELD_OUT)
     if group != "sampler":
         return {}
     from diffgen.build import GRID

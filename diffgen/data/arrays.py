@@ -12,7 +12,7 @@ from diffgen.core.errors import DataError, UsageError, require
 from diffgen.data import survey
 from diffgen.data.base import DATASETS, RESIDENT_BYTES, Images, Source
 from diffgen.data.kinds import Pixels
-from diffgen.data.labels import Labelled, counted_from_zero, labelled, numbered
+from diffgen.data.labels import Labelled, counted_from_zero, labelled, numbered, usual
 from diffgen.data.pictures import Size, Undecodable, check_some, opened, sides
 from diffgen.data.places import Zip
 from diffgen.data.reading import Reading, check_numbers, check_range, fitted, scaled, settled
@@ -101,7 +101,7 @@ def in_memory(
     Raises:
         DataError: They are no pictures, or the labels are not theirs.
     """
-    name = _named(found, IMAGES, what)
+    name = _named(found, what)
     values = _channels_first(found[name], layout, f"{what}, array {name!r}")
     pixels, settled_range = _pixels(values, given, f"{what}, array {name!r}", size)
     own = _labels(found, labels, len(pixels), what)
@@ -132,19 +132,16 @@ def load(path: Path, what: str) -> dict[str, np.ndarray]:
 
 def _unused(found: Mapping[str, np.ndarray], images: str, what: str) -> list[str]:
     """Arrays that are neither the pictures nor their labels."""
-    lower = {name.casefold(): name for name in found}
-    labels = next((lower[name] for name in LABELS if name in lower), None)
-    others = [name for name in found if name not in (images, labels, "classes")]
+    others = [name for name in found if name not in (images, usual(found, LABELS), "classes")]
     return [f"{what}: not used are the arrays [{', '.join(others)}]"] if others else []
 
 
 # --- pixels -------------------------------------------------------------------------------------------------------
 
 
-def _named(found: Mapping[str, np.ndarray], names: tuple[str, ...], what: str) -> str:
+def _named(found: Mapping[str, np.ndarray], what: str) -> str:
     """The array that holds the pictures: by its name, or the only one that could."""
-    lower = {name.casefold(): name for name in found}
-    known = next((lower[name] for name in names if name in lower), None)
+    known = usual(found, IMAGES)
     could = [name for name, array in found.items() if array.ndim in (3, 4)]
     if known is None and len(could) == 1:
         return could[0]
@@ -203,8 +200,7 @@ def _labels(found: Mapping[str, np.ndarray], path: str | None, count: int, what:
             raise DataError(f"dataset.labels={path!r} does not exist; it names a .npy of labels")
         what = f"dataset.labels={path!r}"
         found = {"labels": next(iter(load(Path(path), what).values()))}
-    lower = {name.casefold(): name for name in found}
-    name = next((lower[name] for name in LABELS if name in lower), None)
+    name = usual(found, LABELS)
     if name is None:
         return Labelled((), [-1] * count, ())
     own = found[name].reshape(count) if found[name].size == count else found[name]

@@ -230,8 +230,7 @@ def _is_head(cells: Sequence[str]) -> bool:
 
 def _columns(names: Sequence[str], where: str) -> tuple[str, str]:
     """Which columns are the picture and its label."""
-    lower = {name.casefold(): name for name in names}
-    file, label = (next((lower[key] for key in keys if key in lower), None) for keys in (FILE, LABEL))
+    file, label = (usual(names, known) for known in (FILE, LABEL))
     if len(names) == 2:
         file = file or next(name for name in names if name != label)
         label = label or next(name for name in names if name != file)
@@ -239,6 +238,12 @@ def _columns(names: Sequence[str], where: str) -> tuple[str, str]:
         have = f"dataset.labels={where!r} has the columns [{', '.join(names)}]"
         raise DataError(f"{have}: call one of them file and one label")
     return file, label
+
+
+def usual(names: Iterable[str], known: Sequence[str]) -> str | None:
+    """The name that is likeliest among some columns or arrays, whatever its upper and lower case, or None."""
+    lower = {name.casefold(): name for name in names}
+    return next((lower[name] for name in known if name in lower), None)
 
 
 def _checked(pairs: Pairs, name: str) -> dict[str, str | None]:

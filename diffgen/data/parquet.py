@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from diffgen.core.errors import DataError, UsageError
 from diffgen.core.paths import setting
 from diffgen.data.base import DATASETS, Source
-from diffgen.data.labels import LABEL, Labelled, counted_from_zero, numbered
+from diffgen.data.labels import LABEL, Labelled, counted_from_zero, numbered, usual
 from diffgen.data.pictures import Pictures, Size, Undecodable, check_some, opened
 from diffgen.data.places import LeftOut
 from diffgen.data.reading import Reading, UndecodableError
@@ -226,12 +226,11 @@ class Rows:
             return None
 
 
-def _column(given: str | None, columns: Sequence[str], usual: Sequence[str], what: str) -> str | None:
+def _column(given: str | None, columns: Sequence[str], known: Sequence[str], what: str) -> str | None:
     """A column by its name, or the usual one; None where there is none."""
     if given is not None and given not in columns:
         raise UsageError(f"{what}={given!r} is no column; choose one of [{', '.join(columns)}]")
-    lower = {name.casefold(): name for name in columns}
-    return given or next((lower[name] for name in usual if name in lower), None)
+    return given or usual(columns, known)
 
 
 def _name(value: Any, names: Sequence[str] | None, column: str) -> str | None:

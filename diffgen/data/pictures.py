@@ -190,9 +190,8 @@ class Pictures(Source, Dataset[Item]):
         pixels = torch.empty(len(self), *self.shape.size, dtype=torch.uint8)
         kept, seen = list[int](), list[Seen]()
         for chosen, decoded in self._in_turn(range(len(self)), skip=skip):
-            pixels[len(kept) : len(kept) + len(chosen)] = (
-                decoded.stored.examples
-            )  # copied at once: workers' batches hold file handles
+            # copied at once: workers' batches hold file handles
+            pixels[len(kept) : len(kept) + len(chosen)] = decoded.stored.examples
             kept += chosen
             seen += decoded.seen
         self._keep(kept)

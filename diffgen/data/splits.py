@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from diffgen.core.errors import DataError
 from diffgen.core.randomness import generator
 from diffgen.data.base import Source
 from diffgen.data.places import LeftOut
+
+NOTHING_HELD_OUT: dict[str, Any] = {"held_out": None, "held_out_seed": 0}
+"""What the config of a data set without a split of its own says where nothing is held out from it."""
 
 By = Literal["split", "share", "place"]
 """What divides a data set: its own splits, a share that is held out, or another place of examples."""

@@ -6,13 +6,13 @@ from typing import Any
 
 from diffgen.core.errors import DataError, UsageError
 from diffgen.data import InMemory, Source
-from diffgen.data.splits import Splits
+from diffgen.data.splits import NOTHING_HELD_OUT, Splits
 from diffgen.evaluation.classifier import identity
 from diffgen.storage.checkpoint import Checkpoint
 
 Config = Mapping[str, Any]
 
-NOTHING = {"split": "train", "held_out": None, "held_out_seed": 0}
+NOTHING = {"split": "train", **NOTHING_HELD_OUT}
 """What a data set's config says of it where a run trains on the training split and keeps nothing of it apart."""
 
 NOTED = ("dataset", *NOTHING, "identity")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from diffgen.data.splits import NOTHING_HELD_OUT
+
 AS_READ: dict[str, Any] = {"background": "white", "range": None}
 """What a kind of pictures did not say before there was a choice of how files are read."""
 
@@ -9,9 +11,6 @@ AS_FOUND: dict[str, dict[str, Any]] = {
     "image_folder": {"labels": None, **AS_READ, "undecodable": "refuse", "max_pixels": 178_956_970}
 }
 """The same of the config of a data set."""
-
-NOTHING_HELD_OUT = {"held_out": None, "held_out_seed": 0}
-"""The same of every data set without a split of its own."""
 
 
 def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:

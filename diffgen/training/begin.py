@@ -1,6 +1,6 @@
 """A new run that begins from another's averaged weights: what fits is taken, the rest is new, and it is said."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from diffgen.nets.layers import Embedding, carry_classes
 from diffgen.storage import checkpoint
 from diffgen.storage.checkpoint import Checkpoint
 from diffgen.storage.tensor_file import Tensors
-from diffgen.training.changes import differences
+from diffgen.training.changes import differences, few
 from diffgen.training.parts import Parts
 
-LEAST, NAMED = 0.5, 5
-"""Share of the network's numbers that must fit, else it is another network; and how many names a row holds."""
+LEAST = 0.5
+"""Share of the network's numbers that must fit, else it is another network."""
 
 MEANING = (*(part for part in MODEL_SIDE if part != "data"), "data.kind.name", "data.size")
 """Parts of a config by which weights mean something else, though they fit."""
@@ -111,15 +111,10 @@ def told(saved: Checkpoint, own: Tensors, found: Fit, size: int) -> list[str]:
     left = [name for name in saved.weights if name not in own]
     rows = [f"{saved.path} at {saved.images:,} images: {counted}"]
     for name, classes in found.by_name.items():
-        rows.append(f"{name} by the names of {len(classes)} of {own[name].shape[1]} classes: {_some(classes)}")
-    return [*rows, f"new: {_some(new)}" if new else "", f"not used: {_some(left)}" if left else ""]
+        rows.append(f"{name} by the names of {len(classes)} of {own[name].shape[1]} classes: {few(classes)}")
+    return [*rows, f"new: {few(new)}" if new else "", f"not used: {few(left)}" if left else ""]
 
 
 def _new(name: str, own: Tensor, there: Tensor | None) -> str:
     was = "" if there is None or _alike(own, there) else f" (was {list(there.shape)})"
     return f"{name} {list(own.shape)}{was}"
-
-
-def _some(names: Iterable[str]) -> str:
-    every = list(names)
-    return ", ".join(every[:NAMED] + ([f"{len(every) - NAMED} more"] if len(every) > NAMED else []))

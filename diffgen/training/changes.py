@@ -1,13 +1,12 @@
 """What differs between a run and the checkpoint that it goes on from, and what of it stands in the way."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffgen.build import MODEL_SIDE, Config
-from diffgen.core.errors import CheckpointError
+from diffgen.core.errors import CheckpointError, typed
 from diffgen.core.settings import LrSchedule, TrainSettings, section
 from diffgen.evaluation import held_out
 from diffgen.storage.run_directory import begin_from
@@ -70,12 +69,16 @@ def differences(here: Config, there: Config, parts: Iterable[str]) -> str:
     now, then = flatten(here), flatten(there)
     differ = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
     found = [key for key in differ if _under(key, parts)]
-    typed = tuple(cause for part, causes in TYPED.items() if _any_under(found, part) for cause in causes)
-    causes = [key for key in differ if key in now and key in then and _under(key, typed) and not _under(key, parts)]
+    likely = tuple(cause for part, causes in TYPED.items() if _any_under(found, part) for cause in causes)
+    causes = [key for key in differ if key in now and key in then and _under(key, likely) and not _under(key, parts)]
     keys = sorted(causes, key=_rank) + sorted(found, key=_rank)
-    told = [f"{key} ({shown(then.get(key, ABSENT))} there, {shown(now.get(key, ABSENT))} here)" for key in keys]
-    more = [f"{len(told) - SHOWN} more"] if len(told) > SHOWN else []
-    return ", ".join(told[:SHOWN] + more)
+    return few(f"{key} ({shown(then.get(key, ABSENT))} there, {shown(now.get(key, ABSENT))} here)" for key in keys)
+
+
+def few(words: Iterable[str]) -> str:
+    """The first words of a list, and how many more there are."""
+    every = list(words)
+    return ", ".join(every[:SHOWN] + ([f"{len(every) - SHOWN} more"] if len(every) > SHOWN else []))
 
 
 def _rank(key: str) -> tuple[bool, str]:
@@ -95,7 +98,7 @@ def shown(value: object) -> str:
     if isinstance(value, list | tuple):
         text = f"[{', '.join(map(shown, value))}]"
     else:
-        text = json.dumps(value) if value is None or isinstance(value, bool) else f"{value}"
+        text = value if isinstance(value, str) else typed(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
