@@ -281,8 +281,11 @@ def _of_images(settings: EvalSettings, drawn: Drawn, reference: Reference, out: 
     Raises:
         UsageError: There is none that can be told of them.
     """
-    judged = Judged.of(drawn, reference, out, settings.seed, accelerator.device)
-    row: Row = on_main(accelerator, lambda: measured(settings.wanted, judged))
+
+    def judge() -> Row:
+        return measured(settings.wanted, Judged.of(drawn, reference, out, settings.seed, accelerator.device))
+
+    row: Row = on_main(accelerator, judge)
     require(
         set(row.get("left_out", ())) != set(settings.wanted),
         f"metrics={','.join(settings.wanted)} need labels, classes or held-out images, and there are none",
