@@ -197,7 +197,7 @@ class Run:
         )
         labels = torch.tensor(self._labels(label, len(x)), device=self.device, dtype=torch.int64)
         denoiser = self._trained.denoiser
-        denoiser.model.to(self.device)  # type: ignore[attr-defined]
+        denoiser.model.to(self.device)
         return denoiser(x.to(self.device), self._times(t, len(x)).to(self.device, x.dtype), labels)
 
     def _labels(self, label: Any, n: int) -> list[int]:
@@ -233,6 +233,9 @@ class Rows:
         self.queue.put({"images": images, **figures})
 
     def picture(self, path: Path, images: int) -> None:
+        """See `Logger`."""
+
+    def text(self, path: Path, images: int) -> None:
         """See `Logger`."""
 
     def finish(self) -> None:

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffgen.core.errors import CheckpointError, DataError, UsageError, require
-from diffgen.core.registry import Table, bind, build, conform, named, parameters
+from diffgen.core.errors import CheckpointError, DataError, UsageError, require, unknown
+from diffgen.core.registry import bind, build, conform, named, parameters
 from diffgen.data import DATASETS, Source
 from diffgen.data.classes import renumber
 from diffgen.data.kinds import KINDS, Kind
 from diffgen.data.splits import NOTHING_HELD_OUT, Splits, held_out
 from diffgen.diffusion.denoiser import Denoiser, Network
+from diffgen.diffusion.masking import Predictor
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.diffusion.samplers import time_grid
 from diffgen.diffusion.schedules import SCHEDULES, Schedule
@@ -35,6 +36,9 @@ MAX_VALUES = 2**22
 """Of one example; a network of a few kilobytes runs on images of any size, so its weights bound no memory."""
 
 LONGEST_SIDE = 4096
+
+Frame = Denoiser | Predictor
+"""What stands around a network, by its objective."""
 
 Clip = bool | Literal["auto"]
 
@@ -55,16 +59,25 @@ def make_dataset(config: Config) -> Source:
 
 
 def make_splits(config: Config) -> Splits:
-    """The examples of `config["dataset"]` to train on, and those to judge by.
+    """The examples of `config["dataset"]` to train on, and those to judge by, as `config["objective"]` knows them.
 
-    Those are its own test split, or what `held_out` says: a share of the examples, chosen by `held_out_seed`, or the
-    folder or file of others, read by the same settings.
+    Those to judge by are its own test split, or what `held_out` says: a share of the examples, chosen by
+    `held_out_seed`, or the folder or file of others, read by the same settings.
 
     Raises:
         UsageError: A setting is wrong.
         DataError: The examples cannot be read, or those held out are of another size or of unknown classes.
     """
-    own, where, seed = dataset_settings(config["dataset"])
+    splits = _splits(config["dataset"])
+    if "objective" not in config:
+        return splits
+    kind = splits.train.kind
+    suited = build(OBJECTIVES, config["objective"]).suited(kind)
+    return splits if suited == kind else splits.known_as(suited)
+
+
+def _splits(config: Config) -> Splits:
+    own, where, seed = dataset_settings(config)
     whole = _source(own)
     if "split" in own:
         return Splits(whole, lambda: _source({**own, "split": "test"}) if own["split"] == "train" else None)
@@ -132,10 +145,11 @@ def data_shape(config: Config) -> DataShape:
     """
     defaults = {field.name: field.default for field in fields(DataShape) if field.default is not MISSING}
     hints = {**DataShape.__annotations__, "kind": Any, "classes": tuple[str, ...]}
+    del defaults["vocabulary"], hints["vocabulary"]  # the kind has it
     data = conform("data", hints, {**defaults, "classes": [], **config["data"]})
-    data.pop("kind")
+    kind: Kind = build(KINDS, data.pop("kind"))
     classes = data.pop("classes")
-    shape = DataShape(**data)
+    shape = DataShape(**data, vocabulary=kind.vocabulary)
     size, num_classes = shape.size, shape.num_classes
     sane = all(1 <= side <= LONGEST_SIDE for side in size) and 1 <= len(size) <= 4 and math.prod(size) <= MAX_VALUES
     if not (sane and 0 <= num_classes <= 100_000 and 0 <= shape.augment_labels <= 64):
@@ -178,7 +192,8 @@ class Trained:
     shape: DataShape
     classes: tuple[str, ...]
     objective: Objective
-    denoiser: Denoiser
+    denoiser: Any
+    """The frame: a `Denoiser`, or of tokens a `Predictor`."""
 
 
 def make_trained(config: Config, network: Network) -> Trained:
@@ -190,7 +205,17 @@ def make_trained(config: Config, network: Network) -> Trained:
     kind, objective = build(KINDS, config["data"].get("kind")), build(OBJECTIVES, config["objective"])
     shape = data_shape(config)
     kind.check(shape.size)
-    return Trained(kind, shape, tuple(config["data"].get("classes", ())), objective, make_denoiser(config, network))
+    learned = "tokens" if objective.discrete else "real numbers"
+    require(bool(kind.vocabulary) == objective.discrete, f"objective is for {learned}, and data.kind has others")
+    frame = make_frame(config, objective, shape, network)
+    return Trained(kind, shape, tuple(config["data"].get("classes", ())), objective, frame)
+
+
+def make_frame(config: Config, objective: Objective, shape: DataShape, network: Network) -> Frame:
+    """What stands around a network."""
+    if objective.discrete:
+        return Predictor(network, build(SCHEDULES, config["schedule"]), shape.vocabulary)
+    return make_denoiser(config, network)
 
 
 def restore(checkpoint: Checkpoint) -> Trained:
@@ -222,7 +247,7 @@ def check_sampler(checkpoint: Checkpoint, trained: Trained) -> None:
         CheckpointError: It cannot.
     """
     with refused(checkpoint):
-        make_sampler(checkpoint.config["sampler"], trained.denoiser.schedule, trained.objective.samplers)
+        make_sampler(checkpoint.config["sampler"], trained.denoiser.schedule, trained.objective)
 
 
 @contextmanager
@@ -239,26 +264,37 @@ def refused(checkpoint: Checkpoint) -> Iterator[None]:
         raise CheckpointError(f"{checkpoint.path} is refused: its config says {str(error)[:500]}{hint}") from None
 
 
-def make_sampler(config: Config, schedule: Schedule, samplers: Table) -> tuple[Callable[..., Tensor], Tensor, Clip]:
+def make_sampler(
+    config: Config, schedule: Schedule, objective: Objective
+) -> tuple[Callable[..., Tensor], Tensor, Clip]:
     """The sampler of a sampler's config, its time grid, and whether to clip x0_hat to [-1, 1] (or `auto`).
 
-    Samplers check their options when they run, so this takes one step with a small image: nobody should learn of a bad
+    Samplers check their options when they run, so this takes one step without a network: nobody should learn of a bad
     option from the first preview of a long run.
 
     Args:
         config: Of the sampler.
         schedule: Whose clock it walks by.
-        samplers: The objective's table.
+        objective: Whose samplers there are.
 
     Raises:
         UsageError: A key or value is wrong.
     """
-    own, grid, clip = sampler_settings(config)
-    sampler = bind(samplers, own)
-    ts = time_grid(schedule, **grid)
-    zero = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
-    sampler(lambda x, t: x, schedule, zero, ts[[0, -1]], lambda step: zero)
+    name = config.get("name")
+    require(name in objective.samplers, unknown(f"sampler={name!r}", objective.samplers) + _whose(objective))
+    clip: Clip
+    if objective.discrete:  # these lay out their own steps, which are of a chance and not of noise
+        sampler, ts, clip = bind(objective.samplers, config), torch.tensor([schedule.t_max, 0.0]).double(), False
+    else:
+        own, grid, clip = sampler_settings(config)
+        sampler, ts = bind(objective.samplers, own), time_grid(schedule, **grid)
+    trial = objective.trial((8,))
+    sampler(trial.denoise, schedule, trial.x, ts[[0, -1]], trial.noise)
     return sampler, ts, clip
+
+
+def _whose(objective: Objective) -> str:
+    return "; this model unmasks tokens" if objective.discrete else ""
 
 
 def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], Clip]:

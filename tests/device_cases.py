@@ -147,7 +147,7 @@ def drawn(bench: Bench, out: Path, name: str, *, autoguidance: bool = False) -> 
     whole, other = (restore(checkpoint.load(run)) for run in (bench.run, bench.guide))
     guide = other.denoiser
     for each in (whole.denoiser, guide):
-        each.model.to(device)  # type: ignore[attr-defined]
+        each.model.to(device)
     guidance = Guidance(scale=2.0, interval=(0.1, 20.0), rescale=0.5, guide=guide if autoguidance else None)
     settings = {**config("sampler", name), "steps": 4} | (
         {"rtol": 1e-2, "atol": 1e-2} if FACTS[name].calls is None else {}

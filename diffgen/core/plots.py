@@ -17,12 +17,12 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def loss_curve(images: list[int], losses: list[float]) -> bytes:
-    """Training loss against images seen."""
+def loss_curve(images: list[int], losses: list[float], label: str = "loss") -> bytes:
+    """Training loss against images seen; `label` says what it is measured in."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.plot(images, losses, color="tab:blue", linewidth=1.2)
-    axes.set(xlabel="training images seen", ylabel="loss")
+    axes.set(xlabel="training images seen", ylabel=label)
     axes.grid(alpha=0.3)
     return png(figure)
 

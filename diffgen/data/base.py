@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffgen.core.errors import DataError
+from diffgen.core.files import write_atomically
 from diffgen.core.registry import Table
 from diffgen.data import images
 from diffgen.data.kinds import Kind, Pixels
@@ -79,14 +80,23 @@ class Source(ABC):
         """For each int64 tensor of entries: these examples and their labels, on the device."""
 
     def preview(self, drawer: Drawer, labels: list[int], columns: int | None, path: Path) -> str | None:
-        """Draw one sample for each label and write a PNG of them; returns what there is to say.
+        """Draw one sample for each label and write a PNG of them, or text; returns what there is to say.
 
         Raises:
-            EnvironmentFault: The picture cannot be written.
+            EnvironmentFault: The file cannot be written.
         """
-        drawn = list(drawer.examples(list(range(len(labels))), labels, PREVIEWED))
-        images.save_png(self.kind.show(torch.cat(drawn), labels, columns), path)
+        drawn = torch.cat(list(drawer.examples(list(range(len(labels))), labels, PREVIEWED)))
+        if self.kind.textual:
+            write_atomically(path, self.kind.write("txt", drawn, labels, ()))
+            return self.kind.lines(drawn[:1])[0]
+        images.save_png(self.kind.show(drawn, labels, columns), path)
         return None
+
+    def of(self, kind: Kind) -> "Source":
+        """The same examples, known as another kind that stores them alike."""
+        other = copy.copy(self)
+        other.kind, other.shape = kind, replace(self.shape, vocabulary=kind.vocabulary)
+        return other
 
     def part(self, entries: Tensor) -> "Source":
         """Some of the examples, under numbers of their own; `entries` int64 [n] are their numbers here."""
@@ -112,6 +122,10 @@ class Part(Source):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def of(self, kind: Kind) -> Source:
+        """See `Source`."""
+        return Part(self.whole.of(kind), self.entries, self.classes, self.numbers)
 
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
         """See `Source`."""
@@ -147,7 +161,7 @@ class InMemory(Source):
         named = not classes or -1 <= labels.min() <= labels.max() < len(classes)
         if len(labels) != len(examples) or not named:
             raise DataError(f"labels must be one for each of {len(examples)} {kind.unit}, -1 to {len(classes) - 1}")
-        self.shape = DataShape(_size(examples[:1], kind), len(classes))
+        self.shape = DataShape(_size(examples[:1], kind), len(classes), vocabulary=kind.vocabulary)
         if examples.nbytes > RESIDENT_BYTES:
             self.home = "kept in memory"
 
@@ -157,6 +171,13 @@ class InMemory(Source):
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
         """See `Source`."""
         return gather(self.stored, self.labels, entries, device)
+
+    def of(self, kind: Kind) -> "InMemory":
+        """See `Source`."""
+        other = copy.copy(self)
+        other.kind = kind
+        other.shape = replace(self.shape, size=_size(self.stored[:1], kind), vocabulary=kind.vocabulary)
+        return other
 
     def part(self, entries: Tensor) -> Source:
         """See `Source`; of a large set nothing is copied."""
@@ -189,8 +210,10 @@ class InMemory(Source):
 def _size(example: Tensor, kind: Kind) -> tuple[int, ...]:
     """The size of x0, of a kind that makes of it what it must."""
     x0 = kind.encode(example)
-    if x0.dtype != torch.float32:
-        raise DataError(f"{type(kind).__name__}.encode must give float32, and gives {x0.dtype} of {example.dtype}")
+    wanted = torch.int64 if kind.vocabulary else torch.float32
+    if x0.dtype != wanted:
+        told = f"must give {str(wanted).removeprefix('torch.')}, and gives {x0.dtype} of {example.dtype}"
+        raise DataError(f"{type(kind).__name__}.encode {told}")
     again = kind.decode(x0)
     if (again.shape, again.dtype) != (example.shape, example.dtype):
         stored, given = (f"{values.dtype} {list(values.shape)}" for values in (example, again))

@@ -33,6 +33,7 @@ class Kind:
         unit: What several examples are called.
         axes: Number of sides of x0, if it is always the same.
         bounded: Whether x0 lies in [-1, 1], so that a sampler may clip x0_hat to it.
+        textual: Whether `lines` says what examples are, and a person reads them; else `show` draws them.
         mirrors: Whether `mirror` makes examples as good as the stored ones.
         augment_labels: Numbers that describe an augmentation; 0 where there is none.
         tiled: Whether `show` puts examples side by side in columns, so that films and paths can be shown.
@@ -44,12 +45,38 @@ class Kind:
     unit: ClassVar[str] = "examples"
     axes: ClassVar[int | None] = None
     bounded: ClassVar[bool] = False
+    textual: ClassVar[bool] = False
     mirrors: ClassVar[bool] = False
     augment_labels: ClassVar[int] = 0
     tiled: ClassVar[bool] = True
     judged: ClassVar[bool] = False
     one_each: ClassVar[tuple[str, ...]] = ()
     together: ClassVar[tuple[str, ...]] = ("npz",)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are where x0 is tokens, whole numbers from 0; 0 where it is real numbers."""
+        return 0
+
+    @property
+    def measure(self) -> str:
+        """What the loss of tokens is measured in; empty where a loss has no unit."""
+        return ""
+
+    def as_tokens(self, levels: int) -> "Kind":
+        """The kind of the same stored examples whose x0 is tokens.
+
+        Args:
+            levels: Values that a channel of a picture has then.
+
+        Raises:
+            UsageError: There is none.
+        """
+        raise UsageError(f"objective=unmask is for tokens and pictures, and the data is {self.unit}: objective=denoise")
+
+    def as_numbers(self) -> "Kind":
+        """The kind of the same stored examples whose x0 is real numbers."""
+        return self
 
     def check(self, size: tuple[int, ...]) -> None:
         """Require a size that x0 of this kind can have.
@@ -63,11 +90,11 @@ class Kind:
         )
 
     def encode(self, stored: Tensor) -> Tensor:
-        """Stored examples [B, ...] -> x0, float32 [B, *size]."""
+        """Stored examples [B, ...] -> x0, float32 or, where there is a vocabulary, int64 [B, *size]."""
         return stored
 
     def decode(self, x0: Tensor) -> Tensor:
-        """x0 of any float type [B, *size] -> examples as they are stored."""
+        """x0 of any float type, or tokens and -1 for hidden ones, [B, *size] -> examples as they are stored."""
         return x0
 
     def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:
@@ -78,6 +105,10 @@ class Kind:
             labels: One each, -1 for none.
             columns: Examples in a row where that makes sense; None for a square.
         """
+        raise NotImplementedError
+
+    def lines(self, examples: Tensor) -> list[str]:
+        """Stored examples [n, ...] as text, one each."""
         raise NotImplementedError
 
     def array(self, examples: Tensor) -> np.ndarray:
@@ -110,6 +141,19 @@ class Kind:
             DataError: The file cannot be read.
         """
         raise UsageError(f"image={path!r} is for pictures, and this model makes {self.unit}: task=generate")
+
+    def template(self, text: str, mark: str, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """x0 [*size] of a text with gaps, and what of it is free, bool [*size].
+
+        Args:
+            text: What is given, or the path of a file of it.
+            mark: Stands for one unknown token.
+            size: Of x0.
+
+        Raises:
+            UsageError: Examples of this kind are no text, or the text does not suit them.
+        """
+        raise UsageError(f"task=infill is for text, and this model makes {self.unit}: task=generate or inpaint")
 
     def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:
         """Stored examples [B, ...], mirrored where chosen, bool [B]."""
@@ -196,6 +240,61 @@ class Pixels(Kind):
     def layout(self, device: torch.device) -> torch.memory_format:
         """Channels last is faster on a GPU, and not on a CPU."""
         return layout(device)
+
+    def as_tokens(self, levels: int) -> Kind:
+        """Levels of brightness."""
+        return Levels(background=self.background, range=self.range, levels=levels)
+
+
+@KINDS.register("levels")
+@dataclass(frozen=True, kw_only=True)
+class Levels(Pixels):
+    """The same pictures, x0 int64 [C, H, W]: each value one of some evenly spaced levels, a token.
+
+    Attributes:
+        levels: How many; with fewer than 256 a value becomes the nearest.
+    """
+
+    levels: int
+
+    bounded = False
+    augment_labels = 0
+
+    @property
+    def vocabulary(self) -> int:
+        """The levels."""
+        return self.levels
+
+    @property
+    def measure(self) -> str:
+        """As for likelihoods of pictures."""
+        return "bits/dim"
+
+    def check(self, size: tuple[int, ...]) -> None:
+        """See `Kind`; a checkpoint may say anything of its levels, too."""
+        super().check(size)
+        require(2 <= self.levels <= 256, f"data.kind.levels={self.levels} must be in [2, 256]")
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """The nearest level."""
+        return (stored * ((self.levels - 1) / 255)).round().long()
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The level's brightness, and a mean one of hidden tokens."""
+        level = torch.where(x0 < 0, (self.levels - 1) / 2, x0.float())
+        return (level * (255 / (self.levels - 1))).round().to(torch.uint8)
+
+    def as_numbers(self) -> Kind:
+        """Pixels."""
+        return Pixels(background=self.background, range=self.range)
+
+    def read(self, path: str, size: tuple[int, ...]) -> Tensor:
+        """See `Pixels`."""
+        return self.encode(images.to_uint8(super().read(path, size)))
+
+    def layout(self, device: torch.device) -> torch.memory_format:
+        """Tokens have no channels."""
+        return torch.contiguous_format
 
 
 @KINDS.register("vectors")

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffgen.core.errors import DataError
 from diffgen.core.randomness import generator
 from diffgen.data.base import Source
+from diffgen.data.kinds import Kind
 from diffgen.data.places import LeftOut
 
 NOTHING_HELD_OUT: dict[str, Any] = {"held_out": None, "held_out_seed": 0}
@@ -31,6 +32,10 @@ class Splits:
             by: What divides them.
         """
         self.train, self._held_out, self.by = train, held_out, by
+
+    def known_as(self, kind: Kind) -> "Splits":
+        """The same examples, known as another kind that stores them alike."""
+        return Splits(self.train.of(kind), lambda: self.test.of(kind) if self.test else None, self.by)
 
     @classmethod
     def of(cls, train: Source, test: Source | None, by: By = "split") -> "Splits":

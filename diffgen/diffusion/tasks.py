@@ -1,8 +1,9 @@
 """What a denoiser can do beside making images from noise: restore, vary, blend, and show its way.
 
 A task changes three things about a sampling run, and nothing else: the state at which the sampler starts and the rest
-of its time grid, the denoiser that it sees, and the pictures that are kept. So each goes with every model and sampler.
-Pictures of the user's come in as [C, H, W] in [-1, 1] (`diffgen.data.reading`).
+of its time grid, the denoiser that it sees, and the pictures that are kept. So each goes with every model and sampler,
+but those that need Gaussian noise do not go with tokens. Pictures and text of the user's come in as the kind reads
+them: pictures as [C, H, W] in [-1, 1], say.
 """
 
 import math
@@ -17,7 +18,23 @@ from diffgen.core.registry import Table
 from diffgen.diffusion.samplers import Denoise, encode
 from diffgen.diffusion.schedules import Schedule
 
-TASKS = Table("task")
+Start = Callable[[list[int]], Tensor]
+Wrap = Callable[[Denoise], Denoise]
+
+
+class Facts(NamedTuple):
+    """What a task declares of itself.
+
+    Attributes:
+        pictures: Whether it starts from pictures of the user's.
+        noise: Whether it needs a path of Gaussian noise.
+    """
+
+    pictures: bool = False
+    noise: bool = False
+
+
+TASKS = Table("task", Facts)
 """Rows are called as row(run, **settings) and give a `Plan`."""
 
 
@@ -29,16 +46,25 @@ class Run(NamedTuple):
         ts: The sampler's time grid.
         noise: (indices, seed or None for the run's own) -> the objective's noise [B, *size].
         picture: path -> x0 [*size], as the kind reads it.
+        shade: path -> brightness of a picture, [1, H, W] in [0, 255].
         denoise: (x [B, *size], t []) -> x0_hat without labels or guidance.
         n: Number of images of the run.
+        start: indices -> the state at ts[0] of new examples, [B, *size].
+        keep: (x0 [*size], where it is free, bool [*size]) -> how to start and what the sampler sees, so that the rest
+            of x0 stays.
+        template: (text, mark) -> x0 [*size] of a text with gaps, and where it is free, bool [*size].
     """
 
     schedule: Schedule
     ts: Tensor
     noise: Callable[[list[int], int | None], Tensor]
     picture: Callable[[str], Tensor]
+    shade: Callable[[str], Tensor]
     denoise: Denoise
     n: int
+    start: Start
+    keep: Callable[[Tensor, Tensor], tuple[Start, Wrap]]
+    template: Callable[[str, str], tuple[Tensor, Tensor]]
 
 
 class Plan(NamedTuple):
@@ -52,33 +78,27 @@ class Plan(NamedTuple):
         path: Whether the images are a path: in one line of the grid, and the same noise for all in stochastic samplers.
     """
 
-    start: Callable[[list[int]], Tensor]
+    start: Start
     ts: Tensor
-    wrap: Callable[[Denoise], Denoise] = lambda denoise: denoise
+    wrap: Wrap = lambda denoise: denoise
     frames: int = 0
     path: bool = False
-
-
-def from_noise(run: Run) -> Callable[[list[int]], Tensor]:
-    """Start from sigma(t_max) z."""
-    sigma = float(run.schedule.sigma(run.ts[0]))
-    return lambda indices: sigma * run.noise(indices, None)
 
 
 @TASKS.register("generate")
 def generate(run: Run) -> Plan:
     """New images from noise."""
-    return Plan(from_noise(run), run.ts)
+    return Plan(run.start, run.ts)
 
 
 @TASKS.register("trajectory")
 def trajectory(run: Run, *, frames: int) -> Plan:
     """New images, and `frames` pictures of each on its way, itself the last."""
     require(2 <= frames <= 64, f"frames={frames} must be in [2, 64]")
-    return Plan(from_noise(run), run.ts, frames=frames)
+    return Plan(run.start, run.ts, frames=frames)
 
 
-@TASKS.register("img2img")
+@TASKS.register("img2img", pictures=True, noise=True)
 def img2img(run: Run, *, image: str | None, strength: float) -> Plan:
     """Variations of a picture: noise it up to a point of the path, and walk back (Meng et al. 2022, SDEdit).
 
@@ -96,21 +116,18 @@ def img2img(run: Run, *, image: str | None, strength: float) -> Plan:
     return Plan(lambda indices: alpha * x0 + sigma * run.noise(indices, None), ts)
 
 
-@TASKS.register("inpaint")
+@TASKS.register("inpaint", pictures=True)
 def inpaint(run: Run, *, image: str | None, mask: str | None) -> Plan:
-    """Fill in a part of a picture: wherever the mask is black, x0_hat is the picture itself.
-
-    The known pixels then follow their own path alpha x0 + sigma z exactly, and the network sees them at the noise level
-    of the rest (replacement, Song et al. 2021, app. I.2), with any sampler.
+    """Fill in a part of a picture: wherever the mask is black, the picture itself stays, with any sampler.
 
     Args:
         run: The run.
         image: The picture's path.
         mask: Path of a picture that is white where to paint and black where to keep.
     """
-    x0, shade = run.picture(given("image", image)), run.picture(given("mask", mask)).mean(0, keepdim=True)
-    paint = shade > 0
-    brightest = round((float(shade.max()) + 1) * 127.5)
+    x0, shade = run.picture(given("image", image)), run.shade(given("mask", mask))
+    paint = shade > 127.5
+    brightest = round(float(shade.max()))
     require(
         bool(paint.any()),
         f"mask={mask!r} is black, and black is kept: nothing would be painted. At the model's size its brightest pixel "
@@ -122,13 +139,26 @@ def inpaint(run: Run, *, image: str | None, mask: str | None) -> Plan:
         "would be kept, which is task=generate; black is kept",
     )
 
-    def wrap(denoise: Denoise) -> Denoise:
-        return lambda x, t: torch.where(paint, denoise(x, t), x0.to(x))
-
-    return Plan(from_noise(run), run.ts, wrap)
+    start, wrap = run.keep(x0, paint.expand(x0.shape))
+    return Plan(start, run.ts, wrap)
 
 
-@TASKS.register("interpolate")
+@TASKS.register("infill")
+def infill(run: Run, *, text: str | None, mark: str) -> Plan:
+    """Fill gaps in a text, and go on after its end; every token that is given stays.
+
+    Args:
+        run: The run.
+        text: What is given, or the path of a file of it.
+        mark: Stands for one unknown token.
+    """
+    require(text is not None, f"text is missing: task.text='The function {4 * mark} the value', or a file")
+    require(mark != "", "mark is empty: give what stands for one unknown token, as in task.mark=_")
+    start, wrap = run.keep(*run.template(str(text), mark))
+    return Plan(start, run.ts, wrap)
+
+
+@TASKS.register("interpolate", noise=True)
 def interpolate(run: Run, *, seeds: tuple[int, ...] | None, images: tuple[str, ...] | None, rtol: float) -> Plan:
     """A path of n images between two others, along the great circle between their noises (Song et al. 2021, DDIM).
 

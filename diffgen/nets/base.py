@@ -13,14 +13,19 @@ class DataShape:
     """The shape of x0, all that a model knows of its data.
 
     Attributes:
-        size: Without the batch: (C, H, W) of pictures, (D,) of vectors, (C, L) of sequences, (C, T, H, W) of clips.
+        size: Without the batch: (C, H, W) of pictures, (D,) of vectors, (L,) of tokens, (C, L) of sequences,
+            (C, T, H, W) of clips.
         num_classes: Number of labels; 0 where the data has none.
         augment_labels: Numbers that describe each training example's augmentation; 0 where there is none.
+        vocabulary: Where x0 is tokens, whole numbers from 0, how many there are; 0 where it is real numbers. The
+            network is given int64 [B, *size], one number more for a hidden token, and gives logits
+            [B, *size, vocabulary].
     """
 
     size: tuple[int, ...]
     num_classes: int = 0
     augment_labels: int = 0
+    vocabulary: int = 0
 
     def __str__(self) -> str:
         """`3x32x32`."""

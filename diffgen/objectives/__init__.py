@@ -2,5 +2,6 @@
 
 from diffgen.objectives.base import OBJECTIVES, Batch, Objective
 from diffgen.objectives.denoise import Denoise
+from diffgen.objectives.unmask import Unmask
 
-__all__ = ["OBJECTIVES", "Batch", "Denoise", "Objective"]
+__all__ = ["OBJECTIVES", "Batch", "Denoise", "Objective", "Unmask"]

@@ -1,13 +1,25 @@
 """The table of objectives, and the batch that they learn from."""
 
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from diffgen.core.registry import Table
-from diffgen.diffusion.denoiser import Denoiser
+from diffgen.diffusion.guidance import Guidance
+from diffgen.diffusion.samplers import Denoise as Denoising
+from diffgen.diffusion.samplers import Noise
+from diffgen.diffusion.schedules import Schedule
 from diffgen.diffusion.weightings import Weighting
+
+Start = Callable[[list[int]], Tensor]
+"""Numbers of examples -> the state at which a sampler starts, [B, *size]."""
+
+Wrap = Callable[[Denoising], Denoising]
+"""A denoiser -> the one that a sampler sees."""
+
+NOT_FINITE = "the samples are not finite: the model or the sampler's settings are at fault"
 
 OBJECTIVES = Table("objective")
 """Rows are classes, called as row(**settings); a checkpoint names its own."""
@@ -22,6 +34,7 @@ class Batch(NamedTuple):
         t: Times [B].
         z: The objective's noise, shaped like x0.
         augment: What was done to the examples, [B, augment_labels], or None.
+        coin: A number in [0, 1) each, [B], for what an objective leaves to chance.
     """
 
     x0: Tensor
@@ -29,26 +42,85 @@ class Batch(NamedTuple):
     t: Tensor
     z: Tensor
     augment: Tensor | None = None
+    coin: Tensor | None = None
 
     def part(self, start: int, stop: int) -> "Batch":
         """Examples start .. stop - 1."""
         return Batch(*(None if values is None else values[start:stop] for values in self))  # type: ignore[arg-type]
 
 
+class Trial(NamedTuple):
+    """What a sampler is tried on without a network: a denoiser that says nothing, a state, and noise."""
+
+    denoise: Denoising
+    x: Tensor
+    noise: Noise
+
+
 class Objective(Protocol):
-    """What is learned. It keeps nothing from one batch to the next."""
+    """What is learned, and what that means for sampling. It keeps nothing from one batch to the next.
+
+    A frame is what makes of a network what samplers ask: a `Denoiser` of real numbers, a `Predictor` of tokens.
+    """
 
     samplers: ClassVar[Table]
     """What walks back from its noise."""
+    discrete: ClassVar[bool]
+    """Whether x0 is tokens, whole numbers, and not real numbers."""
+
+    def suited(self, kind: Any) -> Any:
+        """The kind of the same stored examples whose x0 is what is learned from.
+
+        Raises:
+            UsageError: There is none.
+        """
+
+    def check(self, weighting: Weighting, density: Callable[..., Tensor]) -> None:
+        """Require a weighting and a density of times that go with it.
+
+        Raises:
+            UsageError: They do not.
+        """
+
+    # --- training -------------------------------------------------------------------------------------------------
 
     def noise(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Fill `out` [*size] or [B, *size] with noise, in training and in sampling; returns it."""
 
-    def loss(self, denoiser: Denoiser, weighting: Weighting, batch: Batch) -> Tensor:
+    def times(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """The times, like t [B], at which examples are learned from that were drawn for t."""
+
+    def loss(self, frame: Any, weighting: Weighting, batch: Batch) -> Tensor:
         """The loss of each example, [B].
 
         Args:
-            denoiser: The network in its frame.
+            frame: Of the network.
             weighting: (alpha, sigma, c_out) -> weight, [B] each.
             batch: What to learn from.
         """
+
+    # --- sampling -------------------------------------------------------------------------------------------------
+
+    def start(self, noise: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
+        """The state at t_max of this noise, [B, *size]."""
+
+    def keep(self, x0: Tensor, free: Tensor, start: Start) -> tuple[Start, Wrap]:
+        """How to start, and what a sampler sees, so that samples are x0 [*size] where they are not free, bool."""
+
+    def guided(
+        self, frame: Any, label: Tensor, guidance: Guidance, *, clip: bool, doubles: bool
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """What a sampler sees: (x [B, *size], t []) -> what the network says; see `diffusion.guidance.guided`."""
+
+    def seen(self, x: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
+        """A state on the way as x0 to look at."""
+
+    def finished(self, x: Tensor) -> Tensor:
+        """x0 of a sampler's last state.
+
+        Raises:
+            NonFiniteError: It is none.
+        """
+
+    def trial(self, size: tuple[int, ...]) -> Trial:
+        """What a sampler of x0 [*size] is tried on."""

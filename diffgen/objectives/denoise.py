@@ -1,17 +1,23 @@
 """Denoising: regress F = a x0 + b z from x_t = alpha x0 + sigma z. The only place where noise meets data."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from diffgen.core.errors import NonFiniteError
 from diffgen.core.randomness import normal
 from diffgen.core.registry import Table
 from diffgen.diffusion.denoiser import Denoiser, like
+from diffgen.diffusion.guidance import Guidance, guided
 from diffgen.diffusion.samplers import SAMPLERS
+from diffgen.diffusion.samplers import Denoise as Denoising
+from diffgen.diffusion.schedules import Schedule
 from diffgen.diffusion.weightings import Weighting
-from diffgen.objectives.base import OBJECTIVES, Batch
+from diffgen.objectives.base import NOT_FINITE, OBJECTIVES, Batch, Start, Trial, Wrap
 
 
 @OBJECTIVES.register("denoise")
@@ -20,10 +26,22 @@ class Denoise:
     """The weighted squared error of F, for Gaussian noise (Ho et al. 2020, eq. 14; Karras et al. 2022, eq. 8)."""
 
     samplers: ClassVar[Table] = SAMPLERS
+    discrete: ClassVar[bool] = False
+
+    def suited(self, kind: Any) -> Any:
+        """The kind as real numbers."""
+        return kind.as_numbers()
+
+    def check(self, weighting: Weighting, density: Callable[..., Tensor]) -> None:
+        """Any goes."""
 
     def noise(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Standard normal."""
         return normal(out, generator)
+
+    def times(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """The entries of a schedule that is a table, which are all that its network is told of."""
+        return schedule.snap(t)
 
     def loss(self, denoiser: Denoiser, weighting: Weighting, batch: Batch) -> Tensor:
         """Weighted error of the network's output F against a x0 + b z.
@@ -48,3 +66,44 @@ class Denoise:
     def error(self, difference: Tensor) -> Tensor:
         """Size of an error in F, [B, ...] -> [B]: the mean square over its values."""
         return difference.square().flatten(1).mean(1)
+
+    def start(self, noise: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
+        """sigma(t_max) z."""
+        return float(schedule.sigma(t)) * noise
+
+    def keep(self, x0: Tensor, free: Tensor, start: Start) -> tuple[Start, Wrap]:
+        """What is known replaces x0_hat at every step (replacement, Song et al. 2021, app. I.2).
+
+        It then follows its own path alpha x0 + sigma z exactly, and the network sees it at the noise level of the rest.
+        """
+
+        def wrap(denoise: Denoising) -> Denoising:
+            return lambda x, t: torch.where(free, denoise(x, t), x0.to(x))
+
+        return start, wrap
+
+    def guided(
+        self, denoiser: Denoiser, label: Tensor, guidance: Guidance, *, clip: bool, doubles: bool
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """See `guidance.guided`."""
+        return guided(denoiser, label, guidance, clip=clip, doubles=doubles)
+
+    def seen(self, x: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
+        """x / |(alpha, sigma)|: noise of unit size, then more and more the example."""
+        return x / math.hypot(float(schedule.alpha(t)), float(schedule.sigma(t)))
+
+    def finished(self, x: Tensor) -> Tensor:
+        """In single precision.
+
+        Raises:
+            NonFiniteError: A value is not finite.
+        """
+        x = x.float()
+        if not x.isfinite().all():
+            raise NonFiniteError(NOT_FINITE)
+        return x
+
+    def trial(self, size: tuple[int, ...]) -> Trial:
+        """A small picture; no sampler asks for a size."""
+        one = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+        return Trial(lambda x, t: torch.zeros_like(x), one, lambda step: one)

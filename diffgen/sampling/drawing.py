@@ -13,10 +13,10 @@ from diffgen.core import memory
 from diffgen.core.ahead import Ahead
 from diffgen.core.compilation import Compiled
 from diffgen.core.devices import float_type
-from diffgen.core.errors import NonFiniteError, ProcessFault, first_line, out_of_memory
+from diffgen.core.errors import ProcessFault, first_line, out_of_memory
 from diffgen.core.randomness import image_noise
 from diffgen.diffusion.denoiser import Denoiser
-from diffgen.diffusion.guidance import Guidance, guided
+from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.tasks import Plan
 
 Watch = Callable[[Tensor, Tensor], None]
@@ -55,13 +55,13 @@ class Sampling:
         Raises:
             UsageError: The sampler's config is wrong.
         """
-        function, ts, clip = make_sampler(sampler, trained.denoiser.schedule, trained.objective.samplers)
+        function, ts, clip = make_sampler(sampler, trained.denoiser.schedule, trained.objective)
         clip = trained.kind.bounded and (amplifies_errors(trained.denoiser) if clip == "auto" else clip)
         return cls(trained, function, ts, clip, guidance, seed, device)
 
     @property
-    def denoiser(self) -> Denoiser:
-        """x, t -> x0_hat."""
+    def denoiser(self) -> Any:
+        """The frame of the network: x, t -> x0_hat."""
         return self.trained.denoiser
 
     def noise(self, indices: list[int], seed: int, draw: int = 0) -> Tensor:
@@ -82,10 +82,10 @@ class Sampling:
             whose = [0] * len(indices) if self.plan and self.plan.path else indices
             return self.noise(whose, self.seed, draw)
 
-        schedule = self.denoiser.schedule
+        schedule, objective = self.denoiser.schedule, self.trained.objective
         label = torch.tensor(labels, device=self.device)
         doubles = not isinstance(self.denoiser.model, Compiled)  # which is compiled for one size: it is called twice
-        predict = guided(self.denoiser, label, self.guidance, clip=self.clip, doubles=doubles)
+        predict = objective.guided(self.denoiser, label, self.guidance, clip=self.clip, doubles=doubles)
         self.nfe = 0
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -96,26 +96,27 @@ class Sampling:
                 watch(x, t)
             return predict(x, t)
 
-        plan = self.plan or Plan(lambda indices: float(schedule.sigma(self.ts[0])) * self.state(noise(0)), self.ts)
+        plan = self.plan or Plan(lambda indices: self.start(noise(0)), self.ts)
         x = plan.start(indices)
         with Ahead(lambda step: noise(step + 1), len(plan.ts) - 2) as added:  # the step to data adds none
-            x = self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: self.state(added(step))).float()
-        if not x.isfinite().all():
-            raise NonFiniteError("the samples are not finite: the model or the sampler's settings are at fault")
-        return x
+            x = self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: self.state(added(step)))
+        return objective.finished(x)
 
     def expected_nfe(self) -> int:
         """Network calls of an image, counted without the network; a guess for a sampler that adapts its steps."""
-        calls = 0
+        calls, trial = 0, self.trained.objective.trial(self.trained.shape.size)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            return torch.zeros_like(x)
+            return trial.denoise(x, t)
 
-        one = torch.ones(1, 1, 8, 8, dtype=torch.float64)
-        self.sampler(denoise, self.denoiser.schedule, one, self.ts, lambda step: one)
+        self.sampler(denoise, self.denoiser.schedule, trial.x, self.ts, trial.noise)
         return calls
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The state at t_max of this noise, on the device."""
+        return self.trained.objective.start(self.state(noise), self.denoiser.schedule, self.ts[0])
 
     def state(self, x: Tensor) -> Tensor:
         """A tensor on the device, in the precision of the sampler's state."""
@@ -132,17 +133,16 @@ class Sampling:
     def films(self, indices: list[int], labels: list[int], batch_size: int) -> Iterator[Tensor]:
         """The same with pictures of their way, [B, plan.frames, ...]; the last one is the image.
 
-        A state on the way is shown as x / |(alpha, sigma)|: noise of unit size, then more and more the image.
+        A state on the way is shown as the objective sees it.
         """
         count = self.plan.frames if self.plan else 1
-        decode = self.trained.kind.decode
+        decode, seen_as = self.trained.kind.decode, self.trained.objective.seen
 
         def film(numbers: list[int]) -> Tensor:
             seen: list[Tensor] = []
 
             def watch(x: Tensor, t: Tensor) -> None:
-                alpha, sigma = (float(of(t)) for of in (self.denoiser.schedule.alpha, self.denoiser.schedule.sigma))
-                seen.append(decode(x / math.hypot(alpha, sigma)).cpu())
+                seen.append(decode(seen_as(x, self.denoiser.schedule, t)).cpu())
 
             whose = [indices[i] for i in numbers], [labels[i] for i in numbers]
             image = decode(self.draw(*whose, watch)).cpu()

@@ -16,6 +16,7 @@ from diffgen.core.console import Reporter, count
 from diffgen.core.errors import require
 from diffgen.core.processes import accelerated, on_main, share_of
 from diffgen.core.settings import SampleSettings
+from diffgen.data.kinds import Kind
 from diffgen.diffusion.tasks import Plan
 from diffgen.sampling.drawing import Sampling, batch_size
 from diffgen.sampling.labels import choose_labels, class_columns, told
@@ -24,6 +25,9 @@ from diffgen.sampling.words import shown, shown_average, shown_guidance
 from diffgen.sampling.writing import Files, Folder
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.checkpoint import Checkpoint
+
+READ_OUT = 10
+"""Lines of text that are shown on the screen."""
 
 
 def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping[str, Any], default_out: Path) -> None:
@@ -60,7 +64,8 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
             else:
                 in_line = settings.n if order.plan.path else None
                 folder.write(drawn, labels, in_line or class_columns(labels, trained.shape.num_classes), notes)
-            _tell(reporter, settings, sampling, labels, folder.path, seconds)
+            _read_out(reporter, trained.kind, drawn, films=bool(order.plan.frames))
+            _tell(reporter, settings, sampling, labels, folder, seconds)
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,9 @@ def prepare(
 def _facts(order: Order, accelerator: Accelerator) -> dict[str, str]:
     """The header of the command."""
     settings, saved, sampling = order.settings, order.saved, order.sampling
-    drawn = told(order.labels, sampling.trained.classes)
+    drawn, trained = told(order.labels, sampling.trained.classes), sampling.trained
     return {
-        "images": f"{settings.n} of {sampling.trained.shape}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
+        trained.kind.unit: f"{settings.n} of {trained.shape}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
         "model": f"{saved.config['model']['name']}, {saved.images:,} images seen{shown_average(saved)}",
         "task": shown(order.task),
         "sampler": shown(order.sampler),
@@ -139,15 +144,25 @@ def _facts(order: Order, accelerator: Accelerator) -> dict[str, str]:
     }
 
 
+def _read_out(reporter: Reporter, kind: Kind, drawn: Tensor, *, films: bool) -> None:
+    """The first lines of text, or the way of the first one."""
+    if kind.textual:
+        for line in kind.lines(drawn[0] if films else drawn[:READ_OUT]):
+            reporter.say(line)
+
+
 def _tell(
-    reporter: Reporter, settings: SampleSettings, sampling: Sampling, labels: list[int], out: Path, seconds: float
+    reporter: Reporter, settings: SampleSettings, sampling: Sampling, labels: list[int], folder: Folder, seconds: float
 ) -> None:
+    out, unit = folder.path, sampling.trained.kind.unit
     pace = count(settings.n / seconds)
     twice = ", some or all with a second one for guidance" if guides(sampling.guidance, labels) else ""
-    reporter.say(f"{settings.n} images in {seconds:.1f} s ({pace} img/s), NFE {sampling.nfe}{twice}")
+    each = "img" if unit == "images" else unit
+    reporter.say(f"{settings.n} {unit} in {seconds:.1f} s ({pace} {each}/s), NFE {sampling.nfe}{twice}")
     more = f"   more: {', '.join(settings.saves)} in {out}" if set(settings.saves) - {"grid"} else ""
     drawn = told(labels, sampling.trained.classes)
-    reporter.say(f"grid: {out / 'grid.png'}{f' ({drawn})' if drawn else ''}{more}")
+    what = "text" if sampling.trained.kind.textual else "grid"
+    reporter.say(f"{what}: {out / folder.first}{f' ({drawn})' if drawn else ''}{more}")
 
 
 def _draw_all(order: Order, accelerator: Accelerator, reporter: Reporter, files: Files) -> Tensor:

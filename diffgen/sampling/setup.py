@@ -41,10 +41,10 @@ def make_sampling(
         CheckpointError: It is the checkpoint's own.
     """
     denoiser = trained.denoiser
-    denoiser.model.to(device)  # type: ignore[attr-defined]
+    denoiser.model.to(device)
     if compilation.wanted(settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING):
         required = settings.compile is True
-        denoiser.model = Compiled(denoiser.model, key="compile", required=required)  # type: ignore[arg-type]
+        denoiser.model = Compiled(denoiser.model, key="compile", required=required)
     guidance = make_guidance(settings, saved, trained, device)
     try:
         return Sampling.from_config(trained, sampler, guidance=guidance, seed=settings.seed, device=device)
@@ -58,9 +58,10 @@ def resolve_sampler(config: Config, own: Config, kind: Kind) -> dict[str, Any]:
 
     What has no range is not clipped to it.
     """
+    bounded = kind.bounded or "clip" not in own
     given = {key: value for key, value in config.items() if value is not None and key != "name"}
     chosen = {**own, **given} if config["name"] == "auto" else dict(config)
-    return chosen if kind.bounded else {**chosen, "clip": False}
+    return chosen if bounded else {**chosen, "clip": False}
 
 
 def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Plan:
@@ -69,26 +70,69 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
     Raises:
         UsageError: The task is not for examples of this kind, or a setting is wrong.
     """
-    kind, size = sampling.trained.kind, sampling.trained.shape.size
+    kind, size, objective = sampling.trained.kind, sampling.trained.shape.size, sampling.trained.objective
+    _check_task(str(task.get("name")), sampling.trained)
 
     def noise(indices: list[int], seed: int | None) -> Tensor:
         return sampling.state(sampling.noise(indices, settings.seed if seed is None else seed))
 
+    def placed(x0: Tensor) -> Tensor:
+        return x0.to(sampling.device) if objective.discrete else sampling.state(x0)
+
     def pictured(path: str) -> Tensor:
-        return sampling.state(kind.read(path, size))
+        return placed(kind.read(path, size))
+
+    def shade(path: str) -> Tensor:
+        return kind.decode(kind.read(path, size)[None])[0].to(sampling.device).float().mean(0, keepdim=True)
+
+    def start(indices: list[int]) -> Tensor:
+        return sampling.start(sampling.noise(indices, settings.seed))
+
+    def template(text: str, mark: str) -> tuple[Tensor, Tensor]:
+        x0, free = kind.template(text, mark, size)
+        return placed(x0), free.to(sampling.device)
 
     @torch.inference_mode()
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         unknown_label = torch.full((len(x),), NO_LABEL, device=x.device)
         return sampling.denoiser(x, t.to(x).expand(len(x)), unknown_label)
 
-    run = Run(sampling.denoiser.schedule, sampling.ts, noise, pictured, denoise, settings.n)
+    run = Run(
+        schedule=sampling.denoiser.schedule,
+        ts=sampling.ts,
+        noise=noise,
+        picture=pictured,
+        shade=shade,
+        denoise=denoise,
+        n=settings.n,
+        start=start,
+        keep=lambda x0, free: objective.keep(x0, free, start),
+        template=template,
+    )
     plan: Plan = build(TASKS, task, run)
     require(
-        kind.tiled or not (plan.frames or plan.path),
+        kind.tiled or kind.textual or not (plan.frames or plan.path),
         f"task={task.get('name')} is for pictures, and this model makes {kind.unit}: task=generate",
     )
     return plan
+
+
+def _check_task(name: str, trained: Trained) -> None:
+    """Require a task that examples of this kind, and this objective, are for; an unknown name is told elsewhere.
+
+    Raises:
+        UsageError: It is not.
+    """
+    facts, kind = TASKS.facts.get(name), trained.kind
+    makes = f"and this model makes {kind.unit}"
+    if facts is None:
+        return
+    require(not (facts.pictures and kind.textual), f"task={name} is for pictures, {makes}: task=infill fills in text")
+    require(
+        not (facts.noise and trained.objective.discrete),
+        f"task={name} needs a path of Gaussian noise, {makes} by unmasking tokens: task=generate, trajectory, infill "
+        "or inpaint",
+    )
 
 
 def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, device: torch.device) -> Guidance:

@@ -35,6 +35,11 @@ class Folder(NamedTuple):
         for name in self.saves:
             require(name in known, f"{unknown(f'save={name!r}', known)}; this model makes {self.kind.unit}")
 
+    @property
+    def first(self) -> str:
+        """The file that is always written: what a person looks at, or reads."""
+        return "samples.txt" if self.kind.textual else "grid.png"
+
     def prepare(self, *, overwrite: bool) -> None:
         """Make the folder, and refuse to overwrite unless that is wanted.
 
@@ -42,7 +47,7 @@ class Folder(NamedTuple):
             UsageError: A file is there.
             EnvironmentFault: The folder cannot be written.
         """
-        names = {"grid": "grid.png", **dict.fromkeys(self.kind.one_each, "images")}
+        names = {"grid": self.first, **dict.fromkeys(self.kind.one_each, "images")}
         wanted = [names.get(name, f"samples.{name}") for name in ("grid", *self.saves)]
         old = [file for name in self.kind.one_each for file in (self.path / "images").glob("[0-9]" * 6 + f".{name}")]
         there = [name for name in wanted if (self.path / name).exists()] + (["images"] if old else [])
@@ -66,18 +71,29 @@ class Folder(NamedTuple):
             columns: Of the grid.
             notes: Text entries of grid.png.
         """
+        if self.kind.textual:
+            return self._write_text(drawn, labels)
         most = GRID_LIMIT if self.kind.tiled else len(drawn)
         save_png(self.kind.show(drawn[:most], labels[:most], columns), self.path / "grid.png", notes)
         self._write_together(drawn, labels)
 
     def write_films(self, films: Tensor, labels: list[int], notes: Mapping[str, str]) -> None:
         """The same of films [n, F, ...]: strips in grid.png, one a row, and trajectory.gif; else their last frames."""
+        if self.kind.textual:
+            ways = "\n\n".join("\n".join(self.kind.lines(film)) for film in films)
+            write_atomically(self.path / "trajectory.txt", f"{ways}\n")
+            return self._write_text(films[:, -1], labels)
         rows, whose = films[:FILM_LIMIT], labels[:FILM_LIMIT]
         count = films.shape[1]
         save_gif([self.kind.show(frame, whose) for frame in rows.unbind(1)], self.path / "trajectory.gif")
         strips = self.kind.show(rows.flatten(0, 1), [label for label in whose for _ in range(count)], count)
         save_png(strips, self.path / "grid.png", notes)
         self._write_together(films[:, -1], labels)
+
+    def _write_text(self, drawn: Tensor, labels: list[int]) -> None:
+        """samples.txt, one a line, and samples.npz with their tokens."""
+        for name in self.kind.together:
+            write_atomically(self.path / f"samples.{name}", self.kind.write(name, drawn, labels, self.classes))
 
     def _write_together(self, drawn: Tensor, labels: list[int]) -> None:
         for name in self.kind.together:

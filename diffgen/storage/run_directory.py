@@ -229,12 +229,13 @@ class RunLog:
             raise EnvironmentFault(f"{self.path} is not a file: move it away; the run writes its log there")
         return [row for row in read_rows(self.path) if _sound(row)]
 
-    def plot(self) -> None:
-        """Draw `loss.png`."""
+    def plot(self, unit: str) -> None:
+        """Draw `loss.png`; `unit` is what losses are measured in, or empty."""
         from diffgen.core.plots import loss_curve
 
         rows = [row for row in self.rows() if row["loss"] is not None]
-        write_atomically(self.run_dir / "loss.png", loss_curve([r["images"] for r in rows], [r["loss"] for r in rows]))
+        images, losses = [row["images"] for row in rows], [row["loss"] for row in rows]
+        write_atomically(self.run_dir / "loss.png", loss_curve(images, losses, f"loss, {unit}" if unit else "loss"))
 
     def status(self, state: str, images: int, code: int | None = None, reason: str = "") -> None:
         """Write `status.json`: what became of the run; launchers of several processes hide their exit codes.

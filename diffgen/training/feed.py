@@ -58,7 +58,8 @@ class Feed:
             x0, done = self.kind.augment(x0, draws, settings.augment)
         label = torch.where(drop < settings.label_dropout, NO_LABEL, stored.labels)
         t = self.time_density(u, self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
-        return Batch(x0, label, self.schedule.snap(t), z, done)
+        coin = torch.rand(n, generator=rng, device=device)[mine]  # the last draw: it was not always there
+        return Batch(x0, label, self.objective.times(t, self.schedule), z, done, coin)
 
     def _encoded(self, examples: Tensor, flip: Tensor) -> Tensor:
         """x0, mirrored where flip [B] is below 1/2 if that is wanted."""

@@ -54,9 +54,12 @@ def model(config: Config, network: torch.nn.Module, gflop: float) -> str:
 
 def method(config: Config) -> str:
     """Schedule, parameterization, weighting, times and sampler."""
-    parts = [config[part]["name"] for part in ("schedule", "parameterization", "weighting", "time")]
+    of_noise = ("schedule", "parameterization", "weighting", "time")
+    chosen = ("objective", "schedule") if config["objective"]["name"] == "unmask" else of_noise
+    parts = [config[part]["name"] for part in chosen]
     sampler: dict[str, Any] = config["sampler"]
-    return f"{' + '.join(parts)}, sampled by {sampler['name']} in {sampler['steps']} steps"
+    steps = f" in {sampler['steps']} steps" if "steps" in sampler else ""
+    return f"{' + '.join(parts)}, sampled by {sampler['name']}{steps}"
 
 
 def optimizer(config: Config, groups: list[dict[str, Any]], base_lrs: list[float]) -> str:

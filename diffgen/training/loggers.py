@@ -53,6 +53,9 @@ class Logger(Protocol):
     def picture(self, path: Path, images: int) -> None:
         """Tell of a preview, a PNG file."""
 
+    def text(self, path: Path, images: int) -> None:
+        """Tell of a preview that is a file of text."""
+
     def finish(self) -> None:
         """The run ends, well or badly."""
 
@@ -104,6 +107,10 @@ class Loggers:
         """See `Logger`."""
         self._each(lambda logger: logger.picture(path, images))
 
+    def text(self, path: Path, images: int) -> None:
+        """See `Logger`; one of a plugin may know of pictures alone."""
+        self._each(lambda logger: logger.text(path, images) if hasattr(logger, "text") else None)
+
     def _each(self, tell: Callable[[Logger], None]) -> None:
         for name, logger in self.running.items():
             with self._guarded(name):
@@ -122,6 +129,11 @@ class Loggers:
                 ours = isinstance(error, DiffgenError)
                 said = str(error) if ours else f"{type(error).__name__}: {first_line(error)}"
                 self.warn(f"logger={name} failed: {said}; training goes on")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a preview of text."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def finite(figures: Figures) -> dict[str, float]:
@@ -146,6 +158,9 @@ class Jsonl:
             self.rows.append(dict(figures))
 
     def picture(self, path: Path, images: int) -> None:
+        """See `Logger`."""
+
+    def text(self, path: Path, images: int) -> None:
         """See `Logger`."""
 
     def finish(self) -> None:
@@ -190,6 +205,11 @@ class TensorBoard:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
         self._write({"step": images, "summary": self.summary.image("samples", pixels, dataformats="HWC")})
+
+    def text(self, path: Path, images: int) -> None:
+        """See `Logger`; indented, it is shown as it stands."""
+        shown = "\n".join(f"    {line}" for line in read_lines(path))
+        self._write({"step": images, "summary": self.summary.text("samples", shown)})
 
     def finish(self) -> None:
         """See `Logger`; what a full disk did not take may fit now."""
@@ -253,6 +273,10 @@ class Wandb(Tracked):
         with Image.open(path) as image:
             self.tracker.log_images({"samples": [image]}, step=images)
 
+    def text(self, path: Path, images: int) -> None:
+        """See `Logger`."""
+        self.tracker.log_table("samples", columns=["text"], data=[[line] for line in read_lines(path)], step=images)
+
 
 @LOGGERS.register("trackio")
 class Trackio(Tracked):
@@ -270,6 +294,12 @@ class Trackio(Tracked):
 
         self.tracker.log({"samples": trackio.Image(str(path))}, step=images)
 
+    def text(self, path: Path, images: int) -> None:
+        """See `Logger`."""
+        import trackio
+
+        self.tracker.log({"samples": trackio.Markdown("\n".join(f"    {x}" for x in read_lines(path)))}, step=images)
+
 
 @LOGGERS.register("mlflow")
 class MLflow(Tracked):
@@ -284,3 +314,7 @@ class MLflow(Tracked):
     def picture(self, path: Path, images: int) -> None:
         """See `Logger`."""
         self.tracker.log_artifact(str(path), "samples")
+
+    def text(self, path: Path, images: int) -> None:
+        """See `Logger`."""
+        self.picture(path, images)

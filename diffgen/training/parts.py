@@ -205,6 +205,9 @@ class Parts:
 
     def _check_numbers(self) -> None:
         """Call what checks its numbers when it runs, so that a bad one is told before anything is written."""
+        self.objective.check(self.weighting, self.time_density)
         t = self.time_density(torch.full((1,), 0.5, device=self.device), self.denoiser.schedule)
+        if self.objective.discrete:
+            return
         at = self.denoiser.coefficients(t)
         self.weighting(at.alpha, at.sigma, at.c_out)

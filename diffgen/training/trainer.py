@@ -101,7 +101,8 @@ class Trainer:
         self.at = Progress(parts.settings, parts.device)
         self.examiner: Examiner | None = None
         # the backward pass costs two forward ones
-        self.gflop = 3 * speed.gflop(parts.averaged, parts.dataset.shape.size, parts.device)
+        dtype = torch.int64 if parts.objective.discrete else torch.float32
+        self.gflop = 3 * speed.gflop(parts.averaged, parts.dataset.shape.size, parts.device, dtype)
         self.peak = speed.peak_tflops(parts.device, self.accelerator.mixed_precision)
 
     # --- the run directory ----------------------------------------------------------------------------------------
@@ -318,14 +319,15 @@ class Trainer:
 
     def _preview(self) -> None:
         """Draw the images of the fixed seeds, and the loss curve."""
-        path = self.run_dir / "samples" / f"{self.at.images:08d}.png"
+        suffix = "txt" if self.parts.dataset.kind.textual else "png"
+        path = self.run_dir / "samples" / f"{self.at.images:08d}.{suffix}"
         n, classes = self.parts.preview.n, self.parts.sampling.trained.shape.num_classes
         labels = cycle_labels(n, classes)
         said = self.parts.dataset.preview(self.parts.sampling, labels, columns(n, classes), path)
         if said:
             self.reporter.say(said)
-        self.parts.loggers.picture(path, self.at.images)
-        self.log.plot()
+        (self.parts.loggers.text if suffix == "txt" else self.parts.loggers.picture)(path, self.at.images)
+        self.log.plot(self.parts.dataset.kind.measure)
 
     def _examiner(self) -> "Examiner | None":
         """What judges the run on the way, if it is wanted; its extractor may have to be trained first."""

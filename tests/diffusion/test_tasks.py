@@ -14,6 +14,7 @@ from diffgen.core.registry import bind, build
 from diffgen.data.kinds import Pixels
 from diffgen.diffusion.samplers import SAMPLERS, time_grid
 from diffgen.diffusion.tasks import TASKS, Plan, Run, slerp
+from diffgen.objectives import Denoise
 
 FLOW = schedule("rectified_flow")
 TS = time_grid(FLOW, steps=20, spacing="uniform", rho=7.0, sigma_max=80.0, sigmas=None)
@@ -39,8 +40,24 @@ PICTURES = {
 }
 
 
+def run(n: int, ts: torch.Tensor = TS) -> Run:
+    def start(indices: list[int]) -> torch.Tensor:
+        return Denoise().start(noise(indices, None), FLOW, ts[0])
+
+    def shade(path: str) -> torch.Tensor:
+        return (PICTURES[path].mean(0, keepdim=True) + 1) * 127.5
+
+    def keep(x0: torch.Tensor, free: torch.Tensor) -> Any:
+        return Denoise().keep(x0, free, start)
+
+    def template(text: str, mark: str) -> Any:
+        return Pixels().template(text, mark, SHAPE)
+
+    return Run(FLOW, ts, noise, PICTURES.__getitem__, shade, denoise, n, start, keep, template)
+
+
 def plan(n: int = 3, **config: Any) -> Plan:
-    return build(TASKS, config, Run(FLOW, TS, noise, PICTURES.__getitem__, denoise, n))
+    return build(TASKS, config, run(n))
 
 
 def sample(p: Plan, n: int = 3, name: str = "heun") -> torch.Tensor:
@@ -149,8 +166,7 @@ def test_commands(command: Any, tiny_run: Path, tmp_path: Path) -> None:
 
 def test_interpolation_follows_a_grid_that_starts_below_pure_noise() -> None:
     ts = TS[8:]
-    run = Run(FLOW, ts, noise, PICTURES.__getitem__, denoise, 2)
-    p = build(TASKS, {"name": "interpolate", "seeds": None, "images": ["a", "b"], "rtol": 1e-8}, run)
+    p = build(TASKS, {"name": "interpolate", "seeds": None, "images": ["a", "b"], "rtol": 1e-8}, run(2, ts))
     alpha, sigma = float(FLOW.alpha(ts[0])), float(FLOW.sigma(ts[0]))
     expected = PICTURES["a"] * (alpha**2 * STD**2 + sigma**2) ** 0.5 / STD  # the ODE of a Gaussian only scales
     assert torch.allclose(p.start([0])[0], expected, rtol=1e-2)
