@@ -175,6 +175,7 @@ def make_denoiser(config: Config, model: Network) -> Denoiser:
         build(SCHEDULES, config["schedule"]),
         bind(PARAMETERIZATIONS, config["parameterization"]),
         **conform("denoiser", {"sigma_data": float, "scale_input": bool}, config["denoiser"]),
+        self_condition=config["model"].get("self_condition") is True,
     )
 
 
@@ -281,7 +282,7 @@ def make_sampler(
         UsageError: A key or value is wrong.
     """
     name = config.get("name")
-    require(name in objective.samplers, unknown(f"sampler={name!r}", objective.samplers) + _whose(objective))
+    require(name in objective.samplers, unknown(f"sampler.name={name!r}", objective.samplers) + _whose(objective))
     clip: Clip
     if objective.discrete:  # these lay out their own steps, which are of a chance and not of noise
         sampler, ts, clip = bind(objective.samplers, config), torch.tensor([schedule.t_max, 0.0]).double(), False

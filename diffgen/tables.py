@@ -5,6 +5,7 @@ from diffgen.data import DATASETS
 from diffgen.data.kinds import KINDS
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.diffusion.samplers import SAMPLERS
+from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.diffusion.schedules import SCHEDULES
 from diffgen.diffusion.tasks import TASKS
 from diffgen.diffusion.times import TIMES
@@ -22,3 +23,12 @@ TABLES: dict[str, Table] = {
         *(SAMPLERS, TASKS, EXTRACTORS, LOGGERS),
     )
 }
+
+ALL: tuple[Table, ...] = (*TABLES.values(), UNMASKERS)
+"""Those, and the samplers of tokens, which are of one group with those of Gaussian noise: no two have one name."""
+
+
+def table_of(group: str, name: str) -> Table:
+    """The table of a group that has a row of this name, or else the first."""
+    of_group = [table for table in ALL if table.group == group]
+    return next((table for table in of_group if name in table), of_group[0])

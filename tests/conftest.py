@@ -169,17 +169,17 @@ def metrics() -> Callable[[Path], list[dict[str, Any]]]:
 def plugged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What plugins add in this process is taken away again after the test."""
     from diffgen.cli import configs
-    from diffgen.tables import TABLES
+    from diffgen.tables import ALL
 
-    before = {group: dict(table) for group, table in TABLES.items()}
+    before = [dict(table) for table in ALL]
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = set(sys.modules)
     yield
-    for group, rows in before.items():
-        for row in TABLES[group].keys() - rows:
-            ConfigStore.instance().repo.get(group, {}).pop(f"{row}.yaml", None)
-        TABLES[group].clear()
-        TABLES[group].update(rows)
+    for table, rows in zip(ALL, before, strict=True):
+        for row in table.keys() - rows:
+            ConfigStore.instance().repo.get(table.group, {}).pop(f"{row}.yaml", None)
+        table.clear()
+        table.update(rows)
     configs.PLUGGED.clear()
     for name in set(sys.modules) - modules:
         file = getattr(sys.modules[name], "__file__", None) or ""

@@ -13,6 +13,7 @@ from gmm import mixture, noises, start
 from torch import Tensor, nn
 
 from diffgen.diffusion.denoiser import Denoiser
+from diffgen.diffusion.masking import HIDDEN
 from diffgen.diffusion.samplers.steps import Facts
 from diffgen.diffusion.schedules import Schedule
 from diffgen.diffusion.weightings import Weighting
@@ -91,6 +92,20 @@ def check_time(row: Row) -> None:
 
 
 # --- samplers -----------------------------------------------------------------------------------------------------
+
+
+def check_unmasker(row: Row) -> None:
+    """Tokens of the vocabulary where any were hidden, what was given as it was, and nothing else changed."""
+    x = torch.tensor([[HIDDEN] * 5, [HIDDEN, 1, HIDDEN, 0, HIDDEN], [1, 0, 1, 0, 1]])
+    before, ts = x.clone(), torch.tensor([1.0, 0.0], dtype=F64)
+
+    def noise(draw: int) -> Tensor:
+        return torch.rand(x.shape, generator=torch.Generator().manual_seed(draw), dtype=F64)
+
+    found = row(lambda x, t: torch.zeros(*x.shape, 2), schedule("rectified_flow"), x, ts, noise)
+    assert torch.equal(x, before), "a sampler must leave its input as it is"
+    assert found.dtype == torch.int64 and found.min() >= 0 and found.max() <= 1, "tokens, and none hidden"
+    assert torch.equal(found[before != HIDDEN], before[before != HIDDEN]), "what is given must stay"
 
 
 def check_sampler(row: Row, facts: Facts) -> None:

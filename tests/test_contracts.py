@@ -15,6 +15,7 @@ from diffgen.core.registry import bind, build
 from diffgen.data.digits import digits
 from diffgen.data.splits import Splits
 from diffgen.diffusion.samplers.steps import SAMPLERS, Facts, steps
+from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.nets import DataShape
 from diffgen.tables import TABLES
 
@@ -23,6 +24,8 @@ Settings = dict[str, Any]
 
 
 def check_sampler(settings: Settings) -> None:
+    if settings["name"] in UNMASKERS:
+        return contracts.check_unmasker(bind(UNMASKERS, settings))
     own, _, _ = sampler_settings(settings)
     contracts.check_sampler(bind(SAMPLERS, own), SAMPLERS.facts[settings["name"]])
 
@@ -69,7 +72,7 @@ def test_a_row_of_a_plugin_keeps_its_contract(group: str) -> None:
     """With the defaults of its signature, and no list here, in scripts or in documents names it."""
     (row,) = plugins.load([str(EXAMPLES / f"{group}.py")])[group]
     own = plugins.signature_defaults(TABLES[group][row])
-    settings = {"name": row, **plugins.shared_keys(group, own), **own}
+    settings = {"name": row, **plugins.shared_keys(TABLES[group], own), **own}
     CHECKS[group](settings)
 
 

@@ -28,8 +28,8 @@ ARGUMENT = re.compile(r"\+{0,2}plugins=")
 
 MODULE = re.compile(r"\w+(\.\w+)*")
 
-SHIPPED: dict[str, set[str]] = {}
-"""The rows that came with diffgen, by group."""
+SHIPPED: list[set[str]] = []
+"""The rows that came with diffgen, of each of `tables.ALL`."""
 
 
 def named(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -81,49 +81,52 @@ def load(names: list[str]) -> dict[str, list[str]]:
     """
     if not names:
         return {}
-    from diffgen.tables import TABLES
+    from diffgen.tables import ALL
 
     if not SHIPPED:
-        SHIPPED.update({group: set(table) for group, table in TABLES.items()})
+        SHIPPED.extend(set(table) for table in ALL)
     for name in names:
-        _add_rows(name, TABLES)
-    added = {group: sorted(set(table) - SHIPPED[group]) for group, table in TABLES.items()}
-    for group, choices in added.items():
-        for row in choices:
-            own = signature_defaults(TABLES[group][row])
-            node = {"name": row, **shared_keys(group, own), **own}
-            package = f"logger.{row}" if group == "logger" else None  # several may be chosen
-            ConfigStore.instance().store(group=group, name=row, node=OmegaConf.create(node), package=package)
+        _add_rows(name, ALL)
+    added: dict[str, list[str]] = {table.group: [] for table in ALL}
+    for table, shipped in zip(ALL, SHIPPED, strict=True):
+        for row in sorted(set(table) - shipped):
+            added[table.group].append(row)
+            own = signature_defaults(table[row])
+            node = {"name": row, **shared_keys(table, own), **own}
+            package = f"logger.{row}" if table.group == "logger" else None  # several may be chosen
+            ConfigStore.instance().store(group=table.group, name=row, node=OmegaConf.create(node), package=package)
     return added
 
 
-def _add_rows(name: str, tables: dict[str, Table]) -> None:
+def _add_rows(name: str, tables: tuple[Table, ...]) -> None:
     """Import one plugin; one that fails half-way leaves no row.
 
     Raises:
         UsageError: It cannot be found, fails, or adds nothing.
     """
-    before = {group: dict(table) for group, table in tables.items()}
+    before = [dict(table) for table in tables]
     try:
         imported = import_module(name)
     except UsageError:
-        for group, rows in before.items():
-            tables[group].clear()
-            tables[group].update(rows)
+        for table, rows in zip(tables, before, strict=True):
+            table.clear()
+            table.update(rows)
         raise
-    if imported and all(len(tables[group]) == len(rows) for group, rows in before.items()):
+    if imported and all(len(table) == len(rows) for table, rows in zip(tables, before, strict=True)):
         raise UsageError(f"plugins: {name} adds no row to any table: is it the module that was meant?")
 
 
-def shared_keys(group: str, own: Collection[str]) -> dict[str, Any]:
-    """Keys that rows of a group have beside their own: a sampler's time grid, what a data set holds out."""
-    if group == "dataset" and "split" not in own:
+def shared_keys(table: Table, own: Collection[str]) -> dict[str, Any]:
+    """Keys that rows of a table have beside their own: a time grid of Gaussian noise, what a data set holds out."""
+    if table.group == "dataset" and "split" not in own:
         from diffgen.data.splits import NOTHING_HELD_OUT
 
         return dict(NOTHING_HELD_OUT)
-    if group != "sampler":
-        return {}
     from diffgen.build import GRID
+    from diffgen.diffusion.samplers import SAMPLERS
+
+    if table is not SAMPLERS:
+        return {}
 
     heun = compose_group("sampler", "heun")
     return {key: heun[key] for key in (*GRID, "clip")}

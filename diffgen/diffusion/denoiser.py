@@ -31,23 +31,25 @@ class Denoiser:
         *,
         sigma_data: float,
         scale_input: bool,
+        self_condition: bool = False,
     ) -> None:
         """Join the parts and refuse those that do not fit.
 
         Args:
             model: (x [B, ...], noise_cond [B], label int64 [B], augment [B, 9] where examples are augmented) -> F
-                like x.
+                like x. With `self_condition` the fifth is an earlier x0_hat, or None.
             schedule: alpha and sigma.
             parameterization: (alpha, sigma, sigma_data) -> (a, b).
             sigma_data: Standard deviation of the data, in the units of x0 in [-1, 1].
             scale_input: Whether the network sees x / std(x) (EDM's c_in) or x itself (DDPM, rectified flow).
+            self_condition: Whether it sees its own earlier x0_hat, too (Chen et al. 2023, sec. 3.2).
 
         Raises:
             UsageError: The parameterization cannot be inverted at t_max, or the network would see huge inputs.
         """
         require(0 < sigma_data < 100, f"denoiser.sigma_data={sigma_data} must be in (0, 100)")
         self.model, self.schedule, self.parameterization = model, schedule, parameterization
-        self.sigma_data, self.scale_input = sigma_data, scale_input
+        self.sigma_data, self.scale_input, self.self_condition = sigma_data, scale_input, self_condition
         self._known: dict[float, Preconditioning] = {}
         self._check_end()
 
@@ -71,7 +73,9 @@ class Denoiser:
         a, b = self.parameterization(alpha, sigma, self.sigma_data)
         return Coefficients(alpha, sigma, a, b, c_out=-sigma / (b * alpha - a * sigma))
 
-    def predict(self, x: Tensor, t: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
+    def predict(
+        self, x: Tensor, t: Tensor, label: Tensor, augment: Tensor | None = None, estimate: Tensor | None = None
+    ) -> Tensor:
         """The network's F at x_t = x.
 
         Args:
@@ -79,31 +83,39 @@ class Denoiser:
             t: [B].
             label: int64 [B], `NO_LABEL` for none.
             augment: What was done to the training examples, [B, 9]; None for untouched ones, and in sampling.
+            estimate: An earlier x0_hat like x, of a network that sees it; None for none.
         """
         x_in = like(self._c_in(t), x) * x if self.scale_input else x
-        inputs = [x_in.float(), self.schedule.noise_cond(t).float(), label]
-        if augment is not None:
-            inputs.append(augment)
-        return self.model(*inputs).to(x.dtype)
+        return self._asked(x_in, self.schedule.noise_cond(t), label, augment, estimate).to(x.dtype)
+
+    def _asked(
+        self, x: Tensor, condition: Tensor, label: Tensor, augment: Tensor | None, estimate: Tensor | None
+    ) -> Tensor:
+        """The network's F; what there is none of is not named, since a network may not know of it."""
+        more = [augment, None if estimate is None else estimate.float()]
+        while more and more[-1] is None:
+            more.pop()
+        return self.model(x.float(), condition.float(), label, *more)
 
     def _c_in(self, t: Tensor) -> Tensor:
         return torch.rsqrt((self.schedule.alpha(t) * self.sigma_data) ** 2 + self.schedule.sigma(t) ** 2)
 
-    def __call__(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor, estimate: Tensor | None = None) -> Tensor:
         """x0_hat = (b x - sigma F) / (b alpha - a sigma), in the dtype of x.
 
         Args:
             x: [B, ...].
             t: [B], or [] where all examples are at one time, as in sampling: then its coefficients are looked up.
             label: int64 [B], `NO_LABEL` for none.
+            estimate: See `predict`.
         """
         if t.ndim == 0:
             c = self.preconditioning(t)
             x_in = c.c_in * x.float() if self.scale_input else x.float()
-            F = self.model(x_in, x_in.new_full((len(x),), c.c_noise), label)
+            F = self._asked(x_in, x_in.new_full((len(x),), c.c_noise), label, None, estimate)
             return torch.add(c.c_skip * x, F, alpha=c.c_out)
         alpha, sigma, a, b, _ = (like(c, x) for c in self.coefficients(t))
-        return (b * x - sigma * self.predict(x, t, label)) / (b * alpha - a * sigma)
+        return (b * x - sigma * self.predict(x, t, label, None, estimate)) / (b * alpha - a * sigma)
 
     def preconditioning(self, t: Tensor) -> "Preconditioning":
         """The coefficients of a time [], as Python floats from float64; computed once for each time.

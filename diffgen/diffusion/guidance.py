@@ -50,6 +50,8 @@ def guided(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The function (x [B, ...], t []) -> x0_hat that samplers see, with label, guidance and clipping closed over.
 
+    Where the network sees its earlier estimate, it is that of the last call: the function is for one walk.
+
     Args:
         denoiser: The denoiser.
         label: int64 [B].
@@ -68,23 +70,28 @@ def guided(
     possible = guide is not None or bool((label != NO_LABEL).any())
     unknown = torch.full_like(label, NO_LABEL)
     doubled = torch.cat([label, unknown])
+    earlier: Tensor | None = None  # x0_hat of the call before, for a network that wants to see it
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x0_hat and the reference; in one batch where one network gives both, which pays for small batches."""
         if guide is not None:
-            return denoiser(x, t, label), guide(x, t, label)
+            return denoiser(x, t, label, earlier), guide(x, t, label, earlier if guide.self_condition else None)
         if not doubles:
-            return denoiser(x, t, label), denoiser(x, t, unknown)
-        main, reference = denoiser(torch.cat([x, x]), t, doubled).chunk(2)
+            return denoiser(x, t, label, earlier), denoiser(x, t, unknown, earlier)
+        twice = None if earlier is None else torch.cat([earlier, earlier])
+        main, reference = denoiser(torch.cat([x, x]), t, doubled, twice).chunk(2)
         return main, reference
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal earlier
         if possible and guidance.acts_at(denoiser.preconditioning(t).nsr):
             main, reference = both(x, t)
             x0_hat = rescaled(reference + guidance.scale * (main - reference), main, guidance.rescale)
         else:
-            x0_hat = denoiser(x, t, label)
-        return x0_hat.clamp(-1, 1) if clip else x0_hat
+            x0_hat = denoiser(x, t, label, earlier)
+        x0_hat = x0_hat.clamp(-1, 1) if clip else x0_hat
+        earlier = x0_hat if denoiser.self_condition else None
+        return x0_hat
 
     return denoise
 

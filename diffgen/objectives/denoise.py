@@ -59,9 +59,17 @@ class Denoise:
         x0, z, at = batch.x0, batch.z, denoiser.coefficients(batch.t)
         x = like(at.alpha, x0) * x0 + like(at.sigma, x0) * z
         target = like(at.a, x0) * x0 + like(at.b, x0) * z
-        error = self.error(denoiser.predict(x, batch.t, batch.label, batch.augment) - target)
+        estimate = self.estimate(denoiser, x, batch) if denoiser.self_condition else None
+        error = self.error(denoiser.predict(x, batch.t, batch.label, batch.augment, estimate) - target)
         weight = weighting(at.alpha, at.sigma, at.c_out)
         return weight * error - weight.log() if isinstance(weighting, nn.Module) else weight * error
+
+    @torch.no_grad()
+    def estimate(self, denoiser: Denoiser, x: Tensor, batch: Batch) -> Tensor:
+        """x0_hat of a network that sees none, for half of the examples, and 0 for the others (Chen et al. 2023)."""
+        assert batch.coin is not None
+        x0_hat = denoiser(x, batch.t, batch.label)
+        return torch.where(like(batch.coin, x) < 0.5, x0_hat, 0.0)
 
     def error(self, difference: Tensor) -> Tensor:
         """Size of an error in F, [B, ...] -> [B]: the mean square over its values."""

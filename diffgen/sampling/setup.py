@@ -58,10 +58,9 @@ def resolve_sampler(config: Config, own: Config, kind: Kind) -> dict[str, Any]:
 
     What has no range is not clipped to it.
     """
-    bounded = kind.bounded or "clip" not in own
     given = {key: value for key, value in config.items() if value is not None and key != "name"}
     chosen = {**own, **given} if config["name"] == "auto" else dict(config)
-    return chosen if bounded else {**chosen, "clip": False}
+    return {**chosen, "clip": False} if "clip" in chosen and not kind.bounded else chosen
 
 
 def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Plan:

@@ -15,8 +15,9 @@ from diffgen.cli.configs import config_dir
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import Table, bind, build, conform, convert, parameters
 from diffgen.core.settings import SECTIONS, section
+from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.nets import DataShape
-from diffgen.tables import TABLES
+from diffgen.tables import ALL, TABLES, table_of
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -170,9 +171,9 @@ def test_yaml_keys_are_the_keyword_only_parameters(group: str, name: str) -> Non
         assert set(config) == {"name", "clip", *GRID}
         assert all(value is None for key, value in config.items() if key != "name")
         return
-    row = TABLES[group][config["name"]]
-    own = parameters(row)
-    assert set(config) == {"name", *own, *plugins.shared_keys(group, own)}
+    table = table_of(group, config["name"])
+    own = parameters(table[config["name"]])
+    assert set(config) == {"name", *own, *plugins.shared_keys(table, own)}
 
 
 CHOSEN = [group for group in TABLES if group != "kind"]
@@ -182,7 +183,8 @@ CHOSEN = [group for group in TABLES if group != "kind"]
 @pytest.mark.parametrize("group", CHOSEN)
 def test_every_row_has_a_yaml_and_every_yaml_a_row(group: str) -> None:
     named = {config["name"] for config in yaml_files(group).values()} - ({"auto"} if group == "sampler" else set())
-    assert named == set(TABLES[group])
+    rows = [row for table in ALL if table.group == group for row in table]
+    assert sorted(named) == sorted(rows)
 
 
 @pytest.mark.parametrize("group", [g for g in TABLES if g != "model"])
@@ -194,7 +196,7 @@ def test_a_yaml_is_named_after_its_row(group: str) -> None:
 def test_every_number_stands_in_yaml_and_none_in_a_signature(group: str) -> None:
     import inspect
 
-    for row in TABLES[group].values():
+    for row in (row for table in ALL if table.group == group for row in table.values()):
         for parameter in inspect.signature(row).parameters.values():
             assert parameter.default is parameter.empty, f"{row} gives {parameter} a default"
 
@@ -206,6 +208,8 @@ def build_row(group: str, config: Mapping[str, Any]) -> object:
         "optimizer": ([("model.blocks.0.layer.weight", torch.zeros(2, 2)), ("model.head.bias", torch.zeros(2))],),
         "schedule": (),
     }
+    if table_of(group, config["name"]) is UNMASKERS:
+        return bind(UNMASKERS, config)
     if group == "sampler":
         own, grid, clip = sampler_settings(config)
         assert grid["steps"] >= 1

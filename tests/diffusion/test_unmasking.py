@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cases import ENDS_IN_NOISE, SCHEDULE_NAMES
-from enumeration import JOINT, STATES, V, L, conditionals, frequencies, number, perfect
+from enumeration import JOINT, STATES, L, V, conditionals, frequencies, number, perfect
 from rows import row, schedule
 from torch import Tensor
 
