@@ -16,11 +16,13 @@ class DataShape:
         size: Without the batch: (C, H, W) of pictures, (D,) of vectors, (C, L) of sequences, (C, T, H, W) of clips.
         num_classes: Number of labels; 0 where the data has none.
         augment_labels: Numbers that describe each training example's augmentation; 0 where there is none.
+        vocabulary: Number of values of a token, where x0 is whole numbers in [0, vocabulary); 0 where it is real.
     """
 
     size: tuple[int, ...]
     num_classes: int = 0
     augment_labels: int = 0
+    vocabulary: int = 0
 
     def __str__(self) -> str:
         """`3x32x32`."""
