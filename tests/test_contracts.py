@@ -38,7 +38,8 @@ def check_extractor(settings: Settings) -> None:
 
 def check_model(settings: Settings) -> None:
     """Narrow, which is as much of a network and takes no time; the widths of the YAML files are in test_registry."""
-    narrow = {key: min(32, settings[key]) for key in ("channels", "width") if key in settings}
+    most = {"channels": 32, "width": 32, "depth": 2, "heads": 4}
+    narrow = {key: min(n, settings[key]) for key, n in most.items() if key in settings}
     contracts.check_model(lambda shape: build(TABLES["model"], {**settings, **narrow}, shape))
 
 

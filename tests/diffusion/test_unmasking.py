@@ -110,9 +110,9 @@ def test_the_network_is_asked_no_more_often_than_tokens_appear(name: str) -> Non
 
 
 def test_an_example_does_not_depend_on_its_batch() -> None:
+    x, noise = torch.full((6, L), HIDDEN), uniform((6, L))
     for name in sorted(UNMASKERS):
-        x, sampler = torch.full((6, L), HIDDEN), bind(UNMASKERS, row("sampler", name))
-        noise = uniform((6, L))
+        sampler = bind(UNMASKERS, row("sampler", name))
         whole = sampler(perfect, LINEAR, x, ENDS, noise)
         alone = [sampler(perfect, LINEAR, x[i : i + 1], ENDS, lambda d, i=i: noise(d)[i : i + 1]) for i in range(6)]
         assert torch.equal(whole, torch.cat(alone)), name

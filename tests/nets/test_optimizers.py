@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,7 @@ def transformer() -> nn.Module:
     [
         ("unet_tiny", {"encoder.0.embed", "middle.1.embed", "decoder.4.embed"}),
         ("mlp", {"blocks.0.layer0", "blocks.0.layer1", "blocks.0.embed", "blocks.3.layer1"}),
+        ("dit_tiny", {f"blocks.3.{name}" for name in ("attention.q", "attention.out", "feed_forward.gate")}),
         ("plugin", {"blocks.0.qkv", "blocks.0.mlp.0", "blocks.0.mlp.1"}),
     ],
 )
@@ -57,6 +59,7 @@ def test_muon_takes_the_matrices_of_blocks(compose: Compose, network: str, hidde
     assert network != "plugin" or hidden == taken
     assert all(p.ndim == 2 for p in matrices)
     assert not taken & {"stem", "head", "embedding.layer0", "embedding.layer1", "embedding.label", "final", "time.0"}
+    assert not any(re.match("ends|modulation|class_tokens", name) for name in taken)
     assert sorted(map(id, [*matrices, *rest])) == sorted(id(p) for _, p in named)
 
 
