@@ -1,6 +1,6 @@
 """What examples are and where they come from: kinds, data sets, augmentation."""
 
-from diffgen.data import arrays, cifar, digits, mixture, mnist, parquet, pictures, points
+from diffgen.data import arrays, cifar, digits, mixture, mnist, parquet, pictures, points, tokens
 from diffgen.data.base import DATASETS, Images, InMemory, Source
 from diffgen.data.vectors import VectorSet
 
@@ -18,4 +18,5 @@ __all__ = [
     "parquet",
     "pictures",
     "points",
+    "tokens",
 ]
