@@ -141,7 +141,8 @@ class Tokens(Kind):
         if self.symbol == "byte":
             return list(_bytes(text))
         pieces = text.split() if self.symbol == "word" else list(text)
-        found = [self._numbers.get(piece, self._stranger) for piece in pieces]
+        stranger = self.stranger
+        found = [self._numbers.get(piece, stranger) for piece in pieces]
         known = [number for number in found if number is not None]
         if len(known) < len(found):
             piece = pieces[found.index(None)]
@@ -171,6 +172,13 @@ class Tokens(Kind):
         """The text of each of some stored examples, int64 [n, L]."""
         return [self.text(ids) for ids in examples.tolist()]
 
+    @property
+    def stranger(self) -> int | None:
+        """The token for all that has no symbol, if there is one."""
+        if self.tokenizer is not None:
+            return tokenizer.unknown(self.tokenizer)
+        return self._numbers[UNKNOWN] if self.unknown else None
+
     # --- files ---
 
     def write(self, name: str, examples: Tensor, labels: Sequence[int], classes: Sequence[str]) -> bytes:
@@ -194,11 +202,6 @@ class Tokens(Kind):
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {text: number for number, text in enumerate(self._texts)}
-
-    @property
-    def _stranger(self) -> int | None:
-        """The token of what has no symbol."""
-        return self._numbers[UNKNOWN] if self.unknown else None
 
 
 def _bytes(text: str) -> bytes:
