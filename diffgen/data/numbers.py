@@ -2,8 +2,10 @@
 
 import math
 from functools import cache
+from itertools import chain
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,6 +106,8 @@ def kind_of(unit: Unit) -> Tokens:
 def sequences(values: list[int], kind: Tokens) -> Tensor:
     """Spelled numbers as tokens, int64 [n, L], filled up to the length of the longest below a million."""
     longest = 1001 * max(range(1000), key=lambda n: len(kind.ids(spelled(n))))
-    length, padding = len(kind.ids(spelled(longest))), len(kind.symbols) - 1
-    spellings = [kind.ids(spelled(value)) for value in values]
-    return torch.tensor([[*ids, *[padding] * (length - len(ids))] for ids in spellings])
+    rows = [kind.ids(spelled(value)) for value in (*values, longest)]
+    lengths = np.array([len(ids) for ids in rows])
+    filled = np.full((len(rows), lengths.max()), len(kind.symbols) - 1)  # the padding
+    filled[np.arange(lengths.max()) < lengths[:, None]] = np.fromiter(chain.from_iterable(rows), np.int64)
+    return torch.from_numpy(filled[:-1])
