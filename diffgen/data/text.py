@@ -1,5 +1,6 @@
 """Text of your own as sequences of characters, bytes or the tokens of a tokenizer."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -190,9 +191,7 @@ class Text(Source):
             count = f"{len(self.tokens):,} {kind.symbol}s to {'train on' if overlapping else 'judge by'}"
             raise DataError(f"{origin}: {count} are fewer than dataset.length={length}: give more, or a smaller length")
         self.stride = -(-begins // ENTRIES) if overlapping else length
-        self.shape = DataShape(
-            tuple(kind.encode(self._at(torch.zeros(1).long())).shape[1:]), vocabulary=kind.vocabulary
-        )
+        self.shape = self._shape(kind)
         self.home = "kept on the device" if self.tokens.nbytes <= RESIDENT_BYTES else "kept in memory"
         self.found, self.notes = self._found(), self._strange()
 
@@ -213,9 +212,13 @@ class Text(Source):
             yield Stored(examples, torch.full((len(chosen),), -1, device=device))
 
     def of(self, kind: Kind) -> "Text":
-        """See `Source`; the text is cut anew into the tokens of that kind."""
+        """See `Source`; where that kind has other tokens, the text is cut into these."""
         if not isinstance(kind, Tokens):
             raise UsageError(f"the data is text, and this model makes {kind.unit}")
+        if kind.as_tokens(0) == self.kind.as_tokens(0):
+            other = copy.copy(self)
+            other.kind, other.shape = kind, self._shape(kind)
+            return other
         other = Text(self.text, kind, self.length, self.origin, overlapping=self.overlapping)
         other.left_out = self.left_out
         return other
@@ -231,6 +234,10 @@ class Text(Source):
         """Sequences int64 [n, L]."""
         places = (entries * self.stride)[:, None] + torch.arange(self.length, device=entries.device)
         return self.tokens[places].long()
+
+    def _shape(self, kind: Tokens) -> DataShape:
+        """Of x0 of that kind."""
+        return DataShape(kind.encode(self._at(torch.zeros(1).long()))[0].shape, vocabulary=kind.vocabulary)
 
     def _found(self) -> str:
         kind, characters = self.kind, len(self.text)

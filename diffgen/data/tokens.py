@@ -1,10 +1,11 @@
 """Kinds whose examples are sequences of tokens: the tokens themselves, and their bits as real numbers."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffgen.core.errors import DataError, UsageError, require
-from diffgen.data import tokenizer
+from diffgen.data import corpus, tokenizer
 from diffgen.data.kinds import KINDS, Kind
 
 Symbol = Literal["character", "byte", "word", "token"]
@@ -136,18 +137,17 @@ class Tokens(Kind):
         Raises:
             UsageError: Something in it has no symbol, and there is none for the unknown.
         """
-        if self.tokenizer is not None:
-            return tokenizer.ids(self.tokenizer, text)
-        if self.symbol == "byte":
-            return list(_bytes(text))
-        pieces = text.split() if self.symbol == "word" else list(text)
-        stranger = self.stranger
-        found = [self._numbers.get(piece, stranger) for piece in pieces]
-        known = [number for number in found if number is not None]
-        if len(known) < len(found):
-            piece = pieces[found.index(None)]
+        if self.symbol == "word":
+            return [self._number(word) for word in text.split()]
+        if self.symbol == "character":
+            return [self._number(char) for char in text]
+        return list(_bytes(text)) if self.tokenizer is None else tokenizer.ids(self.tokenizer, text)
+
+    def _number(self, piece: str) -> int:
+        number = self._numbers.get(piece, self.stranger)
+        if number is None:
             raise UsageError(f"text has {piece!r}, which is no {self.symbol} that this model was trained on")
-        return known
+        return number
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens in [0, number of symbols), or -1 for hidden ones.
@@ -172,12 +172,36 @@ class Tokens(Kind):
         """The text of each of some stored examples, int64 [n, L]."""
         return [self.text(ids) for ids in examples.tolist()]
 
-    @property
+    @cached_property
     def stranger(self) -> int | None:
         """The token for all that has no symbol, if there is one."""
         if self.tokenizer is not None:
             return tokenizer.unknown(self.tokenizer)
         return self._numbers[UNKNOWN] if self.unknown else None
+
+    def template(self, text: str, mark: str, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """See `Kind`; the last line end of a file is no part of it."""
+        gap = [-1]
+        pieces = [self._known(piece) for piece in _given(text).split(mark)]
+        ids = list(chain(pieces[0], *(gap + piece for piece in pieces[1:])))
+        length, what = size[-1], f"text has {len(ids):,} {self.symbol}s"
+        require(len(ids) <= length, f"{what}, and this model makes {length:,}: shorten it")
+        tokens = torch.tensor(ids + gap * (length - len(ids)))
+        free = tokens < 0
+        require(bool(free.any()), f"{what}, as many as this model makes, and no {mark!r}: nothing would be filled in")
+        x0 = self.encode(tokens.clamp(min=0)[None])[0]
+        return x0, free.expand(x0.shape)
+
+    def _known(self, text: str) -> list[int]:
+        """The tokens of a text that is to stay as it is.
+
+        Raises:
+            UsageError: Something in it has no token of its own.
+        """
+        ids = self.ids(text)
+        strange = f"text={text[:40]!r} has something that is no {self.symbol} of this model's vocabulary"
+        require(self.stranger not in ids, f"{strange}, and could not be kept")
+        return ids
 
     # --- files ---
 
@@ -202,6 +226,13 @@ class Tokens(Kind):
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {text: number for number, text in enumerate(self._texts)}
+
+
+def _given(text: str) -> str:
+    """A text, or that of the file of this name."""
+    if not os.path.isfile(text):  # noqa: PTH113  Path's raises of a text that is too long for a name
+        return text
+    return corpus.read(text).text.removesuffix("\n")
 
 
 def _bytes(text: str) -> bytes:

@@ -148,9 +148,10 @@ def test_a_text_is_cut_anew_for_a_checkpoint(file: Path) -> None:
     assert other.shape.vocabulary == 3
     assert other.tokens.tolist() == [{"o": 0, " ": 1}.get(char, 2) for char in data.text]
     assert "of 180 characters are none of the vocabulary of 3" in other.notes[0]
-    codes = data.of(small.as_numbers())
+    codes = other.of(small.as_numbers())
     assert (codes.shape.size, codes.shape.vocabulary) == ((2, 16), 0)
     assert isinstance(codes.kind, Bits)
+    assert (codes.found, codes.notes, codes.tokens) == (other.found, other.notes, other.tokens)
     with pytest.raises(UsageError, match=r"text has '\\n', which is no character"):
         data.of(Tokens(symbols=tuple("abc "), symbol="character"))
     with pytest.raises(UsageError, match="the data is text, and this model makes images"):
@@ -239,9 +240,7 @@ def test_a_text_shorter_than_a_sequence_is_refused(tmp_path: Path, changes: dict
     with pytest.raises(DataError, match="a.txt: 13 characters to train on are fewer than dataset.length=16"):
         load(tmp_path / "a.txt", **changes)
     (tmp_path / "a.txt").write_text("a" * 100)
-    with pytest.raises(
-        DataError, match="the end of a.txt: 10 characters to judge by are fewer than dataset.length=16"
-    ):
+    with pytest.raises(DataError, match="the end of a.txt: 10 characters to judge by are fewer than dataset.length=16"):
         load(tmp_path / "a.txt", **changes)
 
 

@@ -141,6 +141,45 @@ def test_fields_that_do_not_belong_together_are_refused(changes: dict[str, objec
         build(KINDS, {**named(KINDS, ABC), **changes})
 
 
+# --- gaps ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_with_gaps() -> None:
+    x0, free = ABC.template("a__b", "_", (6,))
+    assert free.tolist() == [False, True, True, False, True, True]
+    assert x0[~free].tolist() == [0, 1]
+    x0, free = WORDS.template("one ?? hundred", "?", (5,))
+    assert free.tolist() == [False, True, True, False, True]
+    x0, free = RAW.template("é*", "*", (3,))
+    assert (x0[:2].tolist(), free.tolist()) == (list("é".encode()), [False, False, True])
+    x0, free = CODES.template("e_", "_", (3, 2))
+    assert x0[:, 0].tolist() == [1, -1, -1]
+    assert free.tolist() == [[False, True]] * 3
+
+
+def test_a_text_with_gaps_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a_\nb\n")
+    x0, free = ABC.template(str(tmp_path / "a.txt"), "_", (5,))
+    assert free.tolist() == [False, True, False, False, True]
+    assert x0[~free].tolist() == [0, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "sentence"),
+    [
+        (ABC, "abcab", "text has 5 characters, and this model makes 4: shorten it"),
+        (ABC, "____a", "text has 5 characters"),
+        (ABC, "abca", "text has 4 characters, as many as this model makes, and no '_': nothing would be filled in"),
+        (ABC, "x_", "text has 'x', which is no character"),
+        (OPEN, "x_", "text='x' has something that is no character of this model's vocabulary"),
+        (ABC, "a" * 5000, "text has 5,000 characters"),
+    ],
+)
+def test_a_text_that_cannot_stay_is_refused(kind: Tokens, text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        kind.template(text, "_", (4,))
+
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 
