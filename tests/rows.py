@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from diffgen.core.registry import build
+from diffgen.data import DATASETS
 from diffgen.diffusion.schedules import SCHEDULES, Schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -19,3 +20,9 @@ def row(group: str, name: str, **changes: Any) -> dict[str, Any]:
 def schedule(name: str, **changes: Any) -> Schedule:
     """A noise schedule."""
     return build(SCHEDULES, row("schedule", name, **changes))
+
+
+def dataset(name: str, **changes: Any) -> Any:
+    """A data set, without the recipe that its file includes."""
+    settings = row("dataset", name, **changes)
+    return build(DATASETS, {key: value for key, value in settings.items() if key != "defaults"})

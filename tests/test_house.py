@@ -53,6 +53,7 @@ OWNERS = {
     "rich": {"core.console"},
     "sklearn": {"data"},
     "pyarrow": {"data.parquet"},
+    "tokenizers": {"data.tokenizer"},
     "torch_fidelity": {"evaluation"},
     "torchvision": {"data"},
     "matplotlib": {"core.plots"},

@@ -1,6 +1,20 @@
 """What examples are and where they come from: kinds, data sets, augmentation."""
 
-from diffgen.data import arrays, cifar, digits, mixture, mnist, parquet, pictures, points
+from diffgen.data import (
+    arrays,
+    cifar,
+    digits,
+    mixture,
+    mnist,
+    numbers,
+    parquet,
+    pictures,
+    points,
+    python_docs,
+    text,
+    text8,
+    tokens,
+)
 from diffgen.data.base import DATASETS, Images, InMemory, Source
 from diffgen.data.vectors import VectorSet
 
@@ -15,7 +29,12 @@ __all__ = [
     "digits",
     "mixture",
     "mnist",
+    "numbers",
     "parquet",
     "pictures",
     "points",
+    "python_docs",
+    "text",
+    "text8",
+    "tokens",
 ]

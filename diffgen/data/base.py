@@ -70,10 +70,21 @@ class Source(ABC):
     """What a user should know before training on it, a sentence each."""
     left_out: tuple[LeftOut, ...] = ()
     """What was found and is not used."""
+    entropy: float | None = None
+    """Bits of an example's true distribution, where it is known: no model can need fewer."""
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of examples."""
+
+    @property
+    def once(self) -> int:
+        """Examples that make one pass over the data: fewer than all where they overlap."""
+        return len(self)
+
+    def right(self, text: str) -> bool | None:
+        """Whether a text is one that the data could have; None where nothing can tell."""
+        return None
 
     @abstractmethod
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
@@ -116,12 +127,16 @@ class Part(Source):
         """See `Source.part` and `Source.renamed`."""
         self.whole, self.entries, self.numbers = whole, entries, numbers
         self.classes = whole.classes if classes is None else classes
-        self.kind, self.home, self.found = whole.kind, whole.home, whole.found
+        self.kind, self.home, self.found, self.entropy = whole.kind, whole.home, whole.found, whole.entropy
         self.notes, self.left_out = whole.notes, whole.left_out
         self.shape = replace(whole.shape, num_classes=len(self.classes))
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def right(self, text: str) -> bool | None:
+        """See `Source`."""
+        return self.whole.right(text)
 
     def of(self, kind: Kind) -> Source:
         """See `Source`."""

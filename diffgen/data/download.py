@@ -16,8 +16,23 @@ def md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def fetch(urls: list[str], path: Path, checksum: str, download: Callable[[str, Path], None], tries: int = 2) -> None:
+def fetch(
+    urls: list[str],
+    path: Path,
+    checksum: str,
+    download: Callable[[str, Path], None],
+    tries: int = 2,
+    instead: str = "dataset=digits",
+) -> None:
     """Make sure that `path` holds the file with this MD5, downloading it from the first address that gives it.
+
+    Args:
+        urls: Addresses.
+        path: Where it belongs.
+        checksum: MD5, in hex.
+        download: Writes what is at an address to a file.
+        tries: How often each address is asked.
+        instead: What needs no download, for the sentence.
 
     Raises:
         DataError: The file is damaged, or missing and no address answers.
@@ -49,7 +64,7 @@ def fetch(urls: list[str], path: Path, checksum: str, download: Callable[[str, P
             folder.rmdir()
     raise DataError(
         f"{path} is missing and cannot be downloaded ({reason}): put the official file there, "
-        "or set dataset.root to the folder that holds it; dataset=digits needs no download"
+        f"or set dataset.root to the folder that holds it; {instead} needs no download"
     )
 
 

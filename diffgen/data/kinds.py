@@ -115,13 +115,18 @@ class Kind:
         """Stored examples as `arr_0` of samples.npz."""
         return examples.numpy()
 
+    def beside(self) -> dict[str, np.ndarray]:
+        """What samples.npz holds beside examples and labels."""
+        return {}
+
     def write(self, name: str, examples: Tensor, labels: Sequence[int], classes: Sequence[str]) -> bytes:
         """The file `samples.<name>` of all examples.
 
-        `npz` holds `arr_0`, `arr_1`, int64 labels, -1 for none, and `classes`, their names, where they have some.
+        `npz` holds `arr_0`, `arr_1`, int64 labels, -1 for none, `classes`, their names, where they have some, and what
+        `beside` gives.
         """
         buffer = io.BytesIO()
-        arrays = {"arr_0": self.array(examples), "arr_1": np.asarray(labels, np.int64)}
+        arrays = {"arr_0": self.array(examples), "arr_1": np.asarray(labels, np.int64), **self.beside()}
         np.savez(buffer, **arrays, **({"classes": np.asarray(classes, np.str_)} if classes else {}))  # type: ignore[arg-type]
         return buffer.getvalue()
 

@@ -15,7 +15,7 @@ from diffgen.training.parts import Parts
 
 def rows(parts: Parts, gflop: float) -> dict[str, str]:
     """What will run; `gflop` is the cost of an example in training."""
-    config, settings, images = parts.config, parts.settings, len(parts.dataset)
+    config, settings = parts.config, parts.settings
     world = parts.accelerator.num_processes
     batch = f"{settings.batch_size} = {world} x {parts.local_batch}" if world > 1 else f"{settings.batch_size}"
     told = {
@@ -27,7 +27,7 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
         "device": processes.told(parts.accelerator),
         "batch": batch,
         "optimizer": optimizer(config, parts.optimizer.param_groups, parts.base_lrs),
-        "duration": duration(settings, images),
+        "duration": duration(settings, parts.dataset.once),
         "judged": judged(settings, config),
     }
     return {name: row for name, row in told.items() if row}
@@ -69,11 +69,11 @@ def optimizer(config: Config, groups: list[dict[str, Any]], base_lrs: list[float
     return ", ".join([config["optimizer"]["name"], *rates, config["lr_schedule"]["decay"]])
 
 
-def duration(settings: TrainSettings, images: int) -> str:
-    """The limits of the run."""
+def duration(settings: TrainSettings, once: int) -> str:
+    """The limits of the run; `once` is how many images are a pass over the data."""
     limits = []
     if settings.images:
-        limits.append(f"{settings.images:,} images ({settings.images / images:.3g} epochs)")
+        limits.append(f"{settings.images:,} images ({settings.images / once:.3g} epochs)")
     if settings.minutes:
         limits.append(f"{clock(60 * settings.minutes)} of wall time")
     return " or ".join(limits)

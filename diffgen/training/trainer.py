@@ -286,7 +286,7 @@ class Trainer:
             "seconds": round(self.at.watch.seconds, 3),
         }
         self.parts.loggers.log(row, self.at.images)
-        epochs = f"epoch {self.at.images / len(self.parts.dataset):g}  " if self.settings.print_log else ""
+        epochs = f"epoch {self.at.images / self.parts.dataset.once:g}  " if self.settings.print_log else ""
         figures = [f"{epochs}{count(self.at.images)} img", f"loss {math.nan if loss is None else loss:.4f}"]
         if pace is not None:  # the first step has none
             tflops = pace * self.gflop / 1000 / self.accelerator.num_processes
