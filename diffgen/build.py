@@ -24,6 +24,7 @@ from diffgen.diffusion.samplers import time_grid
 from diffgen.diffusion.schedules import SCHEDULES, Schedule
 from diffgen.diffusion.weightings import WEIGHTINGS, Weighting
 from diffgen.nets import MODELS, DataShape
+from diffgen.nets.one_hot import OneHot, one_hot
 from diffgen.objectives import OBJECTIVES, Objective
 from diffgen.storage.checkpoint import Checkpoint, assign
 
@@ -164,8 +165,11 @@ def data_shape(config: Config) -> DataShape:
 
 def make_model(config: Config) -> nn.Module:
     """The network of `config["model"]` for the data shape of `config["data"]`."""
-    network: nn.Module = build(MODELS, config["model"], data_shape(config))
-    return network
+    shape, row = data_shape(config), MODELS.get(str(config["model"].get("name")))
+    if not shape.vocabulary or getattr(row, "takes_tokens", False):
+        network: nn.Module = build(MODELS, config["model"], shape)
+        return network
+    return OneHot(build(MODELS, config["model"], one_hot(shape)), shape.vocabulary)
 
 
 def make_denoiser(config: Config, model: Network) -> Denoiser:

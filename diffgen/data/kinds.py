@@ -31,6 +31,7 @@ class Kind:
 
     Attributes:
         unit: What several examples are called.
+        short: The same in a line of progress.
         axes: Number of sides of x0, if it is always the same.
         bounded: Whether x0 lies in [-1, 1], so that a sampler may clip x0_hat to it.
         textual: Whether `lines` says what examples are, and a person reads them; else `show` draws them.
@@ -43,6 +44,7 @@ class Kind:
     """
 
     unit: ClassVar[str] = "examples"
+    short: ClassVar[str] = "img"
     axes: ClassVar[int | None] = None
     bounded: ClassVar[bool] = False
     textual: ClassVar[bool] = False

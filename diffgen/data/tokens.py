@@ -94,6 +94,7 @@ class Tokens(Kind):
     tokenizer: str | None = None
 
     unit = "sequences"
+    short = "seq"
     axes = 1
     textual = True
     tiled = False

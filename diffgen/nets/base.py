@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from diffgen.core.registry import Table
 
 MODELS = Table("model")
-"""Rows are called as row(shape, **settings) and give an nn.Module: (x [B, ...], noise_cond [B], label [B]) -> F."""
+"""Rows are called as row(shape, **settings) and give an nn.Module: (x [B, ...], noise_cond [B], label [B]) -> F.
+
+A row with `takes_tokens` is built for tokens as they are; others are given their one-hot vectors (`one_hot`).
+"""
 
 
 @dataclass(frozen=True)

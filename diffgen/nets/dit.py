@@ -180,6 +180,8 @@ def zero_linear(c_in: int, c_out: int) -> nn.Linear:
 class DiT(nn.Module):
     """Transformer with adaLN-Zero blocks over patches or tokens."""
 
+    takes_tokens = True
+
     def __init__(
         self,
         shape: DataShape,

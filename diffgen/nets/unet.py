@@ -181,7 +181,10 @@ class UNet(nn.Module):
         dropout: float,
         patch: int,
     ) -> None:
-        require(len(shape.size) == 3, f"name=unet takes pictures [C, H, W], and the data is {shape}: choose model=mlp")
+        require(
+            len(shape.size) == 3,
+            f"name=unet takes pictures [C, H, W], and the data is {shape}: choose model=mlp or dit_tiny",
+        )
         require(
             4 <= channels <= 4096 and channels % 4 == 0,
             f"channels={channels} must be a multiple of 4 in [4, 4096]",

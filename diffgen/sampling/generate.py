@@ -157,8 +157,8 @@ def _tell(
     out, unit = folder.path, sampling.trained.kind.unit
     pace = count(settings.n / seconds)
     twice = ", some or all with a second one for guidance" if guides(sampling.guidance, labels) else ""
-    each = "img" if unit == "images" else unit
-    reporter.say(f"{settings.n} {unit} in {seconds:.1f} s ({pace} {each}/s), NFE {sampling.nfe}{twice}")
+    short = sampling.trained.kind.short
+    reporter.say(f"{settings.n} {unit} in {seconds:.1f} s ({pace} {short}/s), NFE {sampling.nfe}{twice}")
     more = f"   more: {', '.join(settings.saves)} in {out}" if set(settings.saves) - {"grid"} else ""
     drawn = told(labels, sampling.trained.classes)
     what = "text" if sampling.trained.kind.textual else "grid"
@@ -167,7 +167,7 @@ def _tell(
 
 def _draw_all(order: Order, accelerator: Accelerator, reporter: Reporter, files: Files) -> Tensor:
     """All examples as stored, [n, ...], or films [n, F, ...], on the main process (elsewhere the same or a part)."""
-    n, world = order.settings.n, accelerator.num_processes
+    n, world, short = order.settings.n, accelerator.num_processes, order.sampling.trained.kind.short
     mine = share_of(n, accelerator)
     parts: list[Tensor] = []
     started, done = time.monotonic(), 0
@@ -177,7 +177,8 @@ def _draw_all(order: Order, accelerator: Accelerator, reporter: Reporter, files:
             files.add(dict(zip(mine[done:], whole, strict=False)))
             parts.append(part)
             done += len(part)
-            line.update(done, f"{min(done * world, n)} img  {count(done * world / (time.monotonic() - started))} img/s")
+            pace = count(done * world / (time.monotonic() - started))
+            line.update(done, f"{min(done * world, n)} {short}  {pace} {short}/s")
     drawn = torch.cat(parts)
     if world > 1:
         drawn = accelerator.gather(drawn.to(accelerator.device)).cpu()

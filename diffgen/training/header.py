@@ -22,7 +22,7 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
         "data": data(parts.splits, parts.sampling.trained),
         "found": parts.dataset.found,
         "held out": parts.splits.test.found if parts.splits.by == "place" and parts.splits.test else "",
-        "model": model(config, parts.network, gflop),
+        "model": model(config, parts.network, gflop, parts.dataset.kind.unit),
         "method": method(config),
         "device": processes.told(parts.accelerator),
         "batch": batch,
@@ -45,10 +45,10 @@ def held_out(splits: Splits) -> str:
     return f", {len(splits.test):,} held out" if splits.by != "split" and splits.test else ""
 
 
-def model(config: Config, network: torch.nn.Module, gflop: float) -> str:
-    """Name, parameters and cost of the network; `gflop` is that of an image in training."""
+def model(config: Config, network: torch.nn.Module, gflop: float, unit: str) -> str:
+    """Name, parameters and cost of the network; `gflop` is that of one example in training."""
     parameters = sum(p.numel() for p in network.parameters())
-    cost = f"{gflop / 3:.3g} GFLOP per image, {gflop:.3g} in training"
+    cost = f"{gflop / 3:.3g} GFLOP per {unit.removesuffix('s')}, {gflop:.3g} in training"
     return f"{config['model']['name']}, {count(parameters)} parameters, {cost}"
 
 

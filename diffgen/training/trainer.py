@@ -286,11 +286,12 @@ class Trainer:
             "seconds": round(self.at.watch.seconds, 3),
         }
         self.parts.loggers.log(row, self.at.images)
+        short = self.parts.dataset.kind.short
         epochs = f"epoch {self.at.images / self.parts.dataset.once:g}  " if self.settings.print_log else ""
-        figures = [f"{epochs}{count(self.at.images)} img", f"loss {math.nan if loss is None else loss:.4f}"]
+        figures = [f"{epochs}{count(self.at.images)} {short}", f"loss {math.nan if loss is None else loss:.4f}"]
         if pace is not None:  # the first step has none
             tflops = pace * self.gflop / 1000 / self.accelerator.num_processes
-            figures += [f"{count(pace)} img/s", speed.shown(tflops, self.peak)]
+            figures += [f"{count(pace)} {short}/s", speed.shown(tflops, self.peak)]
         figures += [memory.peak(self.device)] + ([f"{skipped} steps skipped"] if skipped else [])
         self.line.update(min(self.at.share(), 1), "  ".join(figures), keep=self.settings.print_log)
 
