@@ -141,6 +141,7 @@ class Run:
 
         Returns:
             Stored examples on the CPU: pictures are uint8 [n, C, H, W]; of `task="trajectory"`, [n, frames, C, H, W].
+            Text is int64 [n, L], which `text` reads.
 
         Raises:
             DiffgenError: What the command would say in one sentence.
@@ -156,6 +157,19 @@ class Run:
                 if isinstance(order.sampling.denoiser.model, Compiled):
                     compilation.forget()
 
+    def text(self, tokens: Tensor) -> list[str]:
+        """The text of examples.
+
+        Args:
+            tokens: As `sample` gives them, int64 [n, L].
+
+        Raises:
+            UsageError: This run makes no text.
+        """
+        kind = self._trained.kind
+        require(kind.textual, f"this run makes {kind.unit}, which are no text: grid shows them")
+        return kind.lines(tokens.cpu())
+
     def grid(self, images: Tensor, columns: int | None = None) -> Image.Image:
         """A picture of examples: side by side, or what else suits their kind.
 
@@ -164,9 +178,10 @@ class Run:
             columns: Examples in a row; None for a square.
 
         Raises:
-            UsageError: They are not of this kind or size.
+            UsageError: They are not of this kind or size, or are text.
         """
         kind = self._trained.kind
+        require(not kind.textual, f"this run makes {kind.unit}, which no picture shows: text reads them")
         stored = kind.decode(torch.zeros(1, *self.shape))
         require(
             images.shape[1:] == stored.shape[1:] and len(images) > 0 and images.dtype == stored.dtype,
@@ -188,8 +203,9 @@ class Run:
             Like x, on the run's device.
 
         Raises:
-            UsageError: The shape, a time or a label is out of range.
+            UsageError: The shape, a time or a label is out of range, or this run unmasks tokens.
         """
+        require(not self._trained.objective.discrete, "this run unmasks tokens, and has no x0_hat on a path of noise")
         require(isinstance(x, Tensor), f"x must be a tensor of torch, and is {type(x).__name__}: torch.as_tensor(x)")
         require(
             x.shape[1:] == self.shape and x.is_floating_point(),

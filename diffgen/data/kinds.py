@@ -99,6 +99,10 @@ class Kind:
         """x0 of any float type, or tokens and -1 for hidden ones, [B, *size] -> examples as they are stored."""
         return x0
 
+    def strays(self, x0: Tensor) -> Tensor:
+        """Which parts of x0 stand for nothing, so that `decode` takes the nearest: bool [B, ...]; [B, 0] where none can."""
+        return torch.zeros(len(x0), 0, dtype=torch.bool)
+
     def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:
         """What a person looks at: stored examples [n, ...] on one sheet.
 

@@ -300,7 +300,7 @@ class Bits(Tokens):
             numbers[invalid] = self._nearest(x0.movedim(1, -1)[invalid].float())
         return numbers
 
-    def invalid(self, x0: Tensor) -> Tensor:
+    def strays(self, x0: Tensor) -> Tensor:
         """Where the signs of x0 [B, bits, L] are a code that no token has: bool [B, L]."""
         return self._signs(x0) >= len(self.symbols)
 

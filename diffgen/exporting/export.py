@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffgen.build import Config, restore
+from diffgen.build import Config, Trained, restore
 from diffgen.core.console import Reporter
-from diffgen.core.errors import UsageError
+from diffgen.core.errors import UsageError, require
 from diffgen.core.files import folder_atomically
 from diffgen.core.paths import setting
 from diffgen.core.settings import ExportSettings
 from diffgen.exporting import from_diffusers, programs, to_diffusers
 from diffgen.storage import checkpoint
+from diffgen.storage.checkpoint import Checkpoint
 
 WRITTEN = {"README.md", "model_index.json", "unet", "scheduler", *programs.FILES.values(), "model.safetensors"}
 """What an export may hold: a folder that holds more is not replaced."""
@@ -40,6 +41,7 @@ def export(settings: ExportSettings, samplers: Mapping[str, Config]) -> None:
             raise UsageError(f"ckpt={str(source)!r} is a folder of diffusers: format=diffgen makes a checkpoint of it")
         saved = checkpoint.load(source)
         trained = restore(saved)
+        _check_denoiser(saved, trained)
         with folder_atomically(folder) as temporary:
             if settings.format == "diffusers":
                 notes = to_diffusers.write(temporary, saved, trained)
@@ -47,6 +49,20 @@ def export(settings: ExportSettings, samplers: Mapping[str, Config]) -> None:
                 notes = programs.write(temporary, saved, trained, settings.format)
     for line in (f"written: {folder}", *notes):
         reporter.say(line)
+
+
+def _check_denoiser(saved: Checkpoint, trained: Trained) -> None:
+    """Require what every format holds: a function x, t, label -> x0_hat.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    held = f"ckpt={str(saved.path)!r} cannot be exported: formats hold x, t, label -> x0_hat, and"
+    require(not trained.objective.discrete, f"{held} this model unmasks tokens")
+    require(
+        trained.objective.discrete or not trained.denoiser.self_condition,
+        f"{held} this network sees its own last estimate, too (model.self_condition=true)",
+    )
 
 
 def check_folder(folder: Path, source: Path, *, overwrite: bool) -> None:

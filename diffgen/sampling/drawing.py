@@ -37,6 +37,8 @@ class Sampling:
     """Where to start and what to keep, if not new images from noise."""
     before_each: Callable[[], None] | None = None
     """Called before each network evaluation; it may raise, to end the sampling."""
+    strays: tuple[int, int] = (0, 0)
+    """Parts of the latest examples that stood for nothing, and how many parts there were; see `Kind.strays`."""
     nfe: int = 0
     """Network evaluations of each image in the latest `draw`; guidance evaluates twice at once and counts as one."""
 
@@ -128,7 +130,13 @@ class Sampling:
         def draw(numbers: list[int]) -> Tensor:
             return self.draw([indices[i] for i in numbers], [labels[i] for i in numbers]).cpu()
 
-        return map(self.trained.kind.decode, in_batches(draw, len(indices), batch_size))
+        self.strays = (0, 0)
+        return map(self._stored, in_batches(draw, len(indices), batch_size))
+
+    def _stored(self, x0: Tensor) -> Tensor:
+        strays = self.trained.kind.strays(x0)
+        self.strays = self.strays[0] + int(strays.sum()), self.strays[1] + strays.numel()
+        return self.trained.kind.decode(x0)
 
     def films(self, indices: list[int], labels: list[int], batch_size: int) -> Iterator[Tensor]:
         """The same with pictures of their way, [B, plan.frames, ...]; the last one is the image.

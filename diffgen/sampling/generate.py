@@ -159,6 +159,10 @@ def _tell(
     twice = ", some or all with a second one for guidance" if guides(sampling.guidance, labels) else ""
     short = sampling.trained.kind.short
     reporter.say(f"{settings.n} {unit} in {seconds:.1f} s ({pace} {short}/s), NFE {sampling.nfe}{twice}")
+    if sampling.strays[1]:
+        reporter.say(
+            f"codes that are no token's, and became the nearest: {sampling.strays[0] / sampling.strays[1]:.2%}"
+        )
     more = f"   more: {', '.join(settings.saves)} in {out}" if set(settings.saves) - {"grid"} else ""
     drawn = told(labels, sampling.trained.classes)
     what = "text" if sampling.trained.kind.textual else "grid"

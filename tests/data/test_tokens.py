@@ -210,7 +210,7 @@ def test_as_many_bits_as_the_symbols_need(symbols: int, bits: int) -> None:
     assert kind.bits == bits
     assert kind.encode(ids).shape == (1, bits, symbols)
     assert torch.equal(kind.decode(kind.encode(ids)), ids)
-    assert not kind.invalid(kind.encode(ids)).any()
+    assert not kind.strays(kind.encode(ids)).any()
 
 
 @given(st.integers(0, 2**31), st.integers(2, 40))
@@ -224,7 +224,7 @@ def test_decoding_is_maximum_likelihood(seed: int, symbols: int) -> None:
 
 def test_invalid_codes_are_noticed() -> None:
     x0 = torch.tensor([[[1.0, -1.0], [0.2, 1.0], [0.1, 1.0]]])  # 111 = 7 of 5 symbols, and 011 = 3
-    assert CODES.invalid(x0).tolist() == [[True, False]]
+    assert CODES.strays(x0).tolist() == [[True, False]]
     assert CODES.decode(x0).tolist() == [[4, 3]]
     assert CODES.decode(x0.half()).dtype == torch.int64
 
