@@ -41,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=list(PARTS), help="by default all that are not done")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this invocation")
+    parser.add_argument("--speed-run-minutes", type=float, help="a shorter speed-run; by default the recipe's 22")
     parser.add_argument("--data", type=Path, help="the folder with cifar-10-batches-py or its archive")
     parser.add_argument("--out", type=Path, help="folder of the result file; by default benchmarks/results")
     parser.add_argument("--tiny", action="store_true", help="a smoke test on a CPU: its figures mean nothing")
@@ -121,7 +122,8 @@ def main() -> int:
     for folder in (kept, out):
         folder.mkdir(parents=True, exist_ok=True)
     data = args.data or (ROOT / "data" if has_cifar(ROOT / "data") and not args.tiny else None)
-    work = Work(kept, args.tiny, data.resolve() if data else None, time.monotonic() + 60 * args.minutes)
+    deadline = time.monotonic() + 60 * args.minutes
+    work = Work(kept, args.tiny, data.resolve() if data else None, deadline, args.speed_run_minutes)
     device = "tiny networks" if args.tiny else torch.cuda.get_device_name()
     results = Results(device, [kept, out], others=() if args.tiny else [FOLDER])
     chosen = args.part or list(PARTS)

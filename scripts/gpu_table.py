@@ -115,7 +115,7 @@ def tables(pieces: dict[str, Row]) -> Lines:
 def told(piece: Row) -> str:
     """What the figures of a piece depend on."""
     batch = f", batch {piece['batch']}" if "batch" in piece else ""
-    return batch + (f", {piece['data']}" if "data" in piece else "")
+    return batch + "".join(f", {piece[key]}" for key in ("data", "length") if key in piece)
 
 
 def notes(pieces: dict[str, Row]) -> Lines:

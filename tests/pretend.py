@@ -248,6 +248,7 @@ ANSWERS: dict[str, Any] = {
     "set_device": None,
     "manual_seed_all": None,
     "empty_cache": None,
+    "is_current_stream_capturing": False,
     "_lazy_init": None,
 }
 """What functions of torch.cuda say."""

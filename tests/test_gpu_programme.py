@@ -278,6 +278,48 @@ def test_the_speed_run_stops_in_time_and_goes_on(work: Any, monkeypatch: Patch) 
     assert speed_run.minutes(Work(work.folder, tiny=False, data=None, deadline=0)) == 22
 
 
+def test_a_shorter_speed_run_says_so(tmp_path: Path) -> None:
+    """It has a run directory of its own, and the page does not call it the recipe."""
+    import gpu_table
+    from programme import speed_run
+    from programme.work import Work
+
+    whole, short = (Work(tmp_path, False, None, 0, minutes) for minutes in (None, 6))
+    assert speed_run.length(whole) == {}
+    assert speed_run.place(whole) == tmp_path / "speed-run"
+    assert "train.minutes=6" in speed_run.settings(short)
+    assert [speed_run.place(short).name, speed_run.log(short).name] == ["speed-run-6", "speed-run-6.log"]
+    assert gpu_table.told(speed_run.length(short)) == ", 6 minutes instead of the recipe's 22"
+
+
+def test_the_768_features_are_those_of_the_network_of_fid(tmp_path: Path, monkeypatch: Patch) -> None:
+    """With weights at random, batch norm folded into the file as its makers did."""
+    theirs = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    from programme.inception_768 import Inception768
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(theirs, "load_state_dict", lambda *_: None)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: {})
+    torch.manual_seed(0)
+    network, folded = theirs("random", ["768"], "no file"), {}
+    for name, layer in network.named_modules():
+        if hasattr(layer, "bn") and name < "Mixed_7":
+            for values in (layer.bn.weight, layer.bn.running_var):
+                torch.nn.init.uniform_(values, 0.5, 2)
+            torch.nn.init.normal_(layer.bn.running_mean, std=0.1)
+            scale = layer.bn.weight / (layer.bn.running_var + layer.bn.eps).sqrt()
+            folded[f"{name}.weight"] = layer.conv.weight * scale[:, None, None, None]
+            folded[f"{name}.bias"] = layer.bn.bias - layer.bn.running_mean * scale
+    save_file(folded, tmp_path / "weights.safetensors")
+    extract = Inception768(tmp_path / "weights.safetensors", torch.device("cpu"))
+    pixels = torch.randint(0, 256, (2, 3, 299, 299), dtype=torch.uint8)  # of which neither makes another size
+    (wanted,) = network(pixels)
+    # theirs divides by 128, not 127.5
+    shifted = (pixels.float() - 128) / 128
+    monkeypatch.setattr("programme.inception_768.to_float", lambda _: shifted)
+    torch.testing.assert_close(extract(pixels)[0], wanted, rtol=1e-3, atol=1e-5)
+
+
 def test_losses_that_differ_are_wrong(work: Any, monkeypatch: Patch) -> None:
     from programme import agreement
 

@@ -67,7 +67,7 @@ def main() -> None:
     folder = Path(order["folder"])
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     data = Path(order["data"]) if order["data"] else None
-    work = Work(folder, order["tiny"], data, time.monotonic() + order["seconds"])
+    work = Work(folder, order["tiny"], data, time.monotonic() + order["seconds"], order["speed_run_minutes"])
     make(order["wanted"], work, lambda told: print(json.dumps(told), file=answers, flush=True))
 
 

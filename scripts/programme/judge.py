@@ -8,11 +8,13 @@ from pathlib import Path
 
 from diffgen.core.files import cache_folder
 from diffgen.evaluation.extractors import INCEPTION
-from programme import commands
+from programme import commands, speed_run
 from programme.work import RANDOM, Piece, Row, Skipped, Unfinished, Work
 
 IMAGES = 10_000
 PICTURE = "gpu-speed-run.png"
+PLUGIN = Path(__file__).with_name("inception_768.py")
+INCEPTION_768 = "inception-2015-12-05-to-mixed6e-bnfold-fp16.safetensors"
 
 
 def judged(extractor: str, work: Work) -> Row:
@@ -22,13 +24,17 @@ def judged(extractor: str, work: Work) -> Row:
         Skipped: It was trained on pictures at random, or what the extractor needs is not at hand.
         Unfinished: The speed-run is not over.
     """
-    weights = [f"extractor.weights={inception(work)}"] if extractor == "inception" else []
     run, settings = subject(work)
-    settings += [f"ckpt={run}", f"extractor={extractor}", f"cache={work.folder / 'eval'}", *weights]
+    settings += [f"ckpt={run}", f"extractor={extractor}", f"cache={work.folder / 'eval'}"]
+    if extractor == "inception":
+        settings += [f"extractor.weights={inception(work)}"]
+    if extractor == "inception_768":
+        settings += [f"plugins=['{PLUGIN}']", f"+extractor.weights={found(work, INCEPTION_768)}", "metrics=[fd,kd]"]
     done = commands.run(work, commands.command("eval", *settings))
     row = json.loads((run / "eval" / "results.jsonl").read_text().splitlines()[-1])
     row["ckpt"] = "speed-run"  # wherever it lies
-    return {"images": row["images"], "nfe": row["nfe"], "figures": row, "command_seconds": done.seconds}
+    told = {"images": row["images"], "nfe": row["nfe"], "figures": row, "command_seconds": done.seconds}
+    return {**speed_run.length(work), **told}
 
 
 def subject(work: Work) -> tuple[Path, list[str]]:
@@ -41,7 +47,7 @@ def subject(work: Work) -> tuple[Path, list[str]]:
         return run, ["n=32", "extractor.epochs=1"]
     if work.data is None:
         raise Skipped(f"{RANDOM}: there is nothing to judge")
-    run = work.folder / "speed-run"
+    run = speed_run.place(work)
     status = run / "status.json"
     if not status.exists() or json.loads(status.read_text())["state"] != "done":
         raise Unfinished("the speed-run is not over", {})
@@ -49,11 +55,16 @@ def subject(work: Work) -> tuple[Path, list[str]]:
 
 
 def inception(work: Work) -> Path:
-    """The published weights, from beside the data or from diffgen's cache."""
+    """The published weights."""
     if importlib.util.find_spec("torch_fidelity") is None:
         raise Skipped("torch-fidelity is not installed")
+    return found(work, INCEPTION)
+
+
+def found(work: Work, name: str) -> Path:
+    """A file of weights beside the data or in diffgen's cache."""
     folders = [*([work.data] if work.data else []), cache_folder() / "eval"]
-    for path in (folder / INCEPTION for folder in folders):
+    for path in (folder / name for folder in folders):
         if path.is_file():
             return path
     raise Skipped("Inception's weights are not at hand")
@@ -67,11 +78,12 @@ def picture(work: Work) -> Row:
     place = work.folder / "images" / PICTURE
     place.parent.mkdir(exist_ok=True)
     shutil.copyfile(out / "grid.png", place)
-    return {"images": images, "picture": PICTURE, "command_seconds": done.seconds}
+    return {**speed_run.length(work), "images": images, "picture": PICTURE, "command_seconds": done.seconds}
 
 
 PIECES = {
     "a grid": Piece(1.5, picture),
     "classifier": Piece(5, partial(judged, "classifier")),
     "inception": Piece(5, partial(judged, "inception")),
+    "inception_768": Piece(3, partial(judged, "inception_768")),
 }

@@ -44,7 +44,7 @@ def answers(wanted: list[tuple[str, str]], work: Work) -> Iterator[tuple[str, st
 def started(wanted: list[tuple[str, str]], work: Work, log: Path) -> subprocess.Popen[str]:
     """The process that makes pieces; what libraries say goes to the log."""
     order = {"wanted": wanted, "folder": str(work.folder), "tiny": work.tiny, "seconds": work.left()}
-    order["data"] = str(work.data) if work.data else None
+    order |= {"data": str(work.data) if work.data else None, "speed_run_minutes": work.speed_run_minutes}
     # in tiny: threads that wait for each other are no test, and to compile takes minutes on a CPU
     alone = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"} if work.tiny else {}
     with log.open("ab") as file:

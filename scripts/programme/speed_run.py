@@ -21,14 +21,14 @@ def run(work: Work) -> Row:
         Unfinished: The run is not over.
         RuntimeError: It failed.
     """
-    folder = work.folder / "speed-run"
+    folder = place(work)
     reserve = 0.0 if work.tiny else RESERVE
     done = commands.run_until(
         work,
         commands.command("train", *settings(work), f"run_dir={folder}"),
         lambda: work.left() < reserve,
         signal.SIGTERM,
-        work.folder / "speed-run.log",
+        log(work),
     )
     if done.code not in (0, 143):
         raise RuntimeError(f"the speed-run ended with {done.code}:\n{done.text[-1500:]}")
@@ -38,9 +38,33 @@ def run(work: Work) -> Row:
     return row
 
 
+def recipe_minutes() -> float:
+    """The length of the recipe."""
+    return float(compose("experiment=cifar10_fast")["train"]["minutes"])
+
+
 def minutes(work: Work) -> float:
-    """The length of the run: that of the recipe, or in tiny a few seconds."""
-    return 0.03 if work.tiny else float(compose("experiment=cifar10_fast")["train"]["minutes"])
+    """The length of the run: that of the recipe unless another was asked for, or in tiny a few seconds."""
+    return 0.03 if work.tiny else work.speed_run_minutes or recipe_minutes()
+
+
+def length(work: Work) -> Row:
+    """What a row says of a run that is not as long as the recipe."""
+    whole = recipe_minutes()
+    other = minutes(work) != whole and not work.tiny
+    return {"length": f"{minutes(work):g} minutes instead of the recipe's {whole:g}"} if other else {}
+
+
+def place(work: Work) -> Path:
+    """The run directory; runs of other lengths do not share it, since the learning rate follows the length."""
+    other = f"-{minutes(work):g}" if length(work) else ""
+    return work.folder / f"speed-run{other}"
+
+
+def log(work: Work) -> Path:
+    """What the command says."""
+    run = place(work)
+    return run.with_name(f"{run.name}.log")
 
 
 def settings(work: Work) -> list[str]:
@@ -60,7 +84,8 @@ def figures(work: Work, folder: Path) -> Row:
         "data": work.pictures,
         "minutes": seconds / 60,
         "images": int(newest.name) if newest else 0,
-        "parts": starts(folder.with_suffix(".log")),
+        **length(work),
+        "parts": starts(log(work)),
         "first": commands.first_rows(folder),
         "loss": rows[-1]["loss"] if rows else None,
     }

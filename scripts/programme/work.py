@@ -23,12 +23,14 @@ class Work:
         tiny: Whether only to show that everything runs: small networks, few steps, on a CPU.
         data: The folder with the official CIFAR-10; None where random images of its size stand for it.
         deadline: When to be done, of `time.monotonic`.
+        speed_run_minutes: Length of the speed-run; None for the recipe's own.
     """
 
     folder: Path
     tiny: bool
     data: Path | None
     deadline: float
+    speed_run_minutes: float | None = None
 
     def left(self) -> float:
         """Seconds until the deadline."""
