@@ -276,7 +276,7 @@ def test_a_long_text_is_cut_where_a_line_ends(file: Path, monkeypatch: pytest.Mo
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for data, sentence in {b"{}": "is no tokenizer.json of the library", b"\xff": "is not JSON"}.items():
+    for data, sentence in {b"{}": "none that its library can read", b"\xff": "is not JSON"}.items():
         (tmp_path / "bad.json").write_bytes(data)
         with pytest.raises(DataError, match=sentence):
             tokenizer.read(str(tmp_path / "bad.json"))
