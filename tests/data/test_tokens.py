@@ -185,6 +185,7 @@ def test_a_text_that_cannot_stay_is_refused(kind: Tokens, text: str, sentence: s
 
 def test_samples_are_written_a_line_each() -> None:
     examples = torch.tensor([[0, 3, 1], [3, 3, 3]])
+    assert ABC.lines(examples) == ["a\\nb", "\\n\\n\\n"], "what is shown on a screen must not break its lines"
     assert ABC.write("txt", examples, [-1, -1], ()) == b"a\\nb\n\\n\\n\\n\n"
     with np.load(io.BytesIO(ABC.write("npz", examples, [-1, 0], ("x",)))) as arrays:
         assert arrays["arr_0"].dtype == np.int64
