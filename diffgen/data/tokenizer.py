@@ -31,12 +31,7 @@ def read(path: str) -> str:
         raise DataError(f"{what} is no tokenizer.json: it is not JSON") from None
     written = json.dumps(found, ensure_ascii=False, separators=(",", ":")).replace("${", "\\u0024{")
     text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in written)
-    try:
-        library(text)
-    except UsageError:
-        raise
-    except Exception as error:  # the library raises nothing more special
-        raise DataError(f"{what} is no tokenizer.json of the library: {first_line(error)}") from None
+    library(text)
     if len(text) > LARGEST:
         raise DataError(f"{what} has {len(text):,} characters, more than the {LARGEST:,} that a checkpoint can keep")
     return text
@@ -51,12 +46,16 @@ def library(kept: str) -> Any:
 
     Raises:
         UsageError: The library is missing.
+        DataError: It cannot read this.
     """
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise UsageError("tokenizer needs the library tokenizers: pip install 'diffgen[text]'") from None
-    made = Tokenizer.from_str(kept)
+    try:
+        made = Tokenizer.from_str(kept)
+    except Exception as error:  # the library raises nothing more special
+        raise DataError(f"the tokenizer is none that its library can read: {first_line(error)}") from None
     made.no_truncation()
     made.no_padding()
     return made

@@ -170,8 +170,8 @@ class Tokens(Kind):
         return bytes(ids).decode("utf-8", "replace")
 
     def lines(self, examples: Tensor) -> list[str]:
-        """The text of each of some stored examples, int64 [n, L]."""
-        return [self.text(ids) for ids in examples.tolist()]
+        """The text of each of some stored examples, int64 [n, L], on one line: as `escaped` writes it."""
+        return [escaped(self.text(ids)) for ids in examples.tolist()]
 
     @cached_property
     def stranger(self) -> int | None:
@@ -207,9 +207,9 @@ class Tokens(Kind):
     # --- files ---
 
     def write(self, name: str, examples: Tensor, labels: Sequence[int], classes: Sequence[str]) -> bytes:
-        """See `Kind`; `txt` holds an example a line, as `escaped` writes it."""
+        """See `Kind`; `txt` holds an example a line."""
         if name == "txt":
-            return "".join(f"{escaped(line)}\n" for line in self.lines(examples)).encode()
+            return "".join(f"{line}\n" for line in self.lines(examples)).encode()
         return super().write(name, examples, labels, classes)
 
     def beside(self) -> dict[str, np.ndarray]:

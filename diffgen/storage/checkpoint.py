@@ -43,7 +43,7 @@ from diffgen.storage.tensor_file import (
 )
 
 FORMAT = "1"
-MAX_STATE = 2**20
+MAX_STATE = 2**22
 OTHERS = re.compile(r"model-0\.\d{3}\.safetensors")
 
 

@@ -19,10 +19,15 @@ from torch import Tensor
 
 from diffgen.core.errors import CheckpointError, printable
 
-MAX_HEADER = 2**20
-MAX_CONFIG = 2**16
+MAX_HEADER = 2**22
+MAX_CONFIG = 3 * 2**20
 MAX_DEPTH = 8
 MAX_ITEMS = 1024
+MAX_TEXT = 256
+
+LARGE = {"symbols": 2**17, "tokenizer": 2**21}
+"""Parts of a config, by their keys, that may have more items, or a longer text: vocabularies."""
+
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 """Bytes of a number by the file's name of its type."""
 
@@ -150,8 +155,14 @@ def _check_layout(header: dict[str, Any], payload: int, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: its tensors do not cover the file exactly")
 
 
-def check_plain(value: object, where: str, depth: int = 0) -> None:
+def check_plain(value: object, where: str, depth: int = 0, most: int = 0) -> None:
     """Require plain bounded data: no keys that start with `_`, no interpolations, nothing deep, long or huge.
+
+    Args:
+        value: The data, or a part of it.
+        where: What is told to hold it.
+        depth: Of the part.
+        most: Items of a list, or characters of a text, that the part may have beyond the usual bounds.
 
     Raises:
         CheckpointError: The sentence names what was found.
@@ -159,16 +170,16 @@ def check_plain(value: object, where: str, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise CheckpointError(f"{where} is refused: its config is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, dict | list):
-        if len(value) > MAX_ITEMS:
+        if len(value) > max(most, MAX_ITEMS):
             raise CheckpointError(f"{where} is refused: its config has a part with {len(value)} items")
         for key in value if isinstance(value, dict) else ():
             named = key.isascii() and key.replace("_", "a").isalnum() and key[0] != "_" and len(key) <= 64
             if not named:
                 raise CheckpointError(f"{where} is refused: its config has the key {key[:80]!r}")
-        for item in value.values() if isinstance(value, dict) else value:
-            check_plain(item, where, depth + 1)
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            check_plain(item, where, depth + 1, LARGE.get(str(key), 0))
     elif isinstance(value, str):
-        if len(value) > 256 or "${" in value or not value.isprintable():
+        if len(value) > max(most, MAX_TEXT) or "${" in value or not value.isprintable():
             raise CheckpointError(f"{where} is refused: its config has the text {value[:80]!r}")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not abs(value) < 1e15:

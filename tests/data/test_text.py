@@ -47,7 +47,7 @@ def lines(data: Source, entries: list[int]) -> list[str]:
     assert isinstance(data.kind, Tokens)
     assert some.examples.dtype == torch.int64
     assert some.labels.tolist() == [-1] * len(entries)
-    return data.kind.lines(some.examples)
+    return [data.kind.text(ids) for ids in some.examples.tolist()]
 
 
 # --- sequences ----------------------------------------------------------------------------------------------------

@@ -185,6 +185,7 @@ def test_a_text_that_cannot_stay_is_refused(kind: Tokens, text: str, sentence: s
 
 def test_samples_are_written_a_line_each() -> None:
     examples = torch.tensor([[0, 3, 1], [3, 3, 3]])
+    assert ABC.lines(examples) == ["a\\nb", "\\n\\n\\n"], "what is shown on a screen must not break its lines"
     assert ABC.write("txt", examples, [-1, -1], ()) == b"a\\nb\n\\n\\n\\n\n"
     with np.load(io.BytesIO(ABC.write("npz", examples, [-1, 0], ("x",)))) as arrays:
         assert arrays["arr_0"].dtype == np.int64
@@ -276,7 +277,7 @@ def test_a_long_text_is_cut_where_a_line_ends(file: Path, monkeypatch: pytest.Mo
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for data, sentence in {b"{}": "is no tokenizer.json of the library", b"\xff": "is not JSON"}.items():
+    for data, sentence in {b"{}": "none that its library can read", b"\xff": "is not JSON"}.items():
         (tmp_path / "bad.json").write_bytes(data)
         with pytest.raises(DataError, match=sentence):
             tokenizer.read(str(tmp_path / "bad.json"))

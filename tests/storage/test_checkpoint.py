@@ -129,10 +129,10 @@ RAW: dict[str, tuple[Callable[[Path], object], str]] = {
     "header is not UTF-8": (lambda p: join(p, b'{"a\xff\xfe": ', b""), "not JSON"),
     "header is empty": (lambda p: join(p, {}, b""), "not a diffgen checkpoint (tensors in it: none)"),
     "header is nested 100,000 deep": (lambda p: join(p, b"[" * 10**5, b""), "not JSON"),
-    "header of 2 MiB": (lambda p: join(p, {"__metadata__": {"a": "x" * 2**21}}, b""), "far larger"),
+    "header of 8 MiB": (lambda p: join(p, {"__metadata__": {"a": "x" * 2**23}}, b""), "far larger"),
     "a number of 100,000 digits": (lambda p: join(p, b'{"a": ' + b"1" * 10**5 + b"}", b""), "not JSON"),
     "a number of a million digits": (lambda p: join(p, b'{"a": ' + b"1" * 10**6 + b"}", b""), "not JSON"),
-    "header of nothing but lists": (lambda p: join(p, b'{"a": [' + b"[]," * 300_000 + b"1]}", b""), "does not fit the file"),
+    "header of nothing but lists": (lambda p: join(p, b'{"a": [' + b"[]," * 1_300_000 + b"1]}", b""), "does not fit the file"),
     "header starts with a byte order mark": (lambda p: join(p, b'\xef\xbb\xbf{"a": {}}', b""), "not JSON"),
     "header ends in NUL": (lambda p: join(p, b'{"a": {}}\0\0\0', b""), "not JSON"),
     "infinite offsets": (
@@ -157,8 +157,8 @@ RAW: dict[str, tuple[Callable[[Path], object], str]] = {
     "metadata is a list": (lambda p: join(p, {"__metadata__": ["diffgen"]}, b""), "malformed metadata"),
     "metadata is null": (lambda p: join(p, {"__metadata__": None}, b""), "malformed metadata"),
     "metadata holds a number": (lambda p: join(p, {"__metadata__": {"library": 3}}, b""), "malformed metadata"),
-    "20,001 tensors": (
-        lambda p: join(p, {f"{i:x}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(20_001)}, b""),
+    "100,001 tensors": (
+        lambda p: join(p, {f"{i:x}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(100_001)}, b""),
         "far larger",
     ),
     "foreign": (
@@ -361,7 +361,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "terminal codes": (put("model", "name", value="\x1b[2J"), "has the text"),
     "right-to-left mark": (put("model", "name", value="\u202eunet"), "has the text"),
     "long text": (put("model", "name", value="x" * 300), "has the text"),
-    "text of 70 kB": (put("model", "name", value="x" * 70_000), "far larger"),
+    "text of 4 MB": (put("model", "name", value="x" * 4 * 10**6), "far larger"),
     "list of 2000": (put("model", "channel_mult", value=[1] * 2000), "a part with 2000 items"),
     "nested 9 deep": (put("model", "channels", value=nested(9)), "nested deeper than 8"),
     "nested 10,000 deep": (lambda c: '{"a":' * 10_000 + "1" + "}" * 10_000, "not JSON"),
@@ -421,6 +421,10 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
         put("data", value={"channels": None, "height": [], "width": {}, "num_classes": 0, "classes": []}), "data.size[0]=null must be",
     ),
     "image of too many values": (put("data", "size", value=[1, 4096, 4096]), "is out of range"),
+    "a long text": (put("model", "name", value="a" * 257), "has the text"),
+    "a long tokenizer": (put("data", "kind", value={"name": "tokens", "tokenizer": "a" * (2**21 + 1)}), "has the text"),
+    "many symbols": (put("data", "kind", value={"name": "tokens", "symbols": ["a"] * (2**17 + 1)}), "a part with 131073"),
+    "a line break as a symbol": (put("data", "kind", value={"name": "tokens", "symbols": ["a", "\n"]}), "has the text"),
     "many names": (put("data", "classes", value=["a"] * 1025), "a part with 1025 items"),
     "many blocks in all": (
         lambda c: c["model"].update(channel_mult=[1] * 8, blocks=64), "model.blocks=64 on 8 levels are more than 128",
