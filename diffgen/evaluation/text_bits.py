@@ -13,20 +13,21 @@ import torch
 from torch import Tensor
 
 from diffgen.core.randomness import generator
+from diffgen.diffusion.masking import HIDDEN
 
-DRAWS = 16
+DRAWS = 8
 """Masks of each sequence."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 """Multiples of it, less their whole parts, fill [0, 1) evenly, however many there are."""
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""Tokens int64 [B, *size], masked ones as `vocabulary`, and labels int64 [B] -> log p, [B, *size, vocabulary]."""
+"""Tokens int64 [B, *size], some of them `HIDDEN`, and labels int64 [B] -> log p of each, [B, *size, vocabulary]."""
 
 
 @torch.inference_mode()
 def bound(
-    predict: Predict, tokens: Tensor, labels: Tensor, numbers: Sequence[int], *, vocabulary: int, seed: int, draws: int
+    predict: Predict, tokens: Tensor, labels: Tensor, numbers: Sequence[int], *, seed: int, draws: int = DRAWS
 ) -> Tensor:
     """Upper bound on -log2 p of sequences, estimated; in expectation it is the bound itself.
 
@@ -35,7 +36,6 @@ def bound(
         tokens: int64 [B, *size], of N tokens each, on the network's device.
         labels: int64 [B], -1 for none.
         numbers: Of the sequences: the masks are a function of (seed, number, draw), whatever is in the batch.
-        vocabulary: Number of different tokens there can be.
         seed: Of the masks.
         draws: Masks of each sequence.
 
@@ -46,7 +46,7 @@ def bound(
     for draw in range(draws):
         masked = torch.stack([mask(tokens[0].numel(), i, draw, draws, seed) for i in numbers])
         hidden = masked.view(tokens.shape).to(tokens.device)
-        log_p = predict(tokens.masked_fill(hidden, vocabulary), labels)
+        log_p = predict(tokens.masked_fill(hidden, HIDDEN), labels)
         nats = -log_p.gather(-1, tokens[..., None]).squeeze(-1).masked_fill(~hidden, 0)
         total += nats.flatten(1).cpu().double().sum(1) * masked.shape[1] / masked.sum(1)
     return total / (draws * math.log(2))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffgen.diffusion.masking import HIDDEN
 from diffgen.evaluation.bits_per_dim import mean_and_error
 from diffgen.evaluation.text_bits import Predict, bound, mask
 
@@ -25,7 +26,7 @@ def perfect(joint: Tensor, vocabulary: int = V) -> Predict:
     every = torch.tensor(list(itertools.product(range(vocabulary), repeat=round(math.log(len(joint), vocabulary)))))
 
     def predict(x: Tensor, label: Tensor) -> Tensor:
-        fits = ((x[:, None] == every) | (x[:, None] == vocabulary)).all(-1) * joint  # [B, sequences]
+        fits = ((x[:, None] == every) | (x[:, None] == HIDDEN)).all(-1) * joint  # [B, sequences]
         one_hot = torch.nn.functional.one_hot(every, vocabulary).double()
         p = torch.einsum("bs,slv->blv", fits, one_hot)
         return (p / p.sum(-1, keepdim=True)).log()
@@ -35,17 +36,15 @@ def perfect(joint: Tensor, vocabulary: int = V) -> Predict:
 
 def imperfect(x: Tensor, label: Tensor) -> Tensor:
     """A function of the known tokens that is no conditional of any joint distribution."""
-    seen = torch.where(x == V, 0.7, x.double() + 1)
+    seen = torch.where(x == HIDDEN, 0.7, x.double() + 1)
     logits = torch.sin(seen[:, :, None] * torch.arange(1, V + 1) + seen.sum(1)[:, None, None])
     return logits.log_softmax(-1)
 
 
-def estimated(
-    predict: Predict, x: Tensor, numbers: Sequence[int], *, vocabulary: int = V, seed: int = 0, draws: int = 3
-) -> Tensor:
+def estimated(predict: Predict, x: Tensor, numbers: Sequence[int], *, seed: int = 0, draws: int = 3) -> Tensor:
     """The bound as `bound` estimates it, of sequences without labels."""
     labels = torch.full((len(x),), -1)
-    return bound(predict, x, labels, numbers, vocabulary=vocabulary, seed=seed, draws=draws)
+    return bound(predict, x, labels, numbers, seed=seed, draws=draws)
 
 
 def all_masks(size: int) -> Tensor:
@@ -57,7 +56,7 @@ def exact_bound(predict: Predict, x: Tensor, weight: Callable[[int], float]) -> 
     """Sum over all masks of weight(tokens masked) * sum over these of -log2 p, [B]."""
     total = torch.zeros(len(x), dtype=torch.float64)
     for masked in all_masks(x.shape[1]):
-        log_p = predict(x.masked_fill(masked, V), torch.full((len(x),), -1))
+        log_p = predict(x.masked_fill(masked, HIDDEN), torch.full((len(x),), -1))
         bits = -log_p.gather(-1, x[..., None]).squeeze(-1) / math.log(2)
         total += weight(int(masked.sum())) * (bits * masked).sum(1)
     return total
@@ -80,7 +79,7 @@ def test_of_another_it_is_a_bound() -> None:
     exact = exact_bound(imperfect, EVERY, even)
     p = torch.zeros(len(EVERY), dtype=torch.float64)
     for order in itertools.permutations(range(LENGTH)):
-        x, log_p = torch.full_like(EVERY, V), torch.zeros(len(EVERY), dtype=torch.float64)
+        x, log_p = torch.full_like(EVERY, HIDDEN), torch.zeros(len(EVERY), dtype=torch.float64)
         for i in order:
             log_p += imperfect(x, NONE)[:, i].gather(-1, EVERY[:, i : i + 1])[:, 0]
             x[:, i] = EVERY[:, i]
@@ -143,7 +142,7 @@ def test_a_markov_chain_has_its_entropy() -> None:
     rate = -(first[:, None] * transitions * transitions.log2()).sum()  # the first is stationary
     entropy = float(5 * rate - (first * first.log2()).sum())
     drawn = every[torch.multinomial(joint, 2000, replacement=True, generator=torch.Generator().manual_seed(0))]
-    mean, error = mean_and_error(estimated(perfect(joint, 2), drawn, range(2000), vocabulary=2, draws=4))
+    mean, error = mean_and_error(estimated(perfect(joint, 2), drawn, range(2000), draws=4))
     assert mean == pytest.approx(entropy, abs=4 * error)
     assert error < 0.1
 
@@ -166,14 +165,14 @@ def test_known_tokens_cost_nothing_and_masked_ones_are_hidden() -> None:
 
     def predict(x: Tensor, label: Tensor) -> Tensor:
         seen.append(x)
-        return torch.full((*x.shape, V), -math.log(2.0)).where(x[..., None] == V, -math.inf)
+        return torch.full((*x.shape, V), -math.log(2.0)).where(x[..., None] == HIDDEN, -math.inf)
 
     x = torch.randint(V, (6, 16))
     bits = estimated(predict, x, range(6))
     torch.testing.assert_close(bits, torch.full((6,), 16.0, dtype=torch.float64))
     for given in seen:
-        assert torch.equal(given[given != V], x[given != V])
-        assert ((given == V).sum(1) >= 1).all()
+        assert torch.equal(given[given != HIDDEN], x[given != HIDDEN])
+        assert ((given == HIDDEN).sum(1) >= 1).all()
 
 
 def test_numbers_of_masked_tokens_are_spread_evenly() -> None:
