@@ -200,8 +200,7 @@ def _draw(
 ) -> T:
     """What `share(batch, progress)` draws, each process its own, with a bar for all n."""
     trained = sampling.trained
-    batch = settings.batch_size
-    batch = batch if isinstance(batch, int) else batch_size(trained.shape.size, accelerator.device)
+    batch = _batch(settings, sampling)
     each = "img" if trained.kind.unit == "images" else trained.kind.unit
     started, drawn, expected = time.monotonic(), 0, sampling.expected_nfe()
     foretold = accelerator.device.type != "cpu"  # elsewhere the first calls compile, and tell nothing
@@ -222,6 +221,11 @@ def _draw(
 
         sampling.before_each = moved
         return share(batch, progress)
+
+
+def _batch(settings: EvalSettings, sampling: Sampling) -> int:
+    given = settings.batch_size
+    return given if isinstance(given, int) else batch_size(sampling.trained.shape.size, sampling.device)
 
 
 def _foretell(reporter: Reporter, line: ProgressLine, n: int, unit: str) -> None:
@@ -270,8 +274,7 @@ def _of_masked(
     if "bits" not in settings.wanted:
         return {}
     source, which = held_out.judge(splits)
-    trained, device = sampling.trained, sampling.device
-    batch = batch_size(trained.shape.size, device)
+    trained, device, batch = sampling.trained, sampling.device, _batch(settings, sampling)
     with reporter.progress(min(n, len(source)), 0) as line:
         row = model.masked_bits(trained, device, source, n, settings.seed, batch, line.update) | {"bits_of": which}
     return row | text.beside_bits(row, texts) if texts else row

@@ -106,7 +106,8 @@ class Texts:
 
 def untold(splits: Splits, name: str) -> dict[str, str]:
     """Metrics that cannot be told by a data set of this name, each with why."""
-    return {} if splits.train.right("") is not None else {"right": f"metrics=right: dataset={name} cannot tell which text is right"}
+    can_tell = splits.train.right("") is not None
+    return {} if can_tell else {"right": f"metrics=right: dataset={name} cannot tell which text is right"}
 
 
 def rows(source: Source, n: int) -> np.ndarray:
