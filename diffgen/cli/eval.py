@@ -24,7 +24,6 @@ PARTS = ("sampler", "extractor", "dataset", "plugins")
 def job(config: dict[str, Any], config_yaml: str) -> None:
     """Check the settings, then evaluate."""
     settings = eval_settings({key: value for key, value in config.items() if key not in PARTS})
-    settings.check_names(str(config["extractor"].get("name")))
     dataset, moved = _dataset(config["dataset"], settings.ckpt)
     from diffgen.evaluation.evaluate import evaluate  # torch, and all that takes seconds to import
 

@@ -5,7 +5,7 @@ The defaults are in `configs/train.yaml`; these classes carry names, types and r
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
 
 from diffgen.core.errors import UsageError, require, typed, unknown
@@ -246,11 +246,21 @@ def _converted(settings: type[DrawSettings], config: Mapping[str, Any], *groups:
 
 
 OF_MODEL = ("bits", "vlb", "denoising")
-METRICS = ("fd", "kd", "is", "pr", "dc", "agreement", "copies", *OF_MODEL, "cas")
-"""What `diffgen-eval` can measure: Frechet and kernel distance, inception score, precision and recall, density and
-coverage, agreement with the asked labels, copies of training images, bits per dimension, their variational bound,
-denoising error by noise level, classification accuracy score. Those of the model itself need no samples."""
+OF_IMAGES = ("fd", "kd", "is", "pr", "dc", "agreement", "copies", *OF_MODEL, "cas")
+"""What `diffgen-eval` can measure of pictures: Frechet and kernel distance, inception score, precision and recall,
+density and coverage, agreement with the asked labels, copies of training images, bits per dimension, their variational
+bound, denoising error by noise level, classification accuracy score. Those of the model itself need no samples."""
 
+OF_TEXT = ("ngrams", "runs", "entropy", "right", "bits")
+"""And of text: distance of n-gram statistics, runs that stand in the training text, entropy of single tokens, share of
+right samples where the data can tell, bits per character."""
+
+METRICS = (*OF_IMAGES, *(name for name in OF_TEXT if name not in OF_IMAGES))
+
+UNASKED = {"images": ("fd", "kd", "is", "pr", "dc", "agreement", "copies"), "text": OF_TEXT}
+"""What `metrics=auto` stands for."""
+
+TOGETHER = ("auto", "all")
 
 OF_INCEPTION = {"fid": "fd", "kid": "kd"}
 """What two of them are called over Inception's features, and only then."""
@@ -270,13 +280,13 @@ class EvalSettings(DrawSettings):
             (self.ckpt is None) != (self.images is None),
             "give either ckpt=PATH, a checkpoint, or images=PATH, a folder of pictures or an .npz",
         )
-        for name in self.wanted:
-            require(name in METRICS, unknown(f"metrics={name!r}", [*METRICS, "all"]))
+        for name in self.named:
+            require(name in (*METRICS, *OF_INCEPTION, *TOGETHER), unknown(f"metrics={name!r}", [*METRICS, *TOGETHER]))
             require(
                 self.ckpt is not None or name not in OF_MODEL,
                 f"metrics={name} is a metric of a model and needs ckpt=PATH; images={self.images!r} are pictures",
             )
-        require(bool(self.wanted), f"metrics=[] names none; choose some of [{', '.join(METRICS)}, all]")
+        require(bool(self.named), f"metrics=[] names none; choose some of [{', '.join(METRICS)}, all]")
         require(self.n == "auto" or 1 <= self.n <= 10_000_000, f"n={self.n} must be in [1, 10000000], or auto")
         super().__post_init__()
 
@@ -296,14 +306,31 @@ class EvalSettings(DrawSettings):
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The metrics, as a tuple; `all` of pictures are those of images."""
-        names = tuple(OF_INCEPTION.get(name, name) for name in self.named)
-        every = tuple(name for name in METRICS if self.ckpt is not None or name not in OF_MODEL)
-        return every if "all" in names else names
+        """The metrics, as a tuple, once `suited` has been asked what there are."""
+        return tuple(OF_INCEPTION.get(name, name) for name in self.named)
+
+    def suited(self, what: Literal["images", "text"], *, without: Mapping[str, str] | None = None) -> "EvalSettings":
+        """The same with the metrics that `auto` and `all` stand for.
+
+        Args:
+            what: What is judged.
+            without: Metrics that cannot be told of it, each with why.
+
+        Raises:
+            UsageError: Another one was named.
+        """
+        why = dict(without or {}) | ({} if self.ckpt else dict.fromkeys(OF_MODEL, ""))
+        known = [name for name in (OF_TEXT if what == "text" else OF_IMAGES) if name not in why]
+        for name, metric in zip(self.named, self.wanted, strict=True):
+            told = why.get(metric) or f"metrics={name} is not a metric of {what}"
+            require(metric in (*known, *TOGETHER), f"{told}: choose some of [{', '.join(known)}, all]")
+        unasked = [name for name in UNASKED[what] if name in known]
+        meant = [{"all": known, "auto": unasked}.get(name, [name]) for name in self.named]
+        return replace(self, metrics=tuple(dict.fromkeys(name for names in meant for name in names)))
 
     @property
-    def needs_images(self) -> bool:
-        """Whether any metric is one of images."""
+    def needs_samples(self) -> bool:
+        """Whether any metric is one of samples."""
         return any(name not in OF_MODEL for name in self.wanted)
 
     def sampling(self, n: int) -> SampleSettings:

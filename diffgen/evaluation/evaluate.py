@@ -1,25 +1,27 @@
 """diffgen-eval: how good a checkpoint, or a folder of pictures, is. One pass over the images, one row of results."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 
 from diffgen import __version__
-from diffgen.build import Trained, make_splits, restore
+from diffgen.build import Trained, restore
 from diffgen.core import processes
 from diffgen.core.console import ProgressLine, Reporter, clock, count
-from diffgen.core.errors import DataError, require
+from diffgen.core.errors import require
 from diffgen.core.files import append_text, cache_folder, make_writable
-from diffgen.core.processes import accelerated, main_first, on_main
+from diffgen.core.processes import accelerated, on_main
 from diffgen.core.settings import FEWEST, EvalSettings
 from diffgen.data import Source
 from diffgen.data.splits import Splits
-from diffgen.evaluation import held_out, model
+from diffgen.evaluation import held_out, model, text
+from diffgen.evaluation.comparing import opened, suited, told_by_classes
 from diffgen.evaluation.extractors import Extractor, shared_extractor
 from diffgen.evaluation.few import too_few
 from diffgen.evaluation.measure import Judged, Row, measured
@@ -33,6 +35,8 @@ from diffgen.sampling.setup import make_sampling, resolve_sampler
 from diffgen.sampling.words import shown, shown_average, shown_guidance
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.checkpoint import Checkpoint
+
+T = TypeVar("T")
 
 TRAINED_ON = {
     "classifier": ", trained on labels",
@@ -72,29 +76,40 @@ def evaluate(
     with accelerated(settings.precision) as accelerator:
         reporter = Reporter(speaks=accelerator.is_main_process)
         saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
-        splits, apart, held = _opened(saved, dataset, moved, accelerator)
+        splits, apart, held = opened(saved, dataset, moved, accelerator)
         trained = restore(saved) if saved else None
-        _check_shape(trained, splits, str(dataset["name"]))
-        splits, classes = _classes_of(trained, splits, str(dataset["name"]))
+        splits = suited(trained, splits, str(dataset["name"]))
+        splits, classes = told_by_classes(trained, splits, str(dataset["name"]))
+        textual = trained is not None and trained.kind.textual
+        without = model.untold(trained, saved.config["schedule"]["name"]) if saved and trained else {}
+        without |= text.untold(splits, str(dataset["name"])) if textual else {}
+        settings = settings.suited("text" if textual else "images", without=without)
+        settings.check_names(str(extractor.get("name")))
         given = pictures(settings.images, splits.train, str(dataset["name"])) if settings.images else None
         out = _out(settings, saved)
         cache = Path(settings.cache) if settings.cache else cache_folder() / "eval"
         cache = cache / str(dataset["name"])
         n = _number(settings, splits, given)
-        row: Row = {"images": n, "dataset": dataset["name"], "seed": settings.seed, **held}
+        texts = text.Texts(splits, n) if textual else None
+        row: Row = {"sequences" if textual else "images": n, "dataset": dataset["name"], "seed": settings.seed, **held}
         started = time.monotonic()
         if saved and trained:
             sampling, facts = _sampling(settings, sampler, saved, trained, accelerator, n)
             row |= facts
         else:
             row["pictures"] = settings.images
-        network = _extractor(extractor, splits, cache, accelerator, reporter) if settings.needs_images else None
+        looks = settings.needs_samples and not textual
+        network = _extractor(extractor, splits, cache, accelerator, reporter) if looks else None
         on_main(accelerator, lambda: make_writable(out))
-        _header(reporter, settings, row, network, given, apart, processes.told(accelerator))
+        found = splits.train.found if textual else given.found if given else ""
+        _header(reporter, settings, row, network, found, apart, processes.told(accelerator))
+        for note in texts.notes if texts else ():
+            reporter.say(note)
         if network:
             if saved:
                 labels = [classes[i] if classes else i for i in cycle_labels(n, len(classes))]
-                drawn = _draw(settings, sampling, network, accelerator, reporter, labels)
+                draw = partial(draw_share, sampling, labels, network, accelerator)
+                drawn = gathered(_draw(settings, sampling, draw, accelerator, reporter, n), accelerator, n)
                 row["nfe"] = sampling.nfe
             else:
                 assert given is not None
@@ -102,8 +117,10 @@ def evaluate(
                     drawn = featured(given, network, n, lambda done: line.update(done, "pictures seen"))
             row |= {"extractor": network.name, "extractor_hash": network.hash, "features": network.dim}
             row |= _of_images(settings, drawn, Reference(splits, network, cache), out, accelerator)
+        if texts and settings.needs_samples:
+            row |= _of_text(settings, sampling, texts, accelerator, reporter)
         if saved:
-            row |= on_main(accelerator, lambda: _of_model(settings, sampling, splits, n, out, reporter))
+            row |= on_main(accelerator, lambda: _of_model(settings, sampling, splits, texts, n, out, reporter))
         row["too_few"] = list(too_few(row))
         row |= {"seconds": round(time.monotonic() - started, 1), "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         row |= {"versions": {"diffgen": __version__, "torch": torch.__version__}}
@@ -115,69 +132,16 @@ def evaluate(
 # --- what is judged -----------------------------------------------------------------------------------------------
 
 
-def _check_shape(trained: Trained | None, splits: Splits, name: str) -> None:
-    """Require pictures, and of the size that the checkpoint makes."""
-    kind = splits.train.kind
-    require(kind.judged, f"dataset={name} holds {kind.unit}: diffgen-eval judges pictures")
-    if trained:
-        require(
-            type(trained.kind) is type(kind),
-            f"ckpt makes {trained.kind.unit} and dataset={name} has {kind.unit}: no comparison",
-        )
-        made, wanted = trained.shape.size, splits.train.shape.size
-        require(made == wanted, f"ckpt makes images of {made} and dataset={name} has {wanted}")
-
-
-def _opened(
-    saved: Checkpoint | None, dataset: Mapping[str, Any], moved: str, accelerator: Accelerator
-) -> tuple[Splits, str, Row]:
-    """The splits, what of them is held out in words, and in numbers for the row."""
-
-    def opened() -> tuple[Splits, int]:
-        try:
-            splits = make_splits({"dataset": dataset})
-            return splits, held_out.check_apart(splits)
-        except DataError as error:
-            raise DataError(f"{error}{moved}") from None
-
-    unseen = held_out.check_unseen(saved, dataset) if saved else False
-    splits, repeated = main_first(accelerator, opened)
-    if saved:
-        held_out.check_examples(saved, dataset, splits.train)
-    doubts = held_out.doubtful(saved, dataset, splits.train) if saved else []
-    numbers: Row = {"training_images": len(splits.train), "held_out": len(splits.test) if splits.test else 0}
-    numbers |= {"held_out_repeated": repeated} if repeated else {}
-    return splits, held_out.words(splits, repeated, unseen=unseen, doubts=doubts), numbers
-
-
-def _classes_of(trained: Trained | None, splits: Splits, name: str) -> tuple[Splits, list[int]]:
-    """The splits, told by a checkpoint's classes, and the numbers of those that there are.
-
-    Classes are one where they have one name; without labels, or without a checkpoint, nothing is told.
-    """
-    known, own = (trained.classes if trained else ()), splits.train.classes
-    if not known or not own:
-        return splits, list(range(trained.shape.num_classes if trained else 0))
-    strange = [repr(each) for each in own if each not in known]
-    require(not strange, f"dataset={name} has {', '.join(strange[:3])}, no class of ckpt's: [{', '.join(known)}]")
-    numbers = [known.index(each) for each in own]
-    if own == known:
-        return splits, numbers
-
-    def told(source: Source | None) -> Source | None:
-        return None if source is None else source.renamed(known, numbers)
-
-    return Splits(splits.train.renamed(known, numbers), lambda: told(splits.test)), sorted(numbers)
-
-
 def _number(settings: EvalSettings, splits: Splits, given: Source | None) -> int:
-    """How many images to judge."""
-    most = len(given) if given is not None else min(MOST, len(splits.train))
+    """How many images or sequences to judge."""
+    known = len(held_out.judge(splits)[0])
+    textual = splits.train.kind.textual
+    most = len(given) if given is not None else min(text.MOST, known) if textual else min(MOST, len(splits.train))
     n = most if settings.n == "auto" else settings.n
     require(given is None or n <= most, f"n={n} is more than the {most} images in {settings.images}")
-    if not settings.needs_images:
-        n = min(n, len(held_out.judge(splits)[0]))  # of which metrics of the model are
-    require(n >= FEWEST or not settings.needs_images, f"n={n} is too few: metrics of images need at least {FEWEST}")
+    if not settings.needs_samples:
+        return min(n, known)  # of which metrics of the model are
+    require(n >= FEWEST or textual, f"n={n} is too few: metrics of images need at least {FEWEST}")
     return n
 
 
@@ -216,32 +180,28 @@ def _sampling(
         "ckpt": str(saved.path),
         "images_seen": saved.images,
         "sampler": config["name"],
-        "steps": config["steps"],
+        "steps": config.get("steps"),
     }
     facts["sampler_settings"] = shown(config)
     facts["guidance"] = shown_guidance(sampling.guidance, settings.guide)
     facts["ema"] = posthoc.facts(saved.config)
     facts["sigma_rel"] = facts["ema"].get("sigma_rel")
     facts["weights"] = f"{saved.images:,} images seen{shown_average(saved)}"
-    schedule = saved.config["schedule"]["name"]
-    require(
-        "vlb" not in settings.metrics or model.chain_length(trained.denoiser.schedule) is not None,
-        f"metrics=vlb is the bound of a chain of steps, and schedule={schedule} of ckpt is continuous: metrics=bits",
-    )
     return sampling, facts
 
 
 def _draw(
     settings: EvalSettings,
     sampling: Sampling,
-    extractor: Extractor,
+    share: Callable[[int, Callable[[int], None]], T],
     accelerator: Accelerator,
     reporter: Reporter,
-    labels: list[int],
-) -> Drawn:
-    """An image of each label, with their features; each process draws its share."""
-    n, size = len(labels), sampling.trained.shape.size
-    batch = settings.batch_size if isinstance(settings.batch_size, int) else batch_size(size, accelerator.device)
+    n: int,
+) -> T:
+    """What `share(batch, progress)` draws, each process its own, with a bar for all n."""
+    trained = sampling.trained
+    batch = _batch(settings, sampling)
+    each = "img" if trained.kind.unit == "images" else trained.kind.unit
     started, drawn, expected = time.monotonic(), 0, sampling.expected_nfe()
     foretold = accelerator.device.type != "cpu"  # elsewhere the first calls compile, and tell nothing
     with reporter.progress(n, 0) as line:
@@ -251,25 +211,29 @@ def _draw(
             part = min((sampling.nfe - 1) / expected, 1)
             line.advance(drawn + part * min(batch * accelerator.num_processes, n - drawn))
             if not foretold and line.done and line.elapsed() > SOON:
-                _foretell(reporter, line, n)
+                _foretell(reporter, line, n, trained.kind.unit)
                 foretold = True
 
         def progress(done: int) -> None:
             nonlocal drawn
             drawn = done
-            line.update(done, f"{done} img  {count(done / (time.monotonic() - started))} img/s")
+            line.update(done, f"{done} {each}  {count(done / (time.monotonic() - started))} {each}/s")
 
         sampling.before_each = moved
-        share = draw_share(sampling, labels, extractor, accelerator, batch, progress)
-    return gathered(share, accelerator, n)
+        return share(batch, progress)
 
 
-def _foretell(reporter: Reporter, line: ProgressLine, n: int) -> None:
+def _batch(settings: EvalSettings, sampling: Sampling) -> int:
+    given = settings.batch_size
+    return given if isinstance(given, int) else batch_size(sampling.trained.shape.size, sampling.device)
+
+
+def _foretell(reporter: Reporter, line: ProgressLine, n: int, unit: str) -> None:
     """Say that drawing will take long, if it will, and what would take less."""
     total = line.elapsed() + line.left()
     if total > LONG:
         less = f"; n=1000 takes about {clock(1000 / n * total)}" if n > 1000 else ""
-        reporter.say(f"drawing {n:,} images takes about {clock(total)} on this CPU{less}")
+        reporter.say(f"drawing {n:,} {unit} takes about {clock(total)} on this CPU{less}")
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -293,8 +257,41 @@ def _of_images(settings: EvalSettings, drawn: Drawn, reference: Reference, out: 
     return row
 
 
-def _of_model(settings: EvalSettings, sampling: Sampling, splits: Splits, n: int, out: Path, reporter: Reporter) -> Row:
+def _of_text(
+    settings: EvalSettings, sampling: Sampling, texts: text.Texts, accelerator: Accelerator, reporter: Reporter
+) -> Row:
+    """Metrics of drawn text."""
+    draw = partial(text.draw_share, sampling, texts.n, accelerator)
+    drawn = text.gathered(_draw(settings, sampling, draw, accelerator, reporter, texts.n), accelerator, texts.n)
+    figures: Row = on_main(accelerator, lambda: text.of_samples(settings.wanted, drawn, texts))
+    return {"nfe": sampling.nfe, **figures}
+
+
+def _of_masked(
+    settings: EvalSettings, sampling: Sampling, splits: Splits, texts: text.Texts | None, n: int, reporter: Reporter
+) -> Row:
+    """The bound of masked diffusion, and of text what it is read beside."""
+    if "bits" not in settings.wanted:
+        return {}
+    source, which = held_out.judge(splits)
+    trained, device, batch = sampling.trained, sampling.device, _batch(settings, sampling)
+    with reporter.progress(min(n, len(source)), 0) as line:
+        row = model.masked_bits(trained, device, source, n, settings.seed, batch, line.update) | {"bits_of": which}
+    return row | text.beside_bits(row, texts) if texts else row
+
+
+def _of_model(
+    settings: EvalSettings,
+    sampling: Sampling,
+    splits: Splits,
+    texts: text.Texts | None,
+    n: int,
+    out: Path,
+    reporter: Reporter,
+) -> Row:
     """Metrics of the model itself."""
+    if sampling.trained.objective.discrete:
+        return _of_masked(settings, sampling, splits, texts, n, reporter)
     denoiser, device = sampling.denoiser, sampling.device
     source, which = held_out.judge(splits)
     count = min(n, len(source))
@@ -321,14 +318,15 @@ def _header(
     settings: EvalSettings,
     row: Row,
     extractor: Extractor | None,
-    given: Source | None,
+    found: str,
     apart: str,
     device: str,
 ) -> None:
+    unit = "sequences" if "sequences" in row else "images"
     rows = {
-        "images": f"{row['images']:,}, seed {row['seed']}",
-        **({"found": given.found} if given else {}),
-        "reference": f"{row['dataset']}: {row['training_images']:,} training images, {apart}",
+        unit: f"{row[unit]:,}, seed {row['seed']}",
+        **({"found": found} if found else {}),
+        "reference": f"{row['dataset']}: {row[f'training_{unit}']:,} training {unit}, {apart}",
         "metrics": ", ".join(settings.wanted),
         "device": device,
     }
@@ -336,7 +334,7 @@ def _header(
         rows["extractor"] = f"{extractor.name} {extractor.hash[:12]}, {extractor.dim} features{_made(extractor)}"
     if "ckpt" in row:
         rows["weights"] = row["weights"]
-    if extractor and "ckpt" in row:
+    if settings.needs_samples and "ckpt" in row:
         rows |= {"sampler": row["sampler_settings"], "guidance": row["guidance"]}
     reporter.header(f"diffgen-eval: {row.get('ckpt') or row['pictures']}", rows)
 

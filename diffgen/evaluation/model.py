@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffgen.build import Trained
 from diffgen.core.devices import float_type
 from diffgen.core.files import write_atomically
 from diffgen.data import Source
@@ -18,6 +19,7 @@ from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance, guided
 from diffgen.diffusion.schedules import Schedule
 from diffgen.evaluation import bits_per_dim as likelihood
+from diffgen.evaluation import text_bits
 from diffgen.evaluation.denoising import compare, denoising_errors, noise_levels
 
 PLAIN = Guidance(scale=1.0)
@@ -82,6 +84,19 @@ def chain_length(schedule: Schedule) -> int | None:
     return steps if isinstance(steps, int) and steps >= 2 else None
 
 
+def untold(trained: Trained, schedule: str) -> dict[str, str]:
+    """Metrics that cannot be told of a model, each with why; `schedule` is what its own is called."""
+    if trained.objective.discrete:
+        return dict.fromkeys(
+            ("vlb", "denoising"), "metrics=vlb,denoising are of Gaussian noise, and ckpt unmasks tokens"
+        )
+    if trained.kind.textual:
+        return {"bits": "metrics=bits needs a likelihood of text, and ckpt denoises codes of it, which have none"}
+    if chain_length(trained.denoiser.schedule) is None:
+        return {"vlb": f"metrics=vlb is the bound of a chain of steps, and schedule={schedule} of ckpt is continuous"}
+    return {}
+
+
 def vlb(
     denoiser: Denoiser, steps: int, device: torch.device, source: Source, n: int, seed: int, progress: Progress
 ) -> Row:
@@ -113,6 +128,40 @@ def vlb(
     for part, values in zip(likelihood.Bound._fields, zip(*found, strict=True), strict=True):
         row[f"vlb_{part}"], row[f"vlb_{part}_error"] = likelihood.mean_and_error(torch.cat(values))
     return row
+
+
+def masked_bits(
+    trained: Trained, device: torch.device, source: Source, n: int, seed: int, batch: int, progress: Progress
+) -> Row:
+    """Upper bound on the bits of examples under masked diffusion: mean a token, standard error over examples.
+
+    Args:
+        trained: Its network on the device.
+        device: Where to compute.
+        source: The examples, best of all held out from training.
+        n: How many of them, spread evenly.
+        seed: Of the masks.
+        batch: Examples at once.
+        progress: Hears the number of examples done, and the figure so far.
+    """
+    kind, each, changed = trained.kind, torch.empty(0, dtype=torch.float64), 0
+    entries = spread(len(source), n)
+    numbers = iter(entries.tolist())
+    for stored, labels in source.batches(iter(entries.split(batch)), device):
+        x0 = kind.encode(stored)
+        changed += int((kind.decode(x0) != stored).flatten(1).any(1).sum())
+        bits = text_bits.bound(trained.denoiser, x0, labels, [next(numbers) for _ in x0], seed=seed)
+        each = torch.cat([each, bits])
+        mean, error = (value / x0[0].numel() for value in likelihood.mean_and_error(each))
+        progress(len(each), f"{mean:.3f} +- {error:.3f} {kind.measure}")
+    row: Row = {"bits": mean, "bits_error": error, "bits_in": kind.measure, "bits_draws": text_bits.DRAWS}
+    return row | {f"bits_{kind.unit}": len(each), "tokens": x0[0].numel()} | ({"rounded": changed} if changed else {})
+
+
+def spread(size: int, n: int) -> Tensor:
+    """Numbers of n of so many examples, at even distances, or of all if there are fewer, int64."""
+    n = min(n, size)
+    return torch.arange(n) * size // n
 
 
 def _clipped(denoiser: Denoiser, label: Tensor, x: Tensor, t: Tensor) -> Tensor:

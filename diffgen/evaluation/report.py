@@ -24,6 +24,16 @@ NAMES = {
     "agreement": "agreement with labels",
     "copies": "near-copies of training images",
     "cas": "classification accuracy score",
+    "ngram_1": "1-gram divergence, bits",
+    "ngram_2": "2-gram divergence, bits",
+    "ngram_3": "3-gram divergence, bits",
+    "run": "longest run in training text",
+    "whole": "stand whole in training text",
+    "entropy": "entropy of tokens, bits",
+    "right": "right",
+    "new": "of these not trained on",
+    "invalid": "codes that no token has",
+    "sequence_bits": "bits/sequence",
     "bits": "bits/dim",
     "vlb": "variational bound, bits/dim",
     "vlb_prior": "bound: prior, L_T",
@@ -39,6 +49,14 @@ BETTER = {
     "fd": "lower",
     "kd": "lower",
     "copies": "lower",
+    "ngram_1": "lower",
+    "ngram_2": "lower",
+    "ngram_3": "lower",
+    "run": "as held-out",
+    "whole": "as held-out",
+    "entropy": "as held-out",
+    "invalid": "lower",
+    "sequence_bits": "lower",
     "bits": "lower",
     "vlb": "lower",
     "vlb_prior": "lower",
@@ -55,7 +73,7 @@ FACTORS = {"kd": 1000}
 FLOORS = {"test": " of held-out images", "halves": " of halves"}
 
 OF = {"bits": {"test": ", held-out images", "train": ", training images"}, "vlb": {"test": "", "train": ", training"}}
-"""What is added to a name: which images a figure is of."""
+"""What is added to a name: which examples a figure is of."""
 
 IN_ONE_TABLE = (
     "ckpt",
@@ -70,6 +88,7 @@ IN_ONE_TABLE = (
     "nfe",
     "guidance",
     "images",
+    "sequences",
 )
 
 AXES = {"nfe": "network calls (NFE)", "sigma_rel": "width of the average, sigma_rel", "images_seen": "training images"}
@@ -84,10 +103,16 @@ def table(row: Row) -> Iterator[str]:
             floors = [_shown(row.get(f"{key}_floor_{kind}"), key) for kind in ("test", "halves")]
             error = row.get(f"{key}_error")
             note = f"  +- {FACTORS.get(key, 1) * error:.3g}" if error is not None else ""
+            note += ", upper bound" if key in ("bits", "sequence_bits") and "bits_draws" in row else ""
             value = _shown(row[key], key)
             yield f"{name(key, row):<32}{value:>12}{floors[0]:>12}{floors[1]:>12}   {BETTER.get(key, 'higher')}{note}"
         if key == "cas" and "cas_real" in row:
             yield f"{'  of one trained on real images':<32}{row['cas_real']:>12.4f}"
+        if key == "sequence_bits" and "sequence_entropy" in row:
+            yield f"{'  of the true distribution':<32}{row['sequence_entropy']:>12.4g}"
+        if key == "bits":
+            for context, bits in enumerate(row.get("ngram_bits", ())):
+                yield f"{f'  n-gram model, context of {context}':<32}{bits:>12.4g}"
     yield from _notes(row)
 
 
@@ -96,7 +121,10 @@ def _notes(row: Row) -> Iterator[str]:
     if left := row.get("left_out"):
         yield f"left out, for want of labels, classes or held-out images: {', '.join(left)}"
     if row.get("bits_of", row.get("vlb_of")) == "train" or ("denoising_train" in row and "denoising_test" not in row):
-        yield f"no images are held out: figures of the model are of images that it was trained on; {ADVICE}"
+        unit = "sequences" if "sequences" in row else "images"
+        yield f"no {unit} are held out: figures of the model are of {unit} that it was trained on; {ADVICE}"
+    if rounded := row.get("rounded"):
+        yield f"{rounded:,} images have values between the levels of the model: bits are of the nearest ones"
     if row.get("floor_images", math.inf) < row.get("images", 0):
         fewer, judged = row["floor_images"], row["images"]
         yield f"held-out floors are of {fewer:,} images, not {judged:,}: with fewer, distances rise and coverage falls"
@@ -119,7 +147,8 @@ def name(key: str, row: Row) -> str:
     if row.get("extractor") == "dinov2" and key == "fd":
         return "FD-DINOv2"
     if key in ("bits", "vlb"):
-        return NAMES[key] + OF[key][row.get(f"{key}_of", "test")]
+        of = "text" if "sequences" in row else "images"
+        return row.get(f"{key}_in", NAMES[key]) + OF[key][row.get(f"{key}_of", "test")].replace("images", of)
     if key == "copies" and row.get("copies_in") == "pixels":
         return "near-copies, in pixels"
     return f"{NAMES[key]} ({row['extractor']})" if key == "fd" else NAMES[key]
