@@ -100,7 +100,7 @@ class Kind:
         return x0
 
     def strays(self, x0: Tensor) -> Tensor:
-        """Which parts of x0 stand for nothing, so that `decode` takes the nearest: bool [B, ...], [B, 0] if none can."""
+        """Which parts of x0 stand for nothing, and are decoded as the nearest: bool [B, ...]; [B, 0] if none can."""
         return torch.zeros(len(x0), 0, dtype=torch.bool)
 
     def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:

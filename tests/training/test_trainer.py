@@ -350,6 +350,8 @@ HARD = [
 ]  # fmt: skip
 
 
+NARROW = ["model.width=16", "model.depth=1", "model.heads=2"]
+
 RESUMED = {
     "plain": ([], 64, 128),
     "hard": (HARD, 96, 144),
@@ -359,6 +361,8 @@ RESUMED = {
     "streamed, no worker": (["dataset=image_folder", "dataset.root=ROOT", "dataset.workers=0"], 64, 128),
     "streamed, 2 workers": (["dataset=image_folder", "dataset.root=ROOT", "dataset.workers=2"], 64, 128),
     "vectors": (["dataset=points"], 64, 128),
+    "text": (["dataset=numbers", "dataset.n=500", "sampler=unmask", *NARROW], 64, 128),
+    "text as bits": (["dataset=numbers", "dataset.n=500", "method=bits", *NARROW], 64, 128),
     "channels last, as on a GPU": ([], 64, 128),
 }
 
@@ -372,7 +376,7 @@ def test_a_resumed_run_is_the_same_run(
 ) -> None:
     """Bit for bit, whatever the optimizer, precision, accumulation and workers."""
     settings, half, whole = RESUMED[case]
-    if "vectors" in case:  # the tiny settings are those of a U-Net
+    if "vectors" in case or "text" in case:  # the tiny settings are those of a U-Net
         monkeypatch.setattr(conftest, "TINY", [o for o in conftest.TINY if not o.startswith(("model.", "dataset="))])
     if "channels last" in case:
         monkeypatch.setattr(kinds, "layout", lambda device: torch.channels_last)
