@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CIFAR = {
-    "kind": {"name": "pixels"},
+    "kind": {"name": "pixels", "background": "white", "range": None},
     "size": [3, 32, 32],
     "num_classes": 10,
     "augment_labels": 0,

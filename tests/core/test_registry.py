@@ -248,7 +248,7 @@ def test_every_choice_composes_to_a_complete_run(compose: Compose, overrides: li
         for row in rows:  # of loggers there may be several; a task is of diffgen-sample
             build_row(group, row)
     config["data"] = {
-        "kind": {"name": "pixels"},
+        "kind": {"name": "pixels", "background": "white", "range": None},
         "size": [1, 32, 32],
         "num_classes": 2,
         "augment_labels": 0,

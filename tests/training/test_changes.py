@@ -67,7 +67,7 @@ def test_a_finished_run_that_goes_on_says_the_jump(fit: Fit, tmp_path: Path, cap
 
 
 def test_a_refusal_names_first_what_was_typed(compose: Callable[..., dict[str, Any]]) -> None:
-    data = {"kind": {"name": "pixels"}, "size": [1, 8, 8], "num_classes": 10}
+    data = {"kind": {"name": "pixels", "background": "white", "range": None}, "size": [1, 8, 8], "num_classes": 10}
     there = {**compose("train"), "data": data}
     here = {**compose("train", "dataset=mnist", "method=ddpm", "model=mlp"), "data": {**data, "size": [1, 28, 28]}}
     with pytest.raises(CheckpointError) as caught:
