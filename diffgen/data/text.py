@@ -188,8 +188,9 @@ class Text(Source):
         self.tokens = encoded(text, kind)
         begins = len(self.tokens) - length + 1
         if begins < 1:
-            count = f"{len(self.tokens):,} {kind.symbol}s to {'train on' if overlapping else 'judge by'}"
-            raise DataError(f"{origin}: {count} are fewer than dataset.length={length}: give more, or a smaller length")
+            purpose = "train on" if overlapping else "judge by"
+            count = f"{origin}: {len(self.tokens):,} {kind.symbol}s to {purpose}"
+            raise DataError(f"{count} are fewer than dataset.length={length}: give more, or a smaller length")
         self.stride = -(-begins // ENTRIES) if overlapping else length
         self.shape = self._shape(kind)
         self.home = "kept on the device" if self.tokens.nbytes <= RESIDENT_BYTES else "kept in memory"
@@ -240,9 +241,9 @@ class Text(Source):
         return DataShape(kind.encode(self._at(torch.zeros(1).long()))[0].shape, vocabulary=kind.vocabulary)
 
     def _found(self) -> str:
-        kind, characters = self.kind, len(self.text)
-        cut = f" = {len(self.tokens):,} {kind.symbol}s" if kind.symbol != "character" else ""
-        return f"{self.origin}: {characters:,} characters{cut}, {len(set(self.text)):,} of them distinct"
+        kind, distinct = self.kind, len(set(self.text))
+        cut = f", {len(self.tokens):,} {kind.symbol}s" if kind.symbol != "character" else ""
+        return f"{self.origin}: {len(self.text):,} characters, {distinct:,} of them distinct{cut}"
 
     def _strange(self) -> tuple[str, ...]:
         """How much has no token of its own."""
