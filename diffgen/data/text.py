@@ -206,11 +206,10 @@ class Text(Source):
 
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
         """See `Source`."""
-        if self.tokens.nbytes <= RESIDENT_BYTES:
-            self.tokens = self.tokens.to(device)
+        tokens = self.tokens.to(device) if self.tokens.nbytes <= RESIDENT_BYTES else self.tokens
         for chosen in entries:
-            examples = self._at(chosen.to(self.tokens.device)).to(device)
-            yield Stored(examples, torch.full((len(chosen),), -1, device=device))
+            examples = tokens[self._places(chosen.to(tokens.device))].long()
+            yield Stored(examples.to(device), torch.full((len(chosen),), -1, device=device))
 
     def of(self, kind: Kind) -> "Text":
         """See `Source`; where that kind has other tokens, the text is cut into these."""
@@ -228,17 +227,16 @@ class Text(Source):
     def digest(self) -> str:
         """SHA-256 of the tokens and of how they are cut, in hex."""
         total = sha256(f"{self.length}/{self.stride}/{self.tokens.dtype}".encode())
-        total.update(self.tokens.cpu().numpy().data)
+        total.update(self.tokens.numpy().data)
         return total.hexdigest()
 
-    def _at(self, entries: Tensor) -> Tensor:
-        """Sequences int64 [n, L]."""
-        places = (entries * self.stride)[:, None] + torch.arange(self.length, device=entries.device)
-        return self.tokens[places].long()
+    def _places(self, entries: Tensor) -> Tensor:
+        """Where the tokens of sequences are, int64 [n, L]."""
+        return (entries * self.stride)[:, None] + torch.arange(self.length, device=entries.device)
 
     def _shape(self, kind: Tokens) -> DataShape:
         """Of x0 of that kind."""
-        return DataShape(kind.encode(self._at(torch.zeros(1).long()))[0].shape, vocabulary=kind.vocabulary)
+        return DataShape(kind.encode(self.tokens[None, : self.length].long())[0].shape, vocabulary=kind.vocabulary)
 
     def _found(self) -> str:
         kind, distinct = self.kind, len(set(self.text))
