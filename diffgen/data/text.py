@@ -188,8 +188,9 @@ class Text(Source):
         self.tokens = encoded(text, kind)
         begins = len(self.tokens) - length + 1
         if begins < 1:
-            count = f"{len(self.tokens):,} {kind.symbol}s to {'train on' if overlapping else 'judge by'}"
-            raise DataError(f"{origin}: {count} are fewer than dataset.length={length}: give more, or a smaller length")
+            purpose = "train on" if overlapping else "judge by"
+            count = f"{origin}: {len(self.tokens):,} {kind.symbol}s to {purpose}"
+            raise DataError(f"{count} are fewer than dataset.length={length}: give more, or a smaller length")
         self.stride = -(-begins // ENTRIES) if overlapping else length
         self.shape = self._shape(kind)
         self.home = "kept on the device" if self.tokens.nbytes <= RESIDENT_BYTES else "kept in memory"
@@ -205,11 +206,10 @@ class Text(Source):
 
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
         """See `Source`."""
-        if self.tokens.nbytes <= RESIDENT_BYTES:
-            self.tokens = self.tokens.to(device)
+        tokens = self.tokens.to(device) if self.tokens.nbytes <= RESIDENT_BYTES else self.tokens
         for chosen in entries:
-            examples = self._at(chosen.to(self.tokens.device)).to(device)
-            yield Stored(examples, torch.full((len(chosen),), -1, device=device))
+            examples = tokens[self._places(chosen.to(tokens.device))].long()
+            yield Stored(examples.to(device), torch.full((len(chosen),), -1, device=device))
 
     def of(self, kind: Kind) -> "Text":
         """See `Source`; where that kind has other tokens, the text is cut into these."""
@@ -227,22 +227,21 @@ class Text(Source):
     def digest(self) -> str:
         """SHA-256 of the tokens and of how they are cut, in hex."""
         total = sha256(f"{self.length}/{self.stride}/{self.tokens.dtype}".encode())
-        total.update(self.tokens.cpu().numpy().data)
+        total.update(self.tokens.numpy().data)
         return total.hexdigest()
 
-    def _at(self, entries: Tensor) -> Tensor:
-        """Sequences int64 [n, L]."""
-        places = (entries * self.stride)[:, None] + torch.arange(self.length, device=entries.device)
-        return self.tokens[places].long()
+    def _places(self, entries: Tensor) -> Tensor:
+        """Where the tokens of sequences are, int64 [n, L]."""
+        return (entries * self.stride)[:, None] + torch.arange(self.length, device=entries.device)
 
     def _shape(self, kind: Tokens) -> DataShape:
         """Of x0 of that kind."""
-        return DataShape(kind.encode(self._at(torch.zeros(1).long()))[0].shape, vocabulary=kind.vocabulary)
+        return DataShape(kind.encode(self.tokens[None, : self.length].long())[0].shape, vocabulary=kind.vocabulary)
 
     def _found(self) -> str:
-        kind, characters = self.kind, len(self.text)
-        cut = f" = {len(self.tokens):,} {kind.symbol}s" if kind.symbol != "character" else ""
-        return f"{self.origin}: {characters:,} characters{cut}, {len(set(self.text)):,} of them distinct"
+        kind, distinct = self.kind, len(set(self.text))
+        cut = f", {len(self.tokens):,} {kind.symbol}s" if kind.symbol != "character" else ""
+        return f"{self.origin}: {len(self.text):,} characters, {distinct:,} of them distinct{cut}"
 
     def _strange(self) -> tuple[str, ...]:
         """How much has no token of its own."""

@@ -137,7 +137,7 @@ def test_bytes(tmp_path: Path) -> None:
     data = load(tmp_path / "a.txt", unit="byte")
     assert data.kind.vocabulary == 256
     assert bytes(data.tokens.tolist()).decode() == data.text
-    assert "270 characters = 315 bytes" in data.found
+    assert "270 characters, 6 of them distinct, 315 bytes" in data.found
 
 
 def test_a_text_is_cut_anew_for_a_checkpoint(file: Path) -> None:
