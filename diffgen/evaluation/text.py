@@ -51,7 +51,7 @@ def draw_share(
     with accelerator.autocast():
         for x0 in in_batches(draw, len(mine), batch):
             tokens = kind.decode(x0)
-            invalid = kind.invalid(x0) if isinstance(kind, Bits) else torch.zeros_like(tokens, dtype=torch.bool)
+            invalid = kind.strays(x0) if isinstance(kind, Bits) else torch.zeros_like(tokens, dtype=torch.bool)
             parts.append(Drawn(tokens, invalid))
             done += len(tokens)
             progress(min(done * accelerator.num_processes, n))

@@ -29,7 +29,7 @@ class Unmask:
         levels: Values that a channel of a picture has as a token, evenly spaced; 256 are all of them.
     """
 
-    levels: int = 256
+    levels: int
     samplers: ClassVar[Table] = UNMASKERS
     discrete: ClassVar[bool] = True
 

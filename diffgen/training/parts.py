@@ -106,6 +106,7 @@ class Parts:
     def _check_kind(self, config: dict[str, Any]) -> None:
         """Require that the data's kind can do what the settings ask for."""
         kind, settings = self.dataset.kind, self.settings
+        require(kind.textual or config["method"] != "bits", f"method=bits is for text, and the data is {kind.unit}")
         require(
             bool(kind.augment_labels) or not settings.augment,
             f"train.augment={settings.augment:g} is for pictures: {kind.unit} cannot be turned",

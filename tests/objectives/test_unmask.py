@@ -31,7 +31,7 @@ def expected_loss(predictor: Predictor, t: Tensor) -> Tensor:
         z = torch.tensor(hidden).double().expand(len(WHOLE) * len(t), L)  # 0: seen, 1: hidden
         x0 = WHOLE.repeat_interleave(len(t), 0)
         label = torch.full((len(x0),), NO_LABEL)
-        loss = Unmask().loss(predictor, unit, Batch(x0, label, t.repeat(len(WHOLE)), z))
+        loss = Unmask(levels=256).loss(predictor, unit, Batch(x0, label, t.repeat(len(WHOLE)), z))
         total += loss.reshape(len(WHOLE), len(t)) * L * alpha ** (L - k) * (1 - alpha) ** k
     return total
 
@@ -84,7 +84,7 @@ def test_the_entropy_of_a_markov_chain_is_found_by_the_loss_of_a_perfect_network
     t = (torch.randperm(n, generator=rng) + torch.rand(n, generator=rng, dtype=torch.float64)) / n
     z = torch.rand(n, 6, generator=rng)
     batch = Batch(x, torch.full((n,), NO_LABEL), t.clamp(min=1e-3), z)
-    bits = 6 * Unmask().loss(Predictor(network, schedule("rectified_flow"), 2), unit, batch)
+    bits = 6 * Unmask(levels=256).loss(Predictor(network, schedule("rectified_flow"), 2), unit, batch)
     entropy = 1 - 5 * (stay * math.log2(stay) + (1 - stay) * math.log2(1 - stay))
     assert abs(float(bits.mean()) - entropy) < 4 * float(bits.std()) / math.sqrt(n)
     assert float(bits.std()) / math.sqrt(n) < 0.1, "so that the test can fail"
@@ -97,23 +97,23 @@ def test_a_published_loss_on_fixed_logits() -> None:
     hidden = torch.tensor([[True, False, False, True], [False, True, True, True]])
     z = torch.where(hidden, 0.99, 0.01)
     predictor = Predictor(lambda x, condition, label: logits, schedule("rectified_flow"), V)
-    found = Unmask().loss(predictor, unit, Batch(x0, torch.full((2,), NO_LABEL), t, z))
+    found = Unmask(levels=256).loss(predictor, unit, Batch(x0, torch.full((2,), NO_LABEL), t, z))
     for i in range(2):
         nats = torch.nn.functional.cross_entropy(logits[i][hidden[i]], x0[i][hidden[i]], reduction="sum")
         assert float(found[i]) == pytest.approx(float(nats / t[i]) / math.log(2) / 4, rel=1e-5)
 
 
 def test_what_does_not_go_with_the_bound_is_refused() -> None:
-    Unmask().check(unit, uniform)
+    Unmask(levels=256).check(unit, uniform)
     with pytest.raises(UsageError, match="weights of its own|its own weightings: weighting=unit"):
-        Unmask().check(snr, uniform)
+        Unmask(levels=256).check(snr, uniform)
     with pytest.raises(UsageError, match="time=uniform"):
-        Unmask().check(unit, logit_normal)
+        Unmask(levels=256).check(unit, logit_normal)
     with pytest.raises(UsageError, match=r"levels=1 must be in \[2, 256\]"):
         Unmask(levels=1)
 
 
 def test_a_token_that_stayed_hidden_is_told() -> None:
-    assert torch.equal(Unmask().finished(WHOLE), WHOLE)
+    assert torch.equal(Unmask(levels=256).finished(WHOLE), WHOLE)
     with pytest.raises(NonFiniteError):
-        Unmask().finished(torch.tensor([[0, HIDDEN]]))
+        Unmask(levels=256).finished(torch.tensor([[0, HIDDEN]]))
