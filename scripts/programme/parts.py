@@ -36,6 +36,7 @@ PARTS = {
     "batches": Part("Training steps by batch size", "steps", "BATCHES"),
     "faults": Part("Faults", "faults"),
     "sampling": Part("Sampling", "draws"),
+    "text": Part("Text", "text"),
     "variants": Part("Variants", "variants"),
     "speed-run": Part("The speed-run", "speed_run"),
     "judge": Part("The speed-run's images", "judge"),

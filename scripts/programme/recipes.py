@@ -15,7 +15,7 @@ from programme.work import Row
 BATCH = 512
 SHAPE = (3, 32, 32)
 
-RECIPES = {name: [f"experiment={name}"] for name in ("cifar10_ddpm", "cifar10_edm", "cifar10_fast")}
+RECIPES = {name: [f"experiment={name}"] for name in ("cifar10_ddpm", "cifar10_edm", "cifar10_fast", "cifar10_dit")}
 ON_GPU = ["train.precision=bf16", "train.compile=true"]
 
 

@@ -131,6 +131,7 @@ TRAINING = {
     "cifar10_ddpm, 35.7 M": Piece(3, lambda work: recipe("cifar10_ddpm", work)),
     "cifar10_edm, 55.7 M": Piece(4, lambda work: recipe("cifar10_edm", work), alike=True),
     "cifar10_fast, 27.9 M": Piece(3, lambda work: recipe("cifar10_fast", work), alike=True),
+    "cifar10_dit, 38.8 M": Piece(3, lambda work: recipe("cifar10_dit", work), alike=True),
     "MNIST, 1.6 M, beside the peers": Piece(3, lambda work: beside_peers(MNIST, work)),
     "DDPM CIFAR-10, 35.7 M, beside the peers": Piece(5, lambda work: beside_peers(DDPM, work), alike=True),
     "EDM CIFAR-10, 55.7 M, eager and compiled": Piece(6, lambda work: beside_peers(EDM, work), alike=True),
