@@ -125,8 +125,8 @@ groups:
 settings:
 {indent(configs.settings_text("eval"))}
 
-metrics of pictures: fd Frechet distance, kd kernel distance, is inception score, pr precision and recall, dc density and coverage,
-agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound, denoising
+metrics of pictures: fd Frechet distance, kd kernel distance, is inception score, pr precision and recall, dc density
+and coverage, agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound, denoising
 error by noise level, cas classification accuracy score. bits, vlb and denoising draw no images. FID and KID are the
 names of the first two with extractor=inception, and only then.
 
