@@ -126,9 +126,9 @@ settings:
 {indent(configs.settings_text("eval"))}
 
 metrics of pictures: fd Frechet distance, kd kernel distance, is inception score, pr precision and recall, dc density
-and coverage, agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound, denoising
-error by noise level, cas classification accuracy score. bits, vlb and denoising draw no images. FID and KID are the
-names of the first two with extractor=inception, and only then.
+and coverage, agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound,
+denoising error by noise level, cas classification accuracy score. bits, vlb and denoising draw no images. FID and KID
+are the names of the first two with extractor=inception, and only then.
 
 metrics of text: ngrams distance of n-gram statistics to held-out text, runs that stand in the training text, entropy of
 single tokens, right samples where the data can tell, bits per token. Each stands beside its floor.
