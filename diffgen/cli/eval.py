@@ -103,7 +103,7 @@ def _tell_sweep(folder: Path) -> None:
 def help_text() -> str:
     """What `--help` prints."""
     choices = "\n".join(choices_line(group, configs.groups()[group]) for group in ("sampler", "extractor", "dataset"))
-    return f"""diffgen-eval: numbers for a checkpoint or a folder of pictures.
+    return f"""diffgen-eval: numbers for a checkpoint of pictures or text, or a folder of pictures.
 
 usage: diffgen-eval ckpt=PATH [metrics=NAME,...] [KEY=VALUE ...]
        diffgen-eval images=FOLDER|FILE.npz dataset=NAME [KEY=VALUE ...]
@@ -114,6 +114,7 @@ examples:
   diffgen-eval ckpt=... extractor=inception n=50000              FID-50k, with the published network
   diffgen-eval ckpt=... metrics=bits n=256                       bits/dim of held-out images
   diffgen-eval ckpt=... metrics=vlb n=256                        their variational bound, for ddpm_linear
+  diffgen-eval ckpt=TEXT_RUN metrics=bits                        bits/char of held-out text, beside n-gram models
   diffgen-eval images=my/pictures dataset=cifar10
   diffgen-eval -m ckpt=A,B sampler=ddim,heun,dpmpp_2m sampler.steps=5,10,20     one table and one plot
   torchrun --nproc_per_node 8 --no-python diffgen-eval ckpt=...
@@ -124,10 +125,13 @@ groups:
 settings:
 {indent(configs.settings_text("eval"))}
 
-metrics: fd Frechet distance, kd kernel distance, is inception score, pr precision and recall, dc density and coverage,
-agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound, denoising
-error by noise level, cas classification accuracy score. bits, vlb and denoising draw no images. FID and KID are the
-names of the first two with extractor=inception, and only then.
+metrics of pictures: fd Frechet distance, kd kernel distance, is inception score, pr precision and recall, dc density
+and coverage, agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound,
+denoising error by noise level, cas classification accuracy score. bits, vlb and denoising draw no images. FID and KID
+are the names of the first two with extractor=inception, and only then.
+
+metrics of text: ngrams distance of n-gram statistics to held-out text, runs that stand in the training text, entropy of
+single tokens, right samples where the data can tell, bits per token. Each stands beside its floor.
 
 exit codes:
 {codes_text(EXIT_CODES)}"""

@@ -30,8 +30,9 @@ def suited(trained: Trained | None, splits: Splits, name: str) -> Splits:
     require(same, f"ckpt makes {trained.kind.unit} and dataset={name} has {kind.unit}: no comparison")
     if kind.textual and kind != trained.kind:
         splits = splits.known_as(trained.kind)
-    made, wanted = trained.shape.size, splits.train.shape.size
-    require(made == wanted, f"ckpt makes {kind.unit} of {made} and dataset={name} has {wanted}")
+    made, wanted = tuple(trained.shape.size), tuple(splits.train.shape.size)
+    hint = f": dataset.length={made[-1]}" if kind.textual else ""
+    require(made == wanted, f"ckpt makes {kind.unit} of {made} and dataset={name} has {wanted}{hint}")
     return splits
 
 

@@ -224,8 +224,10 @@ def _draw(
 
 
 def _batch(settings: EvalSettings, sampling: Sampling) -> int:
-    given = settings.batch_size
-    return given if isinstance(given, int) else batch_size(sampling.trained.shape.size, sampling.device)
+    """Samples at once; of tokens a network says how likely each value is."""
+    given, shape = settings.batch_size, sampling.trained.shape
+    values = (*shape.size, max(shape.vocabulary, 1))
+    return given if isinstance(given, int) else batch_size(values, sampling.device)
 
 
 def _foretell(reporter: Reporter, line: ProgressLine, n: int, unit: str) -> None:

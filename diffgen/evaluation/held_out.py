@@ -122,8 +122,8 @@ def check_examples(saved: Checkpoint, dataset: Config, train: Source) -> None:
     own = _note(saved.config)
     if own.get("dataset") == dataset["name"] and own.get("identity", identity(train)) != identity(train):
         raise DataError(
-            f"the {len(train)} training images of dataset={dataset['name']} are not those that ckpt was trained on: "
-            f"the share that is held out, {own.get('held_out')}, would be another"
+            f"the {len(train)} training {train.kind.unit} of dataset={dataset['name']} are not those that ckpt was "
+            f"trained on: the share that is held out, {own.get('held_out')}, would be another"
         )
 
 

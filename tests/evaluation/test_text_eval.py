@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,18 +133,17 @@ def test_bits_alone_draw_nothing(command: Command, numbers: Path) -> None:
 def test_codes_have_samples_and_no_likelihood(command: Command, codes: Path) -> None:
     said = command("eval", f"ckpt={codes}", "n=20", "sampler.steps=2")
     assert said.code == 0, said.err
-    assert 0 < row(codes)["invalid"] < 1
+    assert 0 <= row(codes)["invalid"] < 1
+    assert "codes that no token has" in said.out
     assert "bits" not in row(codes)
     said = command("eval", f"ckpt={codes}", "metrics=bits")
     assert (said.code, said.err.count("\n")) == (2, 1)
     assert "metrics=bits needs a likelihood of text, and ckpt denoises codes of it" in said.err
 
 
-def test_text_is_judged_with_the_checkpoints_own_vocabulary(command: Command, letters: Path, tmp_path: Path) -> None:
+def test_text_is_judged_with_the_checkpoints_own_vocabulary(command: Command, letters: Path) -> None:
     """What it does not know is one symbol, counted and told."""
-    (tmp_path / "other.txt").write_text("The QUICK brown fox! " * 30)
-    arguments = ("dataset=text", "dataset.path=other.txt", "dataset.length=12", "n=4")
-    said = command("eval", f"ckpt={letters}", *arguments)
+    said = command("eval", f"ckpt={letters}", "dataset=python_docs", "dataset.length=12", "n=4")
     assert said.code == 0, said.err
     assert "are none of the vocabulary" in said.out
     assert row(letters)["bits"] > 0
@@ -161,7 +161,7 @@ def test_text_is_judged_with_the_checkpoints_own_vocabulary(command: Command, le
         ("numbers", ["metrics=vlb"], "metrics=vlb,denoising are of Gaussian noise, and ckpt unmasks tokens: choose"),
         ("letters", ["metrics=right"], "metrics=right: dataset=text cannot tell which text is right: choose some of"),
         ("letters", ["dataset=digits"], "ckpt makes sequences and dataset=digits has images: no comparison"),
-        ("letters", ["dataset.length=8"], "ckpt makes sequences of (12,) and dataset=text has (8,)"),
+        ("letters", ["dataset=python_docs"], "ckpt makes sequences of (12,) and dataset=python_docs has (128,)"),
         ("numbers", ["dataset.unit=character"], "dataset=numbers has other tokens than this model"),
     ],
 )
@@ -234,6 +234,20 @@ def test_whole_sequences_of_the_training_split_are_found(spellings: Splits) -> N
     texts = text.Texts(spellings, 10)
     known = text.rows(spellings.train, 10)
     assert text.runs(known, texts) == {"whole": 1.0, "whole_floor_test": 0.0}
+
+
+def test_invalid_codes_are_counted(spellings: Splits) -> None:
+    """Of 7 bits, all ones are 127, and there are 103 tokens."""
+    kind: Any = spellings.train.kind.as_numbers()
+    x0 = kind.encode(torch.arange(12).view(4, 3))
+    x0[2, :, 1:] = 1
+    sampling: Any = SimpleNamespace(trained=SimpleNamespace(kind=kind), draw=lambda some, labels: x0[some])
+    alone: Any = SimpleNamespace(num_processes=1, process_index=0, autocast=nullcontext)
+    drawn = text.gathered(text.draw_share(sampling, 4, alone, 3, lambda done: None), alone, 4)
+    assert drawn.invalid.nonzero().tolist() == [[2, 1], [2, 2]]
+    assert drawn.tokens[[0, 1, 3]].flatten().tolist() == [0, 1, 2, 3, 4, 5, 9, 10, 11]
+    texts = text.Texts(spellings.known_as(kind), 4)
+    assert text.of_samples([], drawn, texts) == {"invalid": 2 / 12}
 
 
 def test_examples_are_spread_evenly() -> None:
