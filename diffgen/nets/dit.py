@@ -3,7 +3,7 @@
 An example becomes a row of sites, each a vector of `width` numbers: patches of real numbers through a linear layer, or
 tokens through a table. Blocks of attention and feed-forward then let all sites see each other. As in DiT, the embedding
 of noise level and label shifts, scales and gates every branch, and starts with all gates shut (adaLN-Zero). As in newer
-transformers (JiT, Li & He 2025, app. A), norms are root-mean-square norms (Zhang & Sennrich 2019), queries and keys are
+transformers (JiT, Li & He 2025), norms are root-mean-square norms (Zhang & Sennrich 2019), queries and keys are
 normed and rotated by their positions (Su et al. 2024), and the feed-forward layer is gated (SwiGLU, Shazeer 2020).
 """
 
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
 
 
 def rotations(grid: Sequence[int], channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions, one part of the channels for each axis of a grid (Su et al. 2024, eq. 34).
+    """Cosines and sines of rotary positions, one part of the channels for each axis of a grid (Su et al. 2024).
 
     Args:
         grid: Sites along each axis. Axes share the pairs of channels evenly, three axes as 2:3:3.
