@@ -139,14 +139,14 @@ class Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs C, *sides] -> [B, N, width]."""
-        cut = x.reshape(len(x), -1, *(n for side in self.grid for n in (side, self.patch)))
-        sites = cut.permute(self.order).reshape(len(x), math.prod(self.grid), -1)
+        cut = x.reshape(x.shape[0], -1, *(n for side in self.grid for n in (side, self.patch)))
+        sites = cut.permute(self.order).reshape(x.shape[0], math.prod(self.grid), -1)
         positions = torch.cat(rotations(self.grid, self.width, x.device), 1)
         return self.stem(sites) + positions
 
     def back(self, h: Tensor) -> Tensor:
         """[B, N, width] -> [B, C, *sides]."""
-        cut = self.head(h).reshape(len(h), *self.grid, self.size[0], *[self.patch] * len(self.grid))
+        cut = self.head(h).reshape(h.shape[0], *self.grid, self.size[0], *[self.patch] * len(self.grid))
         return cut.permute(sorted(range(len(self.order)), key=self.order.__getitem__)).reshape(-1, *self.size)
 
 
