@@ -48,6 +48,13 @@ def soft_min_snr(alpha: Tensor, sigma: Tensor, c_out: Tensor, *, gamma: float) -
     return c_out**2 / ((sigma / alpha) ** 2 + 1 / gamma)
 
 
+@WEIGHTINGS.register("velocity")
+def velocity(alpha: Tensor, sigma: Tensor, c_out: Tensor, *, floor: float) -> Tensor:
+    """1 / max(sigma, floor)^2 on the x0 error: on the straight path the error of z - x0 (JiT, Li & He 2025)."""
+    require(floor > 0, f"weighting.floor={floor} must be positive")
+    return (c_out / sigma.clamp(min=floor)) ** 2
+
+
 @WEIGHTINGS.register("uncertainty")
 class Uncertainty(nn.Module):
     """The learned weight exp(-u) of EDM2 (Karras et al. 2024), u linear in Fourier features of the noise level.

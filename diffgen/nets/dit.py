@@ -3,7 +3,7 @@
 An example becomes a row of sites, each a vector of `width` numbers: patches of real numbers through a linear layer, or
 tokens through a table. Blocks of attention and feed-forward then let all sites see each other. As in DiT, the embedding
 of noise level and label shifts, scales and gates every branch, and starts with all gates shut (adaLN-Zero). As in newer
-transformers (JiT, Li & He 2025, app. A), norms are root-mean-square norms (Zhang & Sennrich 2019), queries and keys are
+transformers (JiT, Li & He 2025), norms are root-mean-square norms (Zhang & Sennrich 2019), queries and keys are
 normed and rotated by their positions (Su et al. 2024), and the feed-forward layer is gated (SwiGLU, Shazeer 2020).
 """
 
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
 
 
 def rotations(grid: Sequence[int], channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions, one part of the channels for each axis of a grid (Su et al. 2024, eq. 34).
+    """Cosines and sines of rotary positions, one part of the channels for each axis of a grid (Su et al. 2024).
 
     Args:
         grid: Sites along each axis. Axes share the pairs of channels evenly, three axes as 2:3:3.
@@ -139,14 +139,14 @@ class Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs C, *sides] -> [B, N, width]."""
-        cut = x.reshape(len(x), -1, *(n for side in self.grid for n in (side, self.patch)))
-        sites = cut.permute(self.order).reshape(len(x), math.prod(self.grid), -1)
+        cut = x.reshape(x.shape[0], -1, *(n for side in self.grid for n in (side, self.patch)))
+        sites = cut.permute(self.order).reshape(x.shape[0], math.prod(self.grid), -1)
         positions = torch.cat(rotations(self.grid, self.width, x.device), 1)
         return self.stem(sites) + positions
 
     def back(self, h: Tensor) -> Tensor:
         """[B, N, width] -> [B, C, *sides]."""
-        cut = self.head(h).reshape(len(h), *self.grid, self.size[0], *[self.patch] * len(self.grid))
+        cut = self.head(h).reshape(h.shape[0], *self.grid, self.size[0], *[self.patch] * len(self.grid))
         return cut.permute(sorted(range(len(self.order)), key=self.order.__getitem__)).reshape(-1, *self.size)
 
 

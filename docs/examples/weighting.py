@@ -1,6 +1,6 @@
-"""A loss weight of your own: velocity space, as pixel transformers weigh the error of x0.
+"""A loss weight of your own: P2, with which the steps near the data count less (Choi et al. 2022, eq. 8).
 
-diffgen-train plugins=[docs/examples/weighting.py] parameterization=x0 weighting=velocity
+diffgen-train plugins=[docs/examples/weighting.py] method=ddpm weighting=p2 weighting.gamma=0.5
 """
 
 from torch import Tensor
@@ -8,7 +8,8 @@ from torch import Tensor
 from diffgen.diffusion.weightings import WEIGHTINGS
 
 
-@WEIGHTINGS.register("velocity")
-def velocity(alpha: Tensor, sigma: Tensor, c_out: Tensor, *, least: float = 0.05) -> Tensor:
-    """(c_out / sigma)^2 on the error of F, with sigma at least `least`: on the straight path the error of z - x0."""
-    return (c_out / sigma.clamp(min=least)) ** 2
+@WEIGHTINGS.register("p2")
+def p2(alpha: Tensor, sigma: Tensor, c_out: Tensor, *, k: float = 1.0, gamma: float = 1.0) -> Tensor:
+    """1 / (k + SNR)^gamma on the eps error, whatever the network predicts."""
+    snr = (alpha / sigma) ** 2
+    return c_out**2 * snr / (k + snr) ** gamma

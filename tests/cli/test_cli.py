@@ -160,7 +160,7 @@ WRONG_TRAIN = [
     (["dataset=cifar"], "dataset='cifar' is unknown; choose one of [arrays, cifar10, digits, fashion_mnist, image_folder, mixture, mnist, parquet, points]"),
     (["method=edn"], "choose one of [ddpm, ddpm_cosine, edm, flow, vpred] (did you mean 'edm'?)"),
     (["model=unet"], "model='unet' is unknown; choose one of [dit_base, dit_large, dit_small, dit_tiny, mlp, unet2d, unet_base, unet_large, unet_small, unet_tiny]"),
-    (["experiment=fast"], "experiment='fast' is unknown; choose one of [cifar10_ddpm, cifar10_edm, cifar10_fast, quickstart, tutorial]"),
+    (["experiment=fast"], "experiment='fast' is unknown; choose one of [cifar10_ddpm, cifar10_dit, cifar10_edm, cifar10_fast, cifar10_jit, quickstart, tutorial]"),
     (["dataset=null"], "dataset='null' is unknown; choose one of ["),
     (["model={name:unet}", "model=3"], "model='{name:unet}' is unknown; choose one of ["),
     (["sampler.name=eular"], "sampler.name='eular' is unknown; choose one of ["),

@@ -161,6 +161,20 @@ def test_a_checkpoint_waits_once(fit: Fit, tmp_path: Path, monkeypatch: Patch) -
     assert waits == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("experiment", "millions", "gflop"), [("cifar10_dit", 38.8, 14.0), ("cifar10_jit", 38.8, 15.2)]
+)
+def test_the_transformer_costs_what_the_speed_runs_network_does(experiment: str, millions: float, gflop: float) -> None:
+    shape = DataShape(tuple(CIFAR["size"]), CIFAR["num_classes"])
+    costs = []
+    for name in ("cifar10_fast", experiment):
+        with torch.device("meta"):
+            network = make_model({"data": dict(CIFAR), "model": defaults("train", [f"experiment={name}"])["model"]})
+        costs.append(speed.gflop(network, shape.size, torch.device("meta")))
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == millions
+    assert round(costs[1], 1) == gflop and costs[1] == pytest.approx(costs[0], rel=0.11)
+
+
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cifar10_edm", "cifar10_ddpm")]
 
 

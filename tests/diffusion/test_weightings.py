@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from diffgen.build import make_weighting
 from diffgen.cli.configs import config_dir
+from diffgen.core.errors import UsageError
 from diffgen.core.registry import bind
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
@@ -66,6 +67,31 @@ def test_soft_min_snr_is_below_the_minimum_and_tends_to_it():
 def test_soft_min_snr_is_finite_in_pure_noise():
     row = bind(WEIGHTINGS, {"name": "soft_min_snr", "gamma": 4.0})
     assert row(torch.zeros(1), torch.ones(1), torch.ones(1)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("target", ["x0", "v", "flow", "edm"])  # eps is singular at t = 1
+def test_velocity_is_the_error_of_the_velocity_whatever_is_predicted(target):
+    """With sigma at least `floor`, as where JiT divides by max(1 - t, 0.05) with its clock turned round."""
+    s = schedule("rectified_flow")
+    t = torch.tensor([0.01, 0.05, 0.3, 0.7, 0.99], dtype=F64)
+    x0, z, x0_hat = torch.randn(3, 5, 1, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    at = t[:, None, None, None]
+    v, v_hat = ((((1 - at) * x0 + at * z) - end) / at.clamp(min=0.05) for end in (x0, x0_hat))
+    wanted = (v_hat - v).square().mean((1, 2, 3))
+    assert torch.allclose(loss_of(s, target, "velocity", x0, z, x0_hat, t, floor=0.05), wanted, rtol=1e-8)
+
+
+def test_velocity_is_unit_weight_for_flow_down_to_its_floor():
+    s = schedule("rectified_flow")
+    t = torch.linspace(s.t_min, s.t_max, 200, dtype=F64)
+    w, _ = weight("velocity", "flow", "rectified_flow", floor=0.05)
+    assert torch.allclose(w[t > 0.05], torch.ones(1, dtype=F64))
+    assert torch.allclose(w[t < 0.05], (t[t < 0.05] / 0.05) ** 2) and (t < 0.05).any()
+
+
+def test_a_floor_of_velocity_must_be_positive():
+    with pytest.raises(UsageError, match=r"weighting.floor=0.0 must be positive"):
+        weight("velocity", "x0", floor=0.0)
 
 
 # --- the learned weight -------------------------------------------------------------------------------------

@@ -183,6 +183,7 @@ def test_every_file_is_readable_by_all(tmp_path: Path) -> None:
             (1, 8, 8), 0, "its attention heads differ in width",
         ),
         (["model=mlp"], (1, 8, 8), 0, "its network is a MLP"),
+        (["model=dit_tiny"], (1, 8, 8), 0, "its network is a DiT, not a UNet"),
     ],
 )  # fmt: skip
 def test_what_unet2dmodel_cannot_hold_is_refused(

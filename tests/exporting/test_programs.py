@@ -68,6 +68,15 @@ def test_the_folder_says_what_goes_in(folders: dict[str, Path], format: str) -> 
     )
 
 
+@pytest.mark.parametrize("format", programs.FILES)
+def test_a_transformer(tmp_path: Path, format: str) -> None:
+    """What is written is compared with it by the export itself."""
+    pytest.importorskip("onnxruntime")
+    tiny = ["model=dit_tiny", "model.width=16", "model.depth=2", "model.class_tokens=2", "model.class_tokens_from=1"]
+    run(saved(tmp_path / "a", "method=edm", *tiny, size=(1, 4, 6), classes=3), tmp_path / "b", format)
+    assert (tmp_path / "b" / programs.FILES[format]).exists()
+
+
 def test_a_network_without_classes_for_vectors(tmp_path: Path) -> None:
     config = checkpoint.load(saved(tmp_path / "a", "dataset=points", "model=mlp", "model.width=8", size=(2,)))
     vectors = {**config.config, "data": {**config.config["data"], "kind": {"name": "vectors"}}}
