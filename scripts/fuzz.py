@@ -50,7 +50,12 @@ MODELS: list[dict[str, Any]] = [
     {**yaml_config("model", "unet_tiny"), "channels": 4, "channel_mult": [1], "attention_resolutions": [4]},
     {**yaml_config("model", "mlp"), "width": 8, "blocks": 1},
 ]
-DATA = {"kind": {"name": "pixels", "background": "white", "range": None}, "size": [1, 4, 4], "num_classes": 2, "augment_labels": 0}
+DATA = {
+    "kind": {"name": "pixels", "background": "white", "range": None},
+    "size": [1, 4, 4],
+    "num_classes": 2,
+    "augment_labels": 0,
+}
 GROUPS = {
     group: [yaml_config(group, path.stem) for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
     for group in ("schedule", "parameterization", "sampler")

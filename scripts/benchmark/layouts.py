@@ -104,7 +104,14 @@ def compose(*overrides: str) -> Config:
 
 def with_data(config: Config, shape: tuple[int, int, int]) -> Config:
     """A config with the unlabelled data that the trainer would fill in."""
-    return {**config, "data": {"kind": {"name": "pixels", "background": "white", "range": None}, "size": list(shape), "num_classes": 0}}
+    return {
+        **config,
+        "data": {
+            "kind": {"name": "pixels", "background": "white", "range": None},
+            "size": list(shape),
+            "num_classes": 0,
+        },
+    }
 
 
 def our_network(layout: Layout) -> nn.Module:
