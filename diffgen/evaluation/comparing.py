@@ -54,7 +54,7 @@ def opened(
         held_out.check_examples(saved, dataset, splits.train)
     doubts = held_out.doubtful(saved, dataset, splits.train) if saved else []
     unit = splits.train.kind.unit
-    numbers: Row = {f"training_{unit}": len(splits.train), "held_out": len(splits.test) if splits.test else 0}
+    numbers: Row = {f"training_{unit}": splits.train.once, "held_out": len(splits.test) if splits.test else 0}
     numbers |= {"held_out_repeated": repeated} if repeated else {}
     return splits, held_out.words(splits, repeated, unseen=unseen, doubts=doubts), numbers
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from diffgen.core.errors import require
+from diffgen.core.errors import UsageError
 from diffgen.core.processes import share_of
 from diffgen.data import Source
 from diffgen.data.splits import Splits
@@ -31,10 +31,10 @@ Row = dict[str, Any]
 
 
 class Drawn(NamedTuple):
-    """Samples: tokens int64 [n, L], and where the code that was drawn is no token's, bool [n, L]; on the CPU."""
+    """Samples: tokens int64 [n, L], and how many codes of each were no token's, int64 [n]; on the CPU."""
 
     tokens: Tensor
-    invalid: Tensor
+    strays: Tensor
 
 
 def draw_share(
@@ -51,8 +51,7 @@ def draw_share(
     with accelerator.autocast():
         for x0 in in_batches(draw, len(mine), batch):
             tokens = kind.decode(x0)
-            invalid = kind.strays(x0) if isinstance(kind, Bits) else torch.zeros_like(tokens, dtype=torch.bool)
-            parts.append(Drawn(tokens, invalid))
+            parts.append(Drawn(tokens, kind.strays(x0).sum(1)))
             done += len(tokens)
             progress(min(done * accelerator.num_processes, n))
     return Drawn(*map(torch.cat, zip(*parts, strict=True)))
@@ -69,16 +68,21 @@ class Texts:
     """What text is judged by: the training split, and what is held out from it."""
 
     def __init__(self, splits: Splits, n: int) -> None:
-        """Of both, look at no more than n sequences, spread evenly, where a figure depends on how many there are."""
-        self.splits, self.n = splits, n
+        """Of both, look at no more than n sequences, spread evenly, where a figure depends on how many there are.
+
+        Raises:
+            UsageError: They are of a plugin's kind that has no tokens.
+        """
+        kind = splits.train.kind
+        if not isinstance(kind, Tokens):
+            raise UsageError(f"{kind.unit} have no tokens, of which figures of text are")
+        self.splits, self.n, self.kind = splits, n, kind
         self.source, self.which = held_out.judge(splits)
-        self.kind = splits.train.kind
-        require(isinstance(self.kind, Tokens), f"{self.kind.unit} are no text")
 
     @property
     def vocabulary(self) -> int:
         """Number of different tokens there can be."""
-        return len(self.kind.symbols)  # type: ignore[attr-defined]
+        return len(self.kind.symbols)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -122,15 +126,20 @@ def rows(source: Source, n: int) -> np.ndarray:
 def of_samples(wanted: Collection[str], drawn: Drawn, texts: Texts) -> Row:
     """Metrics of samples."""
     samples = drawn.tokens.numpy()
-    row: Row = {"invalid": float(drawn.invalid.double().mean())} if isinstance(texts.kind, Bits) else {}
+    strays = int(drawn.strays.sum()) / drawn.tokens.numel()
+    row: Row = {"strays": strays} if isinstance(texts.kind, Bits) else {}
     for name in wanted:
         row |= MEASURES[name](samples, texts) if name in MEASURES else {}
     return row
 
 
 def ngrams(samples: np.ndarray, texts: Texts) -> Row:
-    """Distance of the distributions of n-grams from those of held-out text; the floor is that of training text."""
+    """Distance of the distributions of n-grams from those of as much held-out text; the floor is that of training text.
+
+    Of more samples than there are held-out sequences the first are taken, since the distance falls with their number.
+    """
     row: Row = {}
+    samples = samples[: len(texts.known)]
     for n in (n for n in GRAMS if n <= samples.shape[1]):
         row[f"ngram_{n}"] = divergence(samples, texts.known, n, texts.vocabulary)
         if texts.which == "test":
@@ -149,7 +158,7 @@ def runs(samples: np.ndarray, texts: Texts) -> Row:
         if suffix and texts.which == "train":
             break
         row[f"whole{suffix}"] = float((longest == samples.shape[1]).mean())
-        row |= {} if texts.kind.padded else {f"run{suffix}": float(longest.mean())}  # type: ignore[attr-defined]
+        row |= {} if texts.kind.padded else {f"run{suffix}": float(longest.mean())}
     return row
 
 
@@ -190,7 +199,7 @@ def beside_bits(found: Row, texts: Texts) -> Row:
     """
     anchors = NGrams.fit(texts.stream, texts.vocabulary).bits(texts.known).mean((1, 2))
     row: Row = {"ngram_bits": anchors.tolist()}
-    if texts.kind.padded:  # type: ignore[attr-defined]
+    if texts.kind.padded:
         row |= {f"sequence_{key}": found[key] * found["tokens"] for key in ("bits", "bits_error")}
         row |= {} if texts.source.entropy is None else {"sequence_entropy": texts.source.entropy}
     return row

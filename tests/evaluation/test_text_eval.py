@@ -95,7 +95,7 @@ def test_text_is_judged_beside_its_floors(command: Command, letters: Path, file:
     assert (found["sequences"], found["bits_sequences"], found["bits_in"]) == (30, 30, "bits/char")
     assert found["bits"] > found["ngram_bits"][1]
     assert found["bits_error"] > 0
-    assert not {"right", "images", "sequence_bits", "invalid", "extractor"} & found.keys()
+    assert not {"right", "images", "sequence_bits", "strays", "extractor"} & found.keys()
     for words in ("bits/char, held-out text", "upper bound", "n-gram model, context of 2", "30, seed 0", "3-gram"):
         assert words in said.out
 
@@ -133,7 +133,7 @@ def test_bits_alone_draw_nothing(command: Command, numbers: Path) -> None:
 def test_codes_have_samples_and_no_likelihood(command: Command, codes: Path) -> None:
     said = command("eval", f"ckpt={codes}", "n=20", "sampler.steps=2")
     assert said.code == 0, said.err
-    assert 0 <= row(codes)["invalid"] < 1
+    assert 0 <= row(codes)["strays"] < 1
     assert "codes that no token has" in said.out
     assert "bits" not in row(codes)
     said = command("eval", f"ckpt={codes}", "metrics=bits")
@@ -236,7 +236,7 @@ def test_whole_sequences_of_the_training_split_are_found(spellings: Splits) -> N
     assert text.runs(known, texts) == {"whole": 1.0, "whole_floor_test": 0.0}
 
 
-def test_invalid_codes_are_counted(spellings: Splits) -> None:
+def test_codes_that_are_no_tokens_are_counted(spellings: Splits) -> None:
     """Of 7 bits, all ones are 127, and there are 103 tokens."""
     kind: Any = spellings.train.kind.as_numbers()
     x0 = kind.encode(torch.arange(12).view(4, 3))
@@ -244,10 +244,10 @@ def test_invalid_codes_are_counted(spellings: Splits) -> None:
     sampling: Any = SimpleNamespace(trained=SimpleNamespace(kind=kind), draw=lambda some, labels: x0[some])
     alone: Any = SimpleNamespace(num_processes=1, process_index=0, autocast=nullcontext)
     drawn = text.gathered(text.draw_share(sampling, 4, alone, 3, lambda done: None), alone, 4)
-    assert drawn.invalid.nonzero().tolist() == [[2, 1], [2, 2]]
+    assert drawn.strays.tolist() == [0, 0, 2, 0]
     assert drawn.tokens[[0, 1, 3]].flatten().tolist() == [0, 1, 2, 3, 4, 5, 9, 10, 11]
     texts = text.Texts(spellings.known_as(kind), 4)
-    assert text.of_samples([], drawn, texts) == {"invalid": 2 / 12}
+    assert text.of_samples([], drawn, texts) == {"strays": 2 / 12}
 
 
 def test_examples_are_spread_evenly() -> None:
