@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import diffgen
 from diffgen.build import data_config, make_model, make_splits, make_trained
+from diffgen.core.errors import UsageError
 from diffgen.core.settings import section
 from diffgen.data.tokens import unescaped
 from diffgen.diffusion.times import uniform
@@ -213,3 +215,26 @@ def test_two_halves_of_a_batch_are_the_whole(method: str) -> None:
     whole, halves = gradient(slice(0, 16)), gradient(slice(0, 8), slice(8, 16))
     assert whole[0] == pytest.approx(halves[0], rel=1e-5) and whole[0] > 0
     torch.testing.assert_close(whole[1], halves[1], rtol=1e-4, atol=1e-6)
+
+
+def test_text_in_python(words: Path, pictures: Path) -> None:
+    run = diffgen.load(words)
+    tokens = run.sample(3, seed=1, sampler="unmask", steps=4)
+    assert tokens.shape == (3, 7) and tokens.dtype == torch.int64
+    lines = run.text(tokens)
+    assert len(lines) == 3 and all(isinstance(line, str) for line in lines)
+    ways = run.sample(2, task="trajectory", frames=3)
+    assert ways.shape == (2, 3, 7) and run.text(ways[0])[0] == " ".join("_" * 7)
+    with pytest.raises(UsageError, match="which no picture shows"):
+        run.grid(tokens)
+    with pytest.raises(UsageError, match="unmasks tokens"):
+        run.denoise(torch.zeros(1, 7), 0.5)
+    with pytest.raises(UsageError, match="which are no text"):
+        diffgen.load(pictures).text(torch.zeros(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("form", ["diffusers", "onnx", "torch"])
+def test_what_no_export_holds_is_said(command: Command, words: Path, form: str) -> None:
+    done = command("export", f"ckpt={words}", f"format={form}", "to=o")
+    assert done.code == 2 and "this model unmasks tokens" in done.err and len(done.err.splitlines()) == 1
+    assert not Path("o").exists()
