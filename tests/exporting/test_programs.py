@@ -72,7 +72,14 @@ def test_the_folder_says_what_goes_in(folders: dict[str, Path], format: str) -> 
 def test_a_transformer(tmp_path: Path, format: str) -> None:
     """What is written is compared with it by the export itself."""
     pytest.importorskip("onnxruntime")
-    tiny = ["model=dit_tiny", "model.width=16", "model.depth=2", "model.class_tokens=2", "model.class_tokens_from=1"]
+    tiny = [
+        "model=dit_tiny",
+        "model.patch=2",
+        "model.width=16",
+        "model.depth=2",
+        "model.class_tokens=2",
+        "model.class_tokens_from=1",
+    ]
     run(saved(tmp_path / "a", "method=edm", *tiny, size=(1, 4, 6), classes=3), tmp_path / "b", format)
     assert (tmp_path / "b" / programs.FILES[format]).exists()
 
