@@ -1,6 +1,7 @@
 """The transformer: sizes and cost that papers state, every kind of data, and what it must be at initialisation."""
 
 import re
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -274,3 +275,9 @@ def test_data_that_it_cannot_take_is_told() -> None:
         make(DataShape((7,)))
     with pytest.raises(UsageError, match=r"model.self_condition=true takes real numbers, and the data is tokens"):
         make(DataShape((7,), vocabulary=3), self_condition=True)
+
+
+def test_sites_differ_where_all_tokens_are_masked() -> None:
+    network = excite(make(DataShape((5,), vocabulary=3)))
+    logits = network(torch.full((1, 5), 3), torch.zeros(1), torch.tensor([-1]))
+    assert all((a - b).abs().max() > 1e-3 for a, b in combinations(logits[0], 2))
