@@ -2,8 +2,8 @@
 
     python scripts/text_results.py [NAME ...] [--out FOLDER]
 
-Each is trained, sampled and judged by `diffgen-eval`; what it says goes to benchmarks/results/text.json, piece by piece,
-with the commands and the machine. The figures depend on how many steps fit into the minutes.
+Each is trained, sampled and judged by `diffgen-eval`; what it says goes to benchmarks/results/text.json, piece by
+piece, with the commands and the machine. The figures depend on how many steps fit into the minutes.
 """
 
 import argparse

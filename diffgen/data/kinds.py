@@ -65,6 +65,10 @@ class Kind:
         """What the loss of tokens is measured in; empty where a loss has no unit."""
         return ""
 
+    def sized(self, size: tuple[int, ...]) -> str:
+        """The size of x0 in a header: `3x32x32`, `128 characters`."""
+        return "x".join(map(str, size))
+
     def as_tokens(self, levels: int) -> "Kind":
         """The kind of the same stored examples whose x0 is tokens.
 

@@ -122,6 +122,10 @@ class Tokens(Kind):
         """What a loss is measured in."""
         return f"bits/{'char' if self.symbol == 'character' else self.symbol}"
 
+    def sized(self, size: tuple[int, ...]) -> str:
+        """See `Kind`."""
+        return f"{size[-1]} {self.symbol}s"
+
     def as_tokens(self, levels: int) -> "Tokens":
         """The kind whose x0 is tokens; `levels` is for pictures."""
         return Tokens(**self._fields)

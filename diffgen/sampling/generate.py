@@ -134,8 +134,9 @@ def _facts(order: Order, accelerator: Accelerator) -> dict[str, str]:
     """The header of the command."""
     settings, saved, sampling = order.settings, order.saved, order.sampling
     drawn, trained = told(order.labels, sampling.trained.classes), sampling.trained
+    size = trained.kind.sized(trained.shape.size)
     return {
-        trained.kind.unit: f"{settings.n} of {trained.shape}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
+        trained.kind.unit: f"{settings.n} of {size}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
         "model": f"{saved.config['model']['name']}, {saved.images:,} images seen{shown_average(saved)}",
         "task": shown(order.task),
         "sampler": shown(order.sampler),

@@ -37,7 +37,8 @@ def data(splits: Splits, trained: Trained) -> str:
     """Number, size and classes of the training examples, where they are kept, and how many are held out."""
     dataset, classes = splits.train, trained.shape.num_classes
     labels = f"{classes} class{'es' * (classes > 1)} ({survey.named(trained.classes)})" if classes else "no labels"
-    return f"{len(dataset):,} {dataset.kind.unit} {trained.shape}, {labels}, {dataset.home}{held_out(splits)}"
+    size = ("of " if dataset.kind.textual else "") + trained.kind.sized(trained.shape.size)
+    return f"{len(dataset):,} {dataset.kind.unit} {size}, {labels}, {dataset.home}{held_out(splits)}"
 
 
 def held_out(splits: Splits) -> str:
