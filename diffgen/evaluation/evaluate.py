@@ -224,10 +224,8 @@ def _draw(
 
 
 def _batch(settings: EvalSettings, sampling: Sampling) -> int:
-    """Samples at once; of tokens a network says how likely each value is."""
-    given, shape = settings.batch_size, sampling.trained.shape
-    values = (*shape.size, max(shape.vocabulary, 1))
-    return given if isinstance(given, int) else batch_size(values, sampling.device)
+    given = settings.batch_size
+    return given if isinstance(given, int) else batch_size(sampling.trained.shape, sampling.device)
 
 
 def _foretell(reporter: Reporter, line: ProgressLine, n: int, unit: str) -> None:

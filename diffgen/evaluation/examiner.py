@@ -120,13 +120,13 @@ class Examiner:
 
     def _drawn(self) -> Drawn | None:
         """The images, or None if some are not finite; processes learn of each other's fate before they exchange."""
-        size, device = self.reference.splits.train.shape.size, self.accelerator.device
+        shape, device = self.sampling.trained.shape, self.accelerator.device
         share, fate = None, WHOLE
         try:
             with memory.as_fault():
                 share = draw_share(
                     self.sampling, self.labels, self.reference.extractor, self.accelerator,
-                    batch_size(size, device), lambda done: None,
+                    batch_size(shape, device), lambda done: None,
                 )  # fmt: skip
         except NonFiniteError:
             fate = NOT_FINITE

@@ -18,6 +18,7 @@ from diffgen.core.randomness import image_noise
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.tasks import Plan
+from diffgen.nets import DataShape
 
 Watch = Callable[[Tensor, Tensor], None]
 
@@ -160,10 +161,13 @@ class Sampling:
         return in_batches(film, len(indices), batch_size)
 
 
-def batch_size(shape: tuple[int, ...], device: torch.device) -> int:
-    """Images at once where nobody says: 1024 on a GPU, else 64, and fewer large ones: a file chooses their size."""
+def batch_size(shape: DataShape, device: torch.device) -> int:
+    """Images at once where nobody says: 1024 on a GPU, else 64, and fewer large ones: a file chooses their size.
+
+    Of tokens the network says how likely each value is, so all of these count.
+    """
     most = 1024 if device.type == "cuda" else 64
-    return min(most, max(MAX_VALUES // math.prod(shape), 1))
+    return min(most, max(MAX_VALUES // (math.prod(shape.size) * max(shape.vocabulary, 1)), 1))
 
 
 def in_batches(draw: Callable[[list[int]], Tensor], count: int, most: int) -> Iterator[Tensor]:

@@ -94,7 +94,7 @@ class Order:
         """Examples of these numbers as stored, in batches [B, ...] on the CPU; or films of them, [B, F, ...]."""
         sampling, at_once = self.sampling, self.settings.batch_size
         draw = sampling.films if self.plan.frames else sampling.examples
-        batch = at_once if isinstance(at_once, int) else batch_size(sampling.trained.shape.size, sampling.device)
+        batch = at_once if isinstance(at_once, int) else batch_size(sampling.trained.shape, sampling.device)
         return draw(mine, [self.labels[i] for i in mine], batch)
 
 

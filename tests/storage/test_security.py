@@ -189,9 +189,16 @@ def test_terminal_codes_reach_no_terminal(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("shape", "device", "size"),
-    [((3, 32, 32), "cuda", 1024), ((3, 32, 32), "cpu", 64), ((3, 256, 256), "cuda", 21), ((1, 2048, 2048), "cpu", 1)],
+    [
+        (DataShape((3, 32, 32)), "cuda", 1024),
+        (DataShape((3, 32, 32)), "cpu", 64),
+        (DataShape((3, 256, 256)), "cuda", 21),
+        (DataShape((1, 2048, 2048)), "cpu", 1),
+        (DataShape((128,), vocabulary=100), "cpu", 64),
+        (DataShape((1024,), vocabulary=50_000), "cuda", 1),
+    ],
 )
-def test_large_images_are_drawn_a_few_at_a_time(shape: tuple[int, ...], device: str, size: int) -> None:
+def test_large_images_are_drawn_a_few_at_a_time(shape: DataShape, device: str, size: int) -> None:
     assert batch_size(shape, torch.device(device)) == size
 
 
