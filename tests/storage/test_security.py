@@ -19,6 +19,7 @@ from test_checkpoint import HOSTILE, LAYOUT, RAW, WEIGHTS, put, split, with_conf
 from diffgen.core.console import Reporter, complain
 from diffgen.core.errors import DataError, printable
 from diffgen.data.reading import Reading
+from diffgen.nets import DataShape
 from diffgen.sampling.generate import batch_size
 from diffgen.storage import checkpoint
 
