@@ -55,11 +55,6 @@ def rotations(grid: Sequence[int], channels: int, device: torch.device) -> tuple
     return angle.cos(), angle.sin()
 
 
-def positions(grid: Sequence[int], channels: int, device: torch.device) -> Tensor:
-    """Where each site is, [N, channels], to be added: the cosines and sines that `rotations` turns by."""
-    return torch.cat(rotations(grid, channels, device), 1)
-
-
 def pairs_by_axis(channels: int, axes: int) -> list[int]:
     """How many pairs of a head's channels turn with each axis."""
     shares = [2, 3, 3] if axes == 3 else [1] * axes
@@ -146,7 +141,8 @@ class Patches(nn.Module):
         """[B, inputs C, *sides] -> [B, N, width]."""
         cut = x.reshape(x.shape[0], -1, *(n for side in self.grid for n in (side, self.patch)))
         sites = cut.permute(self.order).reshape(x.shape[0], math.prod(self.grid), -1)
-        return self.stem(sites) + positions(self.grid, self.width, x.device)
+        positions = torch.cat(rotations(self.grid, self.width, x.device), 1)
+        return self.stem(sites) + positions
 
     def back(self, h: Tensor) -> Tensor:
         """[B, N, width] -> [B, C, *sides]."""
@@ -159,17 +155,18 @@ class Tokens(nn.Module):
 
     def __init__(self, shape: DataShape, width: int) -> None:
         super().__init__()
-        self.size, self.width, self.grid = shape.size, width, [side for side in shape.size if side > 1] or [1]
+        self.size, self.grid = shape.size, [side for side in shape.size if side > 1] or [1]
         self.stem = nn.Embedding(shape.vocabulary + 1, width)  # the last stands for a masked token
+        self.places = nn.Parameter(torch.zeros(math.prod(shape.size), width))
         self.head = zero_linear(width, shape.vocabulary)
 
     def forward(self, x: Tensor) -> Tensor:
         """int64 [B, *size] -> [B, N, width].
 
         Rotary positions alone would not do: where all tokens are masked, what a site sees of the others is the same
-        whatever its place.
+        whatever its place. So each place has a vector of its own, learned from zero.
         """
-        return self.stem(x.flatten(1)) + positions(self.grid, self.width, x.device)
+        return self.stem(x.flatten(1)) + self.places
 
     def back(self, h: Tensor) -> Tensor:
         """[B, N, width] -> logits [B, *size, vocabulary]."""
