@@ -219,6 +219,9 @@ def make_trained(config: Config, network: Network) -> Trained:
 def make_frame(config: Config, objective: Objective, shape: DataShape, network: Network) -> Frame:
     """What stands around a network."""
     if objective.discrete:
+        target = config["parameterization"].get("name")
+        told = "objective=unmask has a network that says what tokens are: parameterization=x0"
+        require(target == "x0", f"parameterization={target} is of Gaussian noise, and {told}")
         return Predictor(network, build(SCHEDULES, config["schedule"]), shape.vocabulary)
     return make_denoiser(config, network)
 

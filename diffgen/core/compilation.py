@@ -49,20 +49,20 @@ class Compiled(nn.Module):
         self.tried: set[tuple[object, ...]] = set()
         self.compiled: Call | None = None
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """What the network gives.
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        """What the network gives; None is an input that is not there.
 
         Raises:
             ProcessFault: The network cannot be compiled, and that is required.
         """
-        kind = (torch.is_grad_enabled(), *((x.shape, x.requires_grad) for x in inputs))
+        kind = (torch.is_grad_enabled(), *(None if x is None else (x.shape, x.requires_grad) for x in inputs))
         if self.failure is None and kind not in self.tried:
             self._try(inputs)
             self.tried.add(kind)
         return self.compiled(*inputs) if self.compiled and self.failure is None else self.network(*inputs)
 
-    def _try(self, inputs: Sequence[Tensor]) -> None:
-        devices = [x.device for x in inputs[:1] if x.is_cuda]
+    def _try(self, inputs: Sequence[Tensor | None]) -> None:
+        devices = [x.device for x in inputs[:1] if x is not None and x.is_cuda]
         try:
             with torch.random.fork_rng(devices):  # dropout of the pass that counts is as if there were no trial
                 self.compiled = self.compiled or compiled(self.network)
@@ -77,10 +77,10 @@ class Compiled(nn.Module):
             self._passes(self.network, inputs)
         self.give_up(reason)
 
-    def _passes(self, call: Call, inputs: Sequence[Tensor]) -> None:
+    def _passes(self, call: Call, inputs: Sequence[Tensor | None]) -> None:
         """Forward, and backward where that may follow; its gradients go nowhere."""
         out = call(*inputs)
-        sources = [x for x in (*inputs, *self.network.parameters()) if x.requires_grad]
+        sources = [x for x in (*inputs, *self.network.parameters()) if x is not None and x.requires_grad]
         if out.requires_grad:
             torch.autograd.grad(out.float().sum(), sources, allow_unused=True)
 

@@ -76,6 +76,7 @@ def image_noise(
     draw: int,
     *,
     fill: Callable[[Tensor, torch.Generator], Tensor] = normal,
+    dtype: torch.dtype = torch.float32,
     pinned: bool = False,
 ) -> Tensor:
     """Noise for the given images of a sampling run, drawn on the CPU so that devices agree.
@@ -86,12 +87,13 @@ def image_noise(
         seed: The run's seed.
         draw: 0 for the starting noise, i + 1 for what step i of a stochastic sampler adds.
         fill: Draws the noise of one, in place; standard normal.
+        dtype: Of the noise.
         pinned: Whether to draw it in pinned memory, from which a CUDA device copies while the host goes on.
 
     Returns:
-        float32 [len(indices), *shape].
+        [len(indices), *shape].
     """
-    noise = torch.empty(len(indices), *shape, pin_memory=pinned)
+    noise = torch.empty(len(indices), *shape, dtype=dtype, pin_memory=pinned)
     rng = torch.Generator()  # one for all: to make one takes as long as to seed it
     for image, i in zip(noise.unbind(), indices, strict=True):
         fill(image, rng.manual_seed(mix(seed, "image", i, draw)))

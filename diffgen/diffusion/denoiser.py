@@ -100,7 +100,9 @@ class Denoiser:
     def _c_in(self, t: Tensor) -> Tensor:
         return torch.rsqrt((self.schedule.alpha(t) * self.sigma_data) ** 2 + self.schedule.sigma(t) ** 2)
 
-    def __call__(self, x: Tensor, t: Tensor, label: Tensor, estimate: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, label: Tensor, estimate: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
         """x0_hat = (b x - sigma F) / (b alpha - a sigma), in the dtype of x.
 
         Args:
@@ -108,14 +110,15 @@ class Denoiser:
             t: [B], or [] where all examples are at one time, as in sampling: then its coefficients are looked up.
             label: int64 [B], `NO_LABEL` for none.
             estimate: See `predict`.
+            augment: See `predict`.
         """
         if t.ndim == 0:
             c = self.preconditioning(t)
             x_in = c.c_in * x.float() if self.scale_input else x.float()
-            F = self._asked(x_in, x_in.new_full((len(x),), c.c_noise), label, None, estimate)
+            F = self._asked(x_in, x_in.new_full((len(x),), c.c_noise), label, augment, estimate)
             return torch.add(c.c_skip * x, F, alpha=c.c_out)
         alpha, sigma, a, b, _ = (like(c, x) for c in self.coefficients(t))
-        return (b * x - sigma * self.predict(x, t, label, None, estimate)) / (b * alpha - a * sigma)
+        return (b * x - sigma * self.predict(x, t, label, augment, estimate)) / (b * alpha - a * sigma)
 
     def preconditioning(self, t: Tensor) -> "Preconditioning":
         """The coefficients of a time [], as Python floats from float64; computed once for each time.

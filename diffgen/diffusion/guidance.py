@@ -46,11 +46,15 @@ class Guidance:
 
 
 def guided(
-    denoiser: Denoiser, label: Tensor, guidance: Guidance, *, clip: bool, doubles: bool = True
+    denoiser: Denoiser,
+    label: Tensor,
+    guidance: Guidance,
+    *,
+    clip: bool,
+    doubles: bool = True,
+    remembers: bool = False,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The function (x [B, ...], t []) -> x0_hat that samplers see, with label, guidance and clipping closed over.
-
-    Where the network sees its earlier estimate, it is that of the last call: the function is for one walk.
 
     Args:
         denoiser: The denoiser.
@@ -58,6 +62,8 @@ def guided(
         guidance: How to guide; without labels and without a guide there is nothing to guide by.
         clip: Whether to clip x0_hat to [-1, 1].
         doubles: Whether the network may be given images with and without their labels in one batch of twice the size.
+        remembers: Whether a network that sees its earlier estimate is given that of the last call, as on a walk of a
+            sampler; else it is given none, and the function is one of x and t.
 
     Raises:
         UsageError: The guide has another noise schedule.
@@ -90,7 +96,7 @@ def guided(
         else:
             x0_hat = denoiser(x, t, label, earlier)
         x0_hat = x0_hat.clamp(-1, 1) if clip else x0_hat
-        earlier = x0_hat if denoiser.self_condition else None
+        earlier = x0_hat if remembers and denoiser.self_condition else None
         return x0_hat
 
     return denoise

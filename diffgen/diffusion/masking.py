@@ -76,8 +76,8 @@ def guided_tokens(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The function (x int64 [B, *size], t []) -> log-probabilities that samplers see, with label and guidance in it.
 
-    log p is proportional to log p_ref + w (log p - log p_ref), as for pictures (Schiff et al. 2024, eq. 8, with w - 1
-    for their gamma): guiding logits or log-probabilities is the same, but for the normalisation.
+    log p is log p_ref + w (log p - log p_ref) up to a constant, as for pictures (Ho & Salimans 2022; for discrete
+    diffusion Schiff et al. 2024): guiding logits or log-probabilities is the same.
 
     Args:
         predictor: The network.

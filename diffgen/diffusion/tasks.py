@@ -19,7 +19,10 @@ from diffgen.diffusion.samplers import Denoise, encode
 from diffgen.diffusion.schedules import Schedule
 
 Start = Callable[[list[int]], Tensor]
+"""Numbers of examples -> the state at which a sampler starts, [B, *size]."""
+
 Wrap = Callable[[Denoise], Denoise]
+"""A denoiser -> the one that a sampler sees."""
 
 
 class Facts(NamedTuple):

@@ -11,13 +11,8 @@ from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.samplers import Denoise as Denoising
 from diffgen.diffusion.samplers import Noise
 from diffgen.diffusion.schedules import Schedule
+from diffgen.diffusion.tasks import Start, Wrap
 from diffgen.diffusion.weightings import Weighting
-
-Start = Callable[[list[int]], Tensor]
-"""Numbers of examples -> the state at which a sampler starts, [B, *size]."""
-
-Wrap = Callable[[Denoising], Denoising]
-"""A denoiser -> the one that a sampler sees."""
 
 NOT_FINITE = "the samples are not finite: the model or the sampler's settings are at fault"
 
@@ -67,6 +62,8 @@ class Objective(Protocol):
     """What walks back from its noise."""
     discrete: ClassVar[bool]
     """Whether x0 is tokens, whole numbers, and not real numbers."""
+    noise_type: ClassVar[torch.dtype]
+    """Of the noise in sampling, which is drawn on the CPU."""
 
     def suited(self, kind: Any) -> Any:
         """The kind of the same stored examples whose x0 is what is learned from.

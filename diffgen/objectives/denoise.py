@@ -16,8 +16,9 @@ from diffgen.diffusion.guidance import Guidance, guided
 from diffgen.diffusion.samplers import SAMPLERS
 from diffgen.diffusion.samplers import Denoise as Denoising
 from diffgen.diffusion.schedules import Schedule
+from diffgen.diffusion.tasks import Start, Wrap
 from diffgen.diffusion.weightings import Weighting
-from diffgen.objectives.base import NOT_FINITE, OBJECTIVES, Batch, Start, Trial, Wrap
+from diffgen.objectives.base import NOT_FINITE, OBJECTIVES, Batch, Trial
 
 
 @OBJECTIVES.register("denoise")
@@ -27,6 +28,7 @@ class Denoise:
 
     samplers: ClassVar[Table] = SAMPLERS
     discrete: ClassVar[bool] = False
+    noise_type: ClassVar[torch.dtype] = torch.float32
 
     def suited(self, kind: Any) -> Any:
         """The kind as real numbers."""
@@ -68,7 +70,7 @@ class Denoise:
     def estimate(self, denoiser: Denoiser, x: Tensor, batch: Batch) -> Tensor:
         """x0_hat of a network that sees none, for half of the examples, and 0 for the others (Chen et al. 2023)."""
         assert batch.coin is not None
-        x0_hat = denoiser(x, batch.t, batch.label)
+        x0_hat = denoiser(x, batch.t, batch.label, augment=batch.augment)
         return torch.where(like(batch.coin, x) < 0.5, x0_hat, 0.0)
 
     def error(self, difference: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ class Denoise:
         self, denoiser: Denoiser, label: Tensor, guidance: Guidance, *, clip: bool, doubles: bool
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """See `guidance.guided`."""
-        return guided(denoiser, label, guidance, clip=clip, doubles=doubles)
+        return guided(denoiser, label, guidance, clip=clip, doubles=doubles, remembers=True)
 
     def seen(self, x: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
         """x / |(alpha, sigma)|: noise of unit size, then more and more the example."""

@@ -15,9 +15,13 @@ from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.masking import HIDDEN, Predictor, guided_tokens, unmasking_rate
 from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.diffusion.schedules import Schedule
+from diffgen.diffusion.tasks import Start, Wrap
 from diffgen.diffusion.times import uniform
 from diffgen.diffusion.weightings import unit
-from diffgen.objectives.base import NOT_FINITE, OBJECTIVES, Batch, Start, Trial, Wrap
+from diffgen.objectives.base import NOT_FINITE, OBJECTIVES, Batch, Trial
+
+EARLIEST = 1e-4
+"""Share of t_max before which hardly a token is hidden; nearer to 0 the bound's weight is too large for its numbers."""
 
 
 @OBJECTIVES.register("unmask")
@@ -32,6 +36,7 @@ class Unmask:
     levels: int
     samplers: ClassVar[Table] = UNMASKERS
     discrete: ClassVar[bool] = True
+    noise_type: ClassVar[torch.dtype] = torch.float64  # as rare as a token may be, some number is its own
 
     def __post_init__(self) -> None:
         require(2 <= self.levels <= 256, f"levels={self.levels} must be in [2, 256]")
@@ -55,8 +60,9 @@ class Unmask:
         return out.uniform_(generator=generator)
 
     def times(self, t: Tensor, schedule: Schedule) -> Tensor:
-        """Any time; a table is read between its entries, too, since no network is told which."""
-        return t
+        """All of (0, t_max], since no network is told the time: of a table between its entries, too, and below t_min."""
+        share = (t - schedule.t_min) / (schedule.t_max - schedule.t_min)
+        return schedule.t_max * share.clamp(min=EARLIEST)
 
     def loss(self, predictor: Predictor, weighting: object, batch: Batch) -> Tensor:
         """The bound of each example, in bits a token, [B].
@@ -70,7 +76,7 @@ class Unmask:
         hidden = batch.z >= like(schedule.alpha(batch.t), batch.z)
         log_p = predictor(torch.where(hidden, HIDDEN, x0), batch.label).gather(-1, x0[..., None])[..., 0]
         bits = -(log_p * hidden).flatten(1).sum(1) / math.log(2)
-        return unmasking_rate(schedule, batch.t).to(bits) * bits / x0[0].numel()
+        return schedule.t_max * unmasking_rate(schedule, batch.t).to(bits) * bits / x0[0].numel()
 
     def start(self, noise: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
         """Nothing is seen."""

@@ -69,8 +69,9 @@ class Sampling:
 
     def noise(self, indices: list[int], seed: int, draw: int = 0) -> Tensor:
         """The objective's noise for images, [B, *size] on the CPU; see `image_noise`."""
-        size, fill = self.trained.shape.size, self.trained.objective.noise
-        return image_noise(size, indices, seed, draw, fill=fill, pinned=self.device.type == "cuda")
+        size, objective = self.trained.shape.size, self.trained.objective
+        pinned = self.device.type == "cuda"
+        return image_noise(size, indices, seed, draw, fill=objective.noise, dtype=objective.noise_type, pinned=pinned)
 
     @torch.inference_mode()
     def draw(self, indices: list[int], labels: list[int], watch: Watch | None = None) -> Tensor:

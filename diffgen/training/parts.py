@@ -22,14 +22,14 @@ from diffgen.core.console import Reporter
 from diffgen.core.errors import require
 from diffgen.core.processes import main_first
 from diffgen.core.randomness import mix
-from diffgen.core.registry import bind, build
+from diffgen.core.registry import bind, build, parameters
 from diffgen.core.settings import LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.data import Source
 from diffgen.data.splits import Splits
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.times import TIMES
 from diffgen.evaluation.held_out import check_apart, note
-from diffgen.nets import DataShape, casting
+from diffgen.nets import MODELS, DataShape, casting
 from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
 from diffgen.nets.optimizers import OPTIMIZERS
@@ -106,7 +106,11 @@ class Parts:
     def _check_kind(self, config: dict[str, Any]) -> None:
         """Require that the data's kind can do what the settings ask for."""
         kind, settings = self.dataset.kind, self.settings
-        require(kind.textual or config["method"] != "bits", f"method=bits is for text, and the data is {kind.unit}")
+        if config["method"] == "bits":
+            require(kind.textual, f"method=bits is for text, and the data is {kind.unit}")
+            model = config["model"].get("name")
+            sees = "self_condition" in parameters(MODELS[model]) if model in MODELS else True
+            require(sees, f"method=bits needs a network that sees its own estimate: model=dit_tiny, not name={model}")
         require(
             bool(kind.augment_labels) or not settings.augment,
             f"train.augment={settings.augment:g} is for pictures: {kind.unit} cannot be turned",
