@@ -60,7 +60,7 @@ class Unmask:
         return out.uniform_(generator=generator)
 
     def times(self, t: Tensor, schedule: Schedule) -> Tensor:
-        """All of (0, t_max], since no network is told the time: of a table between its entries, too, and below t_min."""
+        """All of (0, t_max], between the entries of a table and below t_min, too: no network is told the time."""
         share = (t - schedule.t_min) / (schedule.t_max - schedule.t_min)
         return schedule.t_max * share.clamp(min=EARLIEST)
 

@@ -252,3 +252,16 @@ def test_processes_share_the_compilers_workers(
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "3")
     app._tune_libraries()
     assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "3"
+
+
+def test_an_input_that_is_not_there_is_handed_on(monkeypatch: Patch) -> None:
+    broken(monkeypatch, None)
+
+    class Network(nn.Module):
+        def forward(self, x: Tensor, augment: Tensor | None, estimate: Tensor | None) -> Tensor:
+            assert augment is None
+            return x if estimate is None else x + estimate
+
+    network, x = Compiled(Network(), key="compile", required=True), torch.ones(2, 3)
+    assert torch.equal(network(x, None, x), 2 * x) and torch.equal(network(x, None, None), x)
+    assert len(network.tried) == 2, "with and without it are two shapes"

@@ -79,3 +79,22 @@ def test_they_combine() -> None:
 def test_ranges(wrong: dict, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         Guidance(**wrong)
+
+
+def test_only_a_walk_remembers_its_estimates() -> None:
+    """Elsewhere the function is one of x and t: metrics ask for noise levels in any order."""
+    seen: list[torch.Tensor | None] = []
+
+    def network(x: torch.Tensor, *more: torch.Tensor | None) -> torch.Tensor:
+        seen.append(more[3] if len(more) > 3 else None)
+        return torch.full_like(x, float(len(seen)))
+
+    row, s = PARAMETERIZATIONS["x0"], schedule("rectified_flow")
+    denoiser = Denoiser(network, s, row, sigma_data=0.5, scale_input=False, self_condition=True)
+    x, label, t = torch.zeros(2, 1, 4, 4), torch.tensor([-1, -1]), torch.tensor(0.5, dtype=torch.float64)
+    for remembers, expected in ((True, [None, 1.0, 2.0]), (False, [None, None, None])):
+        seen.clear()
+        denoise = guided(denoiser, label, Guidance(scale=1.0), clip=False, remembers=remembers)
+        for _ in range(3):
+            denoise(x, t)
+        assert [None if each is None else float(each.mean()) for each in seen] == expected

@@ -117,3 +117,20 @@ def test_a_token_that_stayed_hidden_is_told() -> None:
     assert torch.equal(Unmask(levels=256).finished(WHOLE), WHOLE)
     with pytest.raises(NonFiniteError):
         Unmask(levels=256).finished(torch.tensor([[0, HIDDEN]]))
+
+
+@pytest.mark.parametrize("t_min", [1e-3, 0.3])
+def test_the_mean_over_the_times_of_training_is_the_bound(t_min: float) -> None:
+    """Wherever networks that are told a time would stop: t is drawn evenly on what the schedule says it may be."""
+    s, objective = schedule("rectified_flow", t_min=t_min), Unmask(levels=256)
+    u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    t = objective.times(uniform(u, s), s)
+    assert float(t.min()) < 1e-3 and float(t.max()) == pytest.approx(1, abs=1e-3)
+    found = expected_loss(Predictor(poor, s, V), t).mean(1)
+    torch.testing.assert_close(found, bound(s, poor), rtol=5e-3, atol=5e-3)
+
+
+def test_a_draw_of_samplers_is_finer_than_single_precision() -> None:
+    rng = torch.Generator().manual_seed(0)
+    u = Unmask(levels=256).noise(torch.empty(1000, dtype=Unmask.noise_type), rng)
+    assert (u * 2**24 % 1 != 0).any() and u.min() >= 0 and u.max() < 1

@@ -170,6 +170,7 @@ NOT_TRAINED = {
     "train.horizontal_flip=true": "train.horizontal_flip=true is for pictures",
     "train.eval_every=100": "train.eval_every is for pictures",
     "objective.levels=1": "objective.levels=1 must be in [2, 256]",
+    "parameterization=eps": "parameterization=eps is of Gaussian noise",
     "sampler=heun": "sampler.name='heun' is unknown",
 }
 
@@ -238,3 +239,10 @@ def test_what_no_export_holds_is_said(command: Command, words: Path, form: str) 
     done = command("export", f"ckpt={words}", f"format={form}", "to=o")
     assert done.code == 2 and "this model unmasks tokens" in done.err and len(done.err.splitlines()) == 1
     assert not Path("o").exists()
+
+
+@pytest.mark.parametrize("model", ["mlp", "unet_tiny"])
+def test_bits_want_a_network_that_sees_its_estimate(command: Command, model: str) -> None:
+    done = command("train", "dataset=numbers", "method=bits", f"model={model}", "run_dir=run")
+    assert done.code == 2 and "method=bits needs a network that sees its own estimate: model=dit_tiny" in done.err
+    assert len(done.err.splitlines()) == 1
