@@ -34,14 +34,22 @@ def numbers(*, unit: Unit, n: int, seed: int, split: Literal["train", "test"]) -
 
     Args:
         unit: What a token is: a word, where twenty-one is one, or a character.
-        n: How many to train on; 10,000 others are the test split, the same ones for every n.
-        seed: Of the choice.
+        n: How many to train on; 10,000 others are the test split, the same ones whatever n and seed are.
+        seed: Of the choice of those to train on.
         split: Which part.
     """
     require(1 <= n <= ALL - HELD_OUT, f"n={n} must be in [1, {ALL - HELD_OUT}]")
     require(0 <= seed < 2**63, f"seed={seed} must be in [0, 2^63)")
-    order = torch.randperm(ALL, generator=generator("cpu", seed, "numbers"))
-    return Numbers(order[:n] if split == "train" else order[-HELD_OUT:], unit)
+    test = _order(0)[-HELD_OUT:]
+    if split == "test":
+        return Numbers(test, unit)
+    order = _order(seed)
+    return Numbers(order[~torch.isin(order, test)][:n], unit)
+
+
+def _order(seed: int) -> Tensor:
+    """All numbers in an order of the seed, int64 [1,000,000]."""
+    return torch.randperm(ALL, generator=generator("cpu", seed, "numbers"))
 
 
 class Numbers(InMemory):

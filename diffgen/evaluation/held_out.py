@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from diffgen.core.errors import DataError, UsageError
+from diffgen.core.errors import DataError, UsageError, require
 from diffgen.data import InMemory, Source
 from diffgen.data.splits import NOTHING_HELD_OUT, Splits
 from diffgen.evaluation.classifier import identity
@@ -16,7 +16,10 @@ NOTHING = {"split": "train", **NOTHING_HELD_OUT}
 """What a data set's config says of it where a run trains on the training split and keeps nothing of it apart."""
 
 NOTED = ("dataset", *NOTHING, "identity")
-"""Keys of a `note`."""
+"""Keys of a `note` that say which examples may have been seen."""
+
+CHOICE = ("n", "seed")
+"""Keys of a data set that choose, from what is not its test split, what is trained on."""
 
 KEPT = 8
 """How many data sets a checkpoint remembers of the runs that its weights come from."""
@@ -33,16 +36,24 @@ def kept_apart(dataset: Config) -> dict[str, Any]:
 
 
 def note(dataset: Config, train: Source) -> dict[str, Any]:
-    """What a checkpoint says of its data set: the name, `kept_apart`, and of which examples a share was held out."""
+    """What a checkpoint says of its data set: the name, `kept_apart`, `_choice`, and of what a share was held out."""
     apart = kept_apart(dataset)
     of = {"identity": identity(train)} if isinstance(apart.get("held_out"), float) else {}
-    return {"dataset": dataset["name"], **apart, **of}
+    return {"dataset": dataset["name"], **apart, **(_choice(dataset) if "split" in dataset else {}), **of}
+
+
+def _choice(told: Config) -> dict[str, Any]:
+    return {key: told[key] for key in CHOICE if key in told}
+
+
+def _seen(told: Config) -> dict[str, Any]:
+    return {key: value for key, value in told.items() if key in NOTED}
 
 
 def noted(config: Config) -> dict[str, Any]:
-    """What a checkpoint's config says of its data set: the name, and `kept_apart` of it."""
+    """What a checkpoint's config says of its data set: the name, `kept_apart` of it, and which it was trained on."""
     told = _note(config)
-    return {"name": told.get("dataset", ""), **kept_apart(told)}
+    return {"name": told.get("dataset", ""), **kept_apart(told), **_choice(told)}
 
 
 def _note(config: Config) -> Config:
@@ -58,7 +69,7 @@ def ancestors(config: Config) -> list[Config]:
 
 def lineage(config: Config) -> list[Config]:
     """What `ancestors` is of a run that begins from a checkpoint with this config: that one first, each note once."""
-    own = {key: value for key, value in _note(config).items() if key in NOTED}
+    own = _seen(_note(config))
     notes: list[Config] = []
     for each in [own, *ancestors(config)]:
         notes += [each] if each not in notes else []
@@ -77,7 +88,7 @@ def doubtful(saved: Checkpoint, dataset: Config, train: Source) -> list[str]:
     They are all that were not trained on the same examples, with the same held out: whether two data sets share
     examples is not known.
     """
-    here = note(dataset, train)
+    here = _seen(note(dataset, train))
     return [_of(each) for each in ancestors(saved.config) if each != here]
 
 
@@ -97,6 +108,7 @@ def check_unseen(saved: Checkpoint, dataset: Config) -> bool:
     Raises:
         UsageError: The run was trained on images that would be called held out, or not on some called training images.
     """
+    _check_choice(noted(saved.config), dataset)
     own, given = kept_apart(noted(saved.config)), kept_apart(dataset)
     whole = not any(isinstance(each.get("held_out"), float) for each in (own, given))
     same_split = own.get("split") == given.get("split")
@@ -107,6 +119,17 @@ def check_unseen(saved: Checkpoint, dataset: Config) -> bool:
         f"{_words(given)}, and ckpt was trained with {_words(own)}: images that it has seen would be called held out, "
         "or the other way round; leave these settings to ckpt"
     )
+
+
+def _check_choice(own: Config, dataset: Config) -> None:
+    """Require the training examples that a run chose: others would be called so.
+
+    Raises:
+        UsageError: A setting chooses others.
+    """
+    for key, was in _choice(own).items() if own["name"] == dataset["name"] else ():
+        told = f"dataset.{key}={dataset[key]} chooses other examples than ckpt was trained on, by {was}"
+        require(dataset[key] == was, f"{told}: leave it to ckpt")
 
 
 def _words(told: Config) -> str:

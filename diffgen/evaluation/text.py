@@ -82,7 +82,7 @@ class Texts:
     @property
     def vocabulary(self) -> int:
         """Number of different tokens there can be."""
-        return len(self.kind.symbols)
+        return len(self.kind.names)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -71,6 +71,15 @@ def test_all_words_are_known_and_sequences_are_as_long_as_the_longest() -> None:
         assert len(set(texts)) == 500
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_test_split_is_the_same_for_every_seed(seed: int) -> None:
+    test = load(split="test", seed=seed)
+    train = load(n=100_000, seed=seed)
+    assert torch.equal(test.stored, load(split="test").stored)
+    assert not set(test.kind.lines(test.stored)) & set(train.kind.lines(train.stored))
+    assert not torch.equal(train.stored[:500], load().stored)
+
+
 @pytest.mark.parametrize("unit", ["word", "character"])
 def test_the_test_split_is_of_others(unit: str) -> None:
     train, test = load(unit=unit, n=2000), load(unit=unit, split="test")

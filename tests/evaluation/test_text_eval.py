@@ -124,6 +124,20 @@ def test_numbers_are_right_or_wrong_and_have_an_entropy(command: Command, number
     assert "bits/word, held-out text" in said.out
 
 
+@pytest.mark.parametrize("setting", ["dataset.n=200", "dataset.seed=1"])
+def test_numbers_are_judged_beside_those_that_were_trained_on(command: Command, numbers: Path, setting: str) -> None:
+    assert "10,000 held out, never trained on" in command("eval", f"ckpt={numbers}", "metrics=bits", "n=5").out
+    said = command("eval", f"ckpt={numbers}", "metrics=bits", "n=5", setting)
+    assert said.code == 2 and "leave it to ckpt" in said.err, said.err
+
+
+def test_text_of_which_nothing_is_held_out(command: Command, train: Train, file: Path) -> None:
+    run = train("dataset=text", f"dataset.path={file}", "dataset.length=12", "dataset.held_out=0", *TINY)
+    said = command("eval", f"ckpt={run}", "metrics=bits", "n=5")
+    assert said.code == 0, said.err
+    assert "none held out" in said.out and row(run)["bits_of"] == "train"
+
+
 def test_bits_alone_draw_nothing(command: Command, numbers: Path) -> None:
     assert command("eval", f"ckpt={numbers}", "metrics=bits", "n=5").code == 0
     assert "nfe" not in row(numbers)
@@ -223,7 +237,7 @@ def test_right_samples_are_told_from_wrong_and_known_ones(spellings: Splits) -> 
     assert spellings.test is not None
     known, other = text.rows(spellings.train, 5), text.rows(spellings.test, 3)
     kind: Any = spellings.train.kind
-    wrong = np.array([kind.ids("one one two") + [len(kind.symbols) - 1] * 4, [len(kind.symbols) - 1] * 7])
+    wrong = np.array([kind.ids("one one two") + [len(kind.names) - 1] * 4, [len(kind.names) - 1] * 7])
     found = text.right(np.concatenate([known, other, wrong]), text.Texts(spellings, 10))
     assert found == {"right": 0.8, "new": pytest.approx(3 / 8)}
     assert text.right(wrong, text.Texts(spellings, 10)) == {"right": 0.0}
