@@ -81,7 +81,8 @@ def _splits(config: Config) -> Splits:
     own, where, seed = dataset_settings(config)
     whole = _source(own)
     if "split" in own:
-        return Splits(whole, lambda: _source({**own, "split": "test"}) if own["split"] == "train" else None)
+        apart = own["split"] == "train" and own.get("held_out") != 0
+        return Splits(whole, lambda: _source({**own, "split": "test"}) if apart else None)
     if not where:
         return Splits.of(whole, None)
     if isinstance(where, float):

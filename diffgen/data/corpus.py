@@ -32,23 +32,28 @@ class Corpus(NamedTuple):
     left_out: tuple[LeftOut, ...] = ()
 
 
-def read(path: str) -> Corpus:
+def read(path: str, key: str = "dataset.path") -> Corpus:
     """The text of a file, or of all .txt and .jsonl files below a folder in the order of their names.
 
     A blank line stands between files, and a line end between the texts of JSON lines.
 
+    Args:
+        path: Of the file or folder.
+        key: The setting that it stands at, for sentences.
+
     Raises:
         DataError: There is none, or something is no text.
     """
-    root = Path(path)
-    files, left_out = _files(root, f"dataset.path={path!r}")
-    datas = [_bytes(file) for file in files]
-    texts = [_text(file, data) for file, data in zip(files, datas, strict=True)]
+    root, told = Path(path), f"{key}={path!r}"
+    files, left_out = _files(root, told)
+    whats = [told if file == root else str(file) for file in files]
+    datas = [_bytes(file, what) for file, what in zip(files, whats, strict=True)]
+    texts = [_text(file, data, what) for file, data, what in zip(files, datas, whats, strict=True)]
     empty = [LeftOut(_name(file, root), "empty") for file, text in zip(files, texts, strict=True) if not text]
     kept = [text for text in texts if text]
     if not kept:
         what = "is empty" if root.is_file() else f"has no text in its {len(files):,} files"
-        raise DataError(f"dataset.path={path!r} {what}")
+        raise DataError(f"{told} {what}")
     found = f"{len(kept):,} file{'s' * (len(kept) > 1)} of {root.name}" if root.is_dir() else root.name
     return Corpus(joined(kept), printable(found), _notes(datas), (*left_out, *empty))
 
@@ -84,31 +89,31 @@ def _name(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix() if file != root else file.name
 
 
-def _bytes(file: Path) -> bytes:
+def _bytes(file: Path, what: str) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from None
+        raise DataError(f"{what} cannot be read: {error.strerror}") from None
 
 
-def _text(file: Path, data: bytes) -> str:
-    """The text of a file, with LF at the ends of its lines.
+def _text(file: Path, data: bytes, what: str) -> str:
+    """The text of a file, with LF at the ends of its lines; `what` is what it is called in sentences.
 
     Raises:
         DataError: It is not text in UTF-8.
     """
     if b"\0" in data:
-        raise DataError(f"{file} is no text: it has zero bytes, as binary files and UTF-16 have")
+        raise DataError(f"{what} is no text: it has zero bytes, as binary files and UTF-16 have")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         wrong = f"byte {error.start:,} is 0x{data[error.start]:02x}"
-        raise DataError(f"{file} is no text in UTF-8 ({wrong}): convert it, with iconv, say") from None
-    text = "\n".join(_json_texts(text, file)) if file.suffix.lower() == LINES else text
+        raise DataError(f"{what} is no text in UTF-8 ({wrong}): convert it, with iconv, say") from None
+    text = "\n".join(_json_texts(text, what)) if file.suffix.lower() == LINES else text
     return text.replace("\r\n", "\n")
 
 
-def _json_texts(lines: str, file: Path) -> Iterator[str]:
+def _json_texts(lines: str, what: str) -> Iterator[str]:
     """The text of each JSON line; empty lines have none.
 
     Raises:
@@ -117,7 +122,7 @@ def _json_texts(lines: str, file: Path) -> Iterator[str]:
     for number, line in enumerate(lines.split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{file}, line {number:,}"
+        where = f"{what}, line {number:,}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):

@@ -168,7 +168,7 @@ class Kind:
         Raises:
             UsageError: Examples of this kind are no text, or the text does not suit them.
         """
-        raise UsageError(f"task=infill is for text, and this model makes {self.unit}: task=generate or inpaint")
+        raise UsageError(f"text={text[:40]!r} is for text, and this model makes {self.unit}: task=generate or inpaint")
 
     def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:
         """Stored examples [B, ...], mirrored where chosen, bool [B]."""

@@ -16,6 +16,7 @@ import pytest
 import torch
 from rows import dataset
 
+from diffgen.build import make_splits
 from diffgen.core.errors import DataError, UsageError
 from diffgen.core.settings import TrainSettings
 from diffgen.data import corpus, python_docs, text, text8
@@ -111,7 +112,7 @@ def test_the_most_frequent_characters_have_symbols() -> None:
 def test_the_rest_is_unknown_and_counted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("ab" * 100 + "xyz" + "ab" * 50 + "q" * 20 + "ab" * 5)
     data = load(tmp_path / "a.txt", symbols=2)
-    assert data.kind.symbols == ("a", "b", UNKNOWN)
+    assert data.kind.symbols == ("a", "b", "\\ufffd")
     assert UNKNOWN * 3 in data.kind.text(data.tokens.tolist())
     assert data.notes == (
         "a.txt: 3 of 300 characters are none of the vocabulary of 3, and one symbol stands for all of them",
@@ -174,6 +175,21 @@ def test_a_tokenizer_cuts_the_text(tmp_path: Path, file: Path) -> None:
     assert "does not give the text back" in data.notes[1]
 
 
+def test_the_whole_text_is_tried_with_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE({char: number for number, char in enumerate("ab\n")}, []))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Split("\n", "isolated"), decoders.Fuse()
+    made.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(text.tokenizer, "PIECE", 10)
+    kind = text.kind_of("", "character", 1, str(tmp_path / "tokenizer.json"))
+    for words, notes in {"ab\n" * 40: 0, "ab\n" * 40 + "c": 1}.items():
+        data = Text(words, kind, 16, "this", overlapping=True)
+        assert [len(data.notes), data.kind.text(data.tokens.tolist())] == [notes, "ab\n" * 40]
+    (tmp_path / "a.txt").write_text("ab\n" * 40 + "c" * 40)
+    assert "does not give the text back" in load(tmp_path / "a.txt").of(kind).notes[0], "and that of a checkpoint"
+
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 
@@ -230,14 +246,17 @@ def test_what_is_no_text_is_refused(tmp_path: Path, name: str, data: bytes, sent
     for path in (tmp_path / name, tmp_path):
         with pytest.raises(DataError) as caught:
             load(path)
-        assert sentence in str(caught.value) or "has no text in its 1 files" in str(caught.value)
+        said = str(caught.value).replace(f"{name}'", name)
+        assert sentence in said or "has no text in its 1 files" in said
+        assert said.startswith("dataset.path=" if path.is_file() or not data.strip(b"\xef\xbb\xbf") else str(path))
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("changes", [{}, {"split": "test"}])
 def test_a_text_shorter_than_a_sequence_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     (tmp_path / "a.txt").write_text("a" * 15)
-    with pytest.raises(DataError, match="a.txt: 13 characters to train on are fewer than dataset.length=16"):
+    what = "2 characters to judge by" if changes else "13 characters to train on"
+    with pytest.raises(DataError, match=f"a.txt: {what} are fewer than dataset.length=16"):
         load(tmp_path / "a.txt", **changes)
     (tmp_path / "a.txt").write_text("a" * 100)
     with pytest.raises(DataError, match="the end of a.txt: 10 characters to judge by are fewer than dataset.length=16"):
@@ -275,6 +294,16 @@ def test_without_held_out_all_is_trained_on(file: Path) -> None:
     data = load(file, held_out=0.0)
     assert data.text == SENTENCES
     assert "; 0 characters at the end held out" in data.found
+    row = {"name": "text", "path": str(file), "unit": "character", "length": 16, "symbols": 256, "tokenizer": None}
+    assert make_splits({"dataset": {**row, "split": "train", "held_out": 0}}).test is None
+
+
+def test_each_part_alone_is_cut_into_tokens(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[int] = []
+    whole = text.encoded
+    monkeypatch.setattr(text, "encoded", lambda some, kind: (cut.append(len(some)), whole(some, kind))[1])
+    load(file, split="test")
+    assert cut == [180]
 
 
 # --- text8 --------------------------------------------------------------------------------------------------------
@@ -290,7 +319,7 @@ def official(monkeypatch: pytest.MonkeyPatch) -> bytes:
         archive.writestr("text8", LETTERS)
     monkeypatch.setattr(text8, "PACKED", hashlib.md5(buffer.getvalue()).hexdigest())
     monkeypatch.setattr(text8, "UNPACKED", hashlib.md5(LETTERS.encode()).hexdigest())
-    parts = {"train": slice(900), "validation": slice(900, 950), "test": slice(950, 1000)}
+    parts = {"train": slice(900), "test": slice(950, 1000)}
     monkeypatch.setattr(text8, "PARTS", parts)
     return buffer.getvalue()
 
@@ -333,9 +362,9 @@ def test_text8_is_downloaded_once(tmp_path: Path, server: list[str]) -> None:
     assert (tmp_path / "text8.zip").is_file()
     asked = len(server)
     assert asked
-    test, validation = text8_of(tmp_path, "test"), text8_of(tmp_path, "validation")
+    test = text8_of(tmp_path, "test")
     assert len(server) == asked
-    assert data.text + validation.text + test.text == LETTERS
+    assert (data.text, test.text) == (LETTERS[:900], LETTERS[950:]), "those between are the papers' validation split"
     assert (len(data), len(test)) == (881, 2)
     assert data.kind.symbols == tuple(" abcdefghijklmnopqrstuvwxyz")
     assert Counter(data.tokens.tolist()) == Counter(text8.LETTERS.index(char) for char in data.text)
@@ -344,10 +373,12 @@ def test_text8_is_downloaded_once(tmp_path: Path, server: list[str]) -> None:
 def test_text8_that_is_there_needs_no_network(tmp_path: Path, official: bytes) -> None:
     (tmp_path / "text8").write_text(LETTERS)
     assert text8_of(tmp_path).text == LETTERS[:900]
+    (tmp_path / "text8.zip").write_bytes(official[:-1])
+    assert text8_of(tmp_path).text == LETTERS[:900], "the unpacked file first"
     (tmp_path / "text8").write_text(LETTERS[:-1])
     with pytest.raises(DataError, match="text8 is damaged"):
         text8_of(tmp_path)
-    (tmp_path / "text8.zip").write_bytes(official[:-1])
+    (tmp_path / "text8").unlink()
     with pytest.raises(DataError, match=r"text8.zip is damaged"):
         text8_of(tmp_path)
 
@@ -362,7 +393,7 @@ def test_text8_without_a_network_says_where_it_belongs(
 
 
 def test_the_official_splits() -> None:
-    assert [len(range(10**8)[part]) for part in text8.PARTS.values()] == [90_000_000, 5_000_000, 5_000_000]
+    assert [len(range(10**8)[part]) for part in text8.PARTS.values()] == [90_000_000, 5_000_000]
 
 
 # --- Python's help ------------------------------------------------------------------------------------------------
