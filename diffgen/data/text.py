@@ -33,9 +33,6 @@ ENTRIES = 2**24
 PIECE = 2**22
 """Characters that are looked up at once."""
 
-TRIED = 100_000
-"""Characters that show whether a tokenizer gives a text back."""
-
 
 @DATASETS.register("text")
 def text(
@@ -86,17 +83,29 @@ def parts(text: str, held_out: float) -> tuple[str, str]:
 
 
 def of_split(found: Corpus, kind: Tokens, length: int, split: str, held_out: float) -> "Text":
-    """One of the two parts of a text; both must be as long as a sequence, since the other is wanted later."""
+    """One of the two parts of a text; the end must be as long as a sequence, since it is wanted later."""
     begin, end = parts(found.text, held_out)
+    if split == "test":
+        require(bool(end), "held_out=0 leaves nothing for split=test")
+        return Text(end, kind, length, f"the end of {found.found}", overlapping=False)
     train = Text(begin, kind, length, found.found, overlapping=True)
     train.found += f"; {len(end):,} characters at the end held out"
-    train.notes = (*found.notes, *train.notes, *_lossy(kind, begin))
+    train.notes = (*found.notes, *train.notes)
     train.left_out = found.left_out
-    if not end:
-        require(split == "train", "held_out=0 leaves nothing for split=test")
-        return train
-    test = Text(end, kind, length, f"the end of {found.found}", overlapping=False)
-    return train if split == "train" else test
+    if end:
+        check_length(len(encoded(end, kind)), kind, length, f"the end of {found.found}", "judge by")
+    return train
+
+
+def check_length(count: int, kind: Tokens, length: int, origin: str, purpose: str) -> None:
+    """Require as many tokens as a sequence has.
+
+    Raises:
+        DataError: They are fewer.
+    """
+    if count < length:
+        fewer = f"{origin}: {count:,} {kind.symbol}s to {purpose} are fewer than dataset.length={length}"
+        raise DataError(f"{fewer}: give more, or a smaller length")
 
 
 # --- vocabularies -------------------------------------------------------------------------------------------------
@@ -105,8 +114,7 @@ def of_split(found: Corpus, kind: Tokens, length: int, split: str, held_out: flo
 def kind_of(train: str, unit: Unit, symbols: int, file: str | None) -> Tokens:
     """The tokens of a text to train on; see `text`."""
     if file is not None:
-        kept = tokenizer.read(file)
-        return Tokens(symbols=tuple(map(plain, tokenizer.symbols(kept))), symbol="token", tokenizer=kept)
+        return Tokens(symbols=(), symbol="token", tokenizer=tokenizer.read(file))
     if unit == "byte":
         return Tokens(symbols=BYTES, symbol="byte")
     return Tokens(symbols=tuple(map(plain, common(train, symbols))), symbol="character", unknown=True)
@@ -129,7 +137,7 @@ def encoded(text: str, kind: Tokens) -> Tensor:
     Raises:
         UsageError: Something in it has no symbol, and there is none for the unknown.
     """
-    most = len(kind.symbols)
+    most = len(kind.names)
     dtype = np.uint8 if most <= 2**8 else np.int16 if most <= 2**15 else np.int32
     pieces = _numbers(text, kind) if kind.symbol == "character" else [kind.ids(text)]
     return torch.from_numpy(np.concatenate([np.asarray(piece, dtype) for piece in pieces]))
@@ -146,7 +154,7 @@ def _numbers(text: str, kind: Tokens) -> Iterator[np.ndarray]:
 
 def _lossy(kind: Tokens, text: str) -> tuple[str, ...]:
     """That a tokenizer drops or changes something, as some do with spaces, capitals and rare characters."""
-    if kind.tokenizer is None or kind.text(kind.ids(text[:TRIED])) == text[:TRIED]:
+    if kind.tokenizer is None or all(kind.text(kind.ids(piece)) == piece for piece in tokenizer.pieces(text)):
         return ()
     return (
         "the tokenizer does not give the text back as it was: what it drops is neither learned nor counted in bits",
@@ -186,15 +194,11 @@ class Text(Source):
         self.text, self.kind, self.length = text, kind, length
         self.origin, self.overlapping = origin, overlapping
         self.tokens = encoded(text, kind)
-        begins = len(self.tokens) - length + 1
-        if begins < 1:
-            purpose = "train on" if overlapping else "judge by"
-            count = f"{origin}: {len(self.tokens):,} {kind.symbol}s to {purpose}"
-            raise DataError(f"{count} are fewer than dataset.length={length}: give more, or a smaller length")
-        self.stride = -(-begins // ENTRIES) if overlapping else length
+        check_length(len(self.tokens), kind, length, origin, "train on" if overlapping else "judge by")
+        self.stride = -(-(len(self.tokens) - length + 1) // ENTRIES) if overlapping else length
         self.shape = self._shape(kind)
         self.home = "kept on the device" if self.tokens.nbytes <= RESIDENT_BYTES else "kept in memory"
-        self.found, self.notes = self._found(), self._strange()
+        self.found, self.notes = self._found(), (*self._strange(), *_lossy(kind, text))
 
     def __len__(self) -> int:
         return (len(self.tokens) - self.length) // self.stride + 1
@@ -251,4 +255,4 @@ class Text(Source):
         if not count:
             return ()
         share = f"{self.origin}: {count:,} of {len(self.tokens):,} {kind.symbol}s"
-        return (f"{share} are none of the vocabulary of {len(kind.symbols):,}, and one symbol stands for all of them",)
+        return (f"{share} are none of the vocabulary of {len(kind.names):,}, and one symbol stands for all of them",)

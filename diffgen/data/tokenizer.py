@@ -1,8 +1,8 @@
 """Hugging Face tokenizers, by their library, as JSON text that a checkpoint can keep."""
 
 import json
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ from diffgen.core.errors import DataError, UsageError, first_line
 LARGEST = 2**21
 """Characters of the JSON that a checkpoint keeps."""
 
+MOST = 2**17
+"""Tokens of a vocabulary."""
+
 PIECE = 2**20
 """Characters that are cut into tokens at once; a border between two lines is a border between pieces."""
 
 
 def read(path: str) -> str:
-    """The tokenizer of a file, as JSON of printable characters on one line.
+    """The tokenizer of a file, as JSON in ASCII on one line.
 
     Raises:
         UsageError: The library is missing.
@@ -29,12 +32,28 @@ def read(path: str) -> str:
         raise DataError(f"{what} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise DataError(f"{what} is no tokenizer.json: it is not JSON") from None
-    written = json.dumps(found, ensure_ascii=False, separators=(",", ":")).replace("${", "\\u0024{")
-    text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in written)
-    library(text)
-    if len(text) > LARGEST:
-        raise DataError(f"{what} has {len(text):,} characters, more than the {LARGEST:,} that a checkpoint can keep")
-    return text
+    kept = json.dumps(found, separators=(",", ":")).replace("\x7f", "\\u007f").replace("${", "\\u0024{")
+    if len(kept) > LARGEST:
+        raise DataError(f"{what} has {len(kept):,} characters, more than the {LARGEST:,} that a checkpoint can keep")
+    try:
+        symbols(kept)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from None
+    return kept
+
+
+def _asked(what: str, call: Callable[[], Any]) -> Any:
+    """What the library answers.
+
+    Raises:
+        DataError: It fails; it raises nothing more special, and where its Rust panics no Exception but a BaseException.
+    """
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise DataError(f"the tokenizer {what}: {first_line(error)}") from None
 
 
 @lru_cache(maxsize=2)
@@ -52,41 +71,61 @@ def library(kept: str) -> Any:
         from tokenizers import Tokenizer
     except ImportError:
         raise UsageError("tokenizer needs the library tokenizers: pip install 'diffgen[text]'") from None
-    try:
-        made = Tokenizer.from_str(kept)
-    except Exception as error:  # the library raises nothing more special
-        raise DataError(f"the tokenizer is none that its library can read: {first_line(error)}") from None
+    made = _asked("is none that its library can read", lambda: Tokenizer.from_str(kept))
     made.no_truncation()
     made.no_padding()
     return made
 
 
+@lru_cache(maxsize=2)
 def symbols(kept: str) -> tuple[str, ...]:
-    """The name of each token; a number that none has is named by itself."""
+    """The name of each token; a number that none has is named by itself.
+
+    Raises:
+        UsageError: The library is missing.
+        DataError: It cannot read this, or there are no tokens, or too many.
+    """
     made = library(kept)
-    most = max(made.get_vocab(with_added_tokens=True).values())
-    return tuple(made.id_to_token(number) or f"[{number}]" for number in range(most + 1))
+    numbers = made.get_vocab(with_added_tokens=True).values()
+    if not numbers:
+        raise DataError("the tokenizer has no tokens")
+    if max(numbers) >= MOST:
+        raise DataError(f"the tokenizer has a token of number {max(numbers):,}, and there may be {MOST:,} tokens")
+    return tuple(made.id_to_token(number) or f"[{number}]" for number in range(max(numbers) + 1))
 
 
 def ids(kept: str, words: str) -> list[int]:
-    """The tokens of a text, without those that some tokenizers put around it."""
+    """The tokens of a text, without those that some tokenizers put around it.
+
+    Raises:
+        DataError: The library fails, as at what has no token where there is none for the unknown.
+    """
     made = library(kept)
-    return [number for piece in _pieces(words) for number in made.encode(piece, add_special_tokens=False).ids]
+    cut = partial(made.encode, add_special_tokens=False)
+    return [number for piece in pieces(words) for number in _asked("cannot cut the text", partial(cut, piece)).ids]
 
 
 def text(kept: str, ids: Sequence[int]) -> str:
-    """The text of tokens."""
-    return str(library(kept).decode(list(ids), skip_special_tokens=False))
+    """The text of tokens.
+
+    Raises:
+        DataError: The library fails.
+    """
+    made = library(kept)
+    return str(_asked("cannot spell its tokens", lambda: made.decode(list(ids), skip_special_tokens=False)))
 
 
 def unknown(kept: str) -> int | None:
-    """The token for what has none, if there is one."""
-    made = library(kept)
-    name = getattr(made.model, "unk_token", None)
-    return None if name is None else made.token_to_id(name)
+    """The token for what has none, if there is one; some models tell its number, the others its name."""
+    model = json.loads(kept)["model"]
+    if model.get("unk_id") is not None:
+        return int(model["unk_id"])
+    name = model.get("unk_token")
+    return None if name is None else library(kept).token_to_id(name)
 
 
-def _pieces(words: str) -> Iterator[str]:
+def pieces(words: str) -> Iterator[str]:
+    """A long text in pieces that are cut into tokens one by one."""
     start = 0
     while start < len(words):
         end = start + PIECE

@@ -21,11 +21,14 @@ Symbol = Literal["character", "byte", "word", "token"]
 UNKNOWN = "\ufffd"
 """Stands for all that has no symbol of its own, and for what is no text."""
 
-HIDDEN = "_"
-"""What a hidden token, -1, is shown as."""
+HIDDEN = "\u2591"
+"""What a hidden token, -1, is shown as: a light shade, which is in few vocabularies."""
 
-BREAKING = re.compile("[\\\\\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
-"""What would end a line of text or be lost in it, and the backslash that marks an escape; a tab stays."""
+TURNING = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+"""Controls of the direction of writing: they turn round what stands beside them on a screen."""
+
+BREAKING = re.compile(f"[\\\\\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff{TURNING}]")
+"""What would end a line of text, turn it or be lost in it, and the backslash that marks an escape; a tab stays."""
 
 SHORT = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 ESCAPE = re.compile(r"\\(?:([\\nr])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))?")
@@ -38,7 +41,7 @@ AT_ONCE = 1024
 
 
 def escaped(text: str) -> str:
-    r"""Text on one line: \\, \n, \r, and \xNN, \uNNNN for other characters that control or break lines."""
+    r"""Text on one line: \\, \n, \r, and \xNN, \uNNNN for other characters that control, turn or break lines."""
     return BREAKING.sub(lambda found: SHORT.get(found[0]) or _code(found[0]), text)
 
 
@@ -52,9 +55,12 @@ def unescaped(line: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text in characters that a checkpoint's config may hold, printable ones; `unescaped` gives it back."""
-    printable = (char if char.isprintable() else _code(char) for char in escaped(text))
-    return "".join(printable).replace("${", "\\x24{")
+    """Text in ASCII as a checkpoint's config may hold it; `unescaped` gives it back.
+
+    What else is printable differs between versions of Python.
+    """
+    known = (char if " " <= char <= "~" else _code(char) for char in escaped(text))
+    return "".join(known).replace("${", "\\x24{")
 
 
 def _code(char: str) -> str:
@@ -80,7 +86,7 @@ class Tokens(Kind):
     """Sequences of tokens: int64 [L] in [0, number of symbols), x0 itself.
 
     Attributes:
-        symbols: The text of each token, as `plain` writes it.
+        symbols: The text of each token, as `plain` writes it; none beside a tokenizer, which has them.
         symbol: What one token is called.
         padded: Whether the last symbol is empty and fills sequences that are shorter.
         unknown: Whether the symbol U+FFFD stands for all that has no symbol.
@@ -102,20 +108,37 @@ class Tokens(Kind):
 
     def __post_init__(self) -> None:
         """Check that the fields belong together; a checkpoint may say anything."""
+        require((self.symbol == "token") == (self.tokenizer is not None), "tokenizer and symbol='token' go together")
+        if self.tokenizer is not None:
+            self._check_tokenizer(self.tokenizer)
+            return
         one_each = 1 <= len(self.symbols) == len(set(self.symbols))
         require(one_each, "symbols must be one text for each token, and no two the same")
         empty = "" in self.symbols
         require(self.padded == empty == (self.symbols[-1] == ""), "symbols end with the empty one where padded=true")
         fits = self.symbol in ("character", "word") or not (self.padded or self.unknown)
         require(fits, f"padded and unknown are for characters and words, not for symbol={self.symbol!r}")
-        require(not self.unknown or UNKNOWN in self.symbols, "unknown=true needs the symbol U+FFFD")
+        known = UNKNOWN in self.symbols or plain(UNKNOWN) in self.symbols
+        require(known or not self.unknown, "unknown=true needs the symbol U+FFFD")
         require(self.symbol != "byte" or self.symbols == BYTES, "symbol='byte' has the 256 bytes as its symbols")
-        require((self.symbol == "token") == (self.tokenizer is not None), "tokenizer and symbol='token' go together")
+
+    def _check_tokenizer(self, kept: str) -> None:
+        others = self.symbols or self.padded or self.unknown
+        require(not others, "symbols, padded and unknown are not for a tokenizer")
+        try:
+            tokenizer.symbols(kept)
+        except DataError as error:
+            raise UsageError(str(error)) from None
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The text of each token, or its tokenizer's name of it, as `plain` writes it."""
+        return self.symbols or tuple(map(plain, tokenizer.symbols(str(self.tokenizer))))
 
     @property
     def vocabulary(self) -> int:
         """Number of values of a token of x0."""
-        return len(self.symbols)
+        return len(self.names)
 
     @property
     def measure(self) -> str:
@@ -204,9 +227,18 @@ class Tokens(Kind):
             UsageError: Something in it has no token of its own.
         """
         ids = self.ids(text)
-        strange = f"text={text[:40]!r} has something that is no {self.symbol} of this model's vocabulary"
-        require(self.stranger not in ids, f"{strange}, and could not be kept")
+        given, kept = (self._pieces(each) for each in (text, self.text(ids)))
+        if given != kept:
+            lost = next((a for a, b in zip(given, kept, strict=False) if a != b), text[:40])
+            what = "not given back by this model's tokenizer" if self.tokenizer else f"no {self.symbol} of this model's"
+            raise UsageError(f"text has {lost!r}, which is {what}: it could not be kept")
         return ids
+
+    def _pieces(self, text: str) -> list[str]:
+        """Words or characters; spaces around a text stand for nothing to words and to many tokenizers."""
+        if self.symbol == "word":
+            return text.split()
+        return list(text.strip() if self.tokenizer is not None else text)
 
     # --- files ---
 
@@ -217,8 +249,8 @@ class Tokens(Kind):
         return super().write(name, examples, labels, classes)
 
     def beside(self) -> dict[str, np.ndarray]:
-        """`symbols`, the text of each token as `plain` writes it."""
-        return {"symbols": np.asarray(self.symbols, np.str_)}
+        """`symbols`, the text of each token as `escaped` writes it."""
+        return {"symbols": np.asarray([escaped(text) for text in self._texts], np.str_)}
 
     @property
     def _fields(self) -> dict[str, Any]:
@@ -226,7 +258,7 @@ class Tokens(Kind):
 
     @cached_property
     def _texts(self) -> tuple[str, ...]:
-        return tuple(map(unescaped, self.symbols))
+        return tuple(map(unescaped, self.names))
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -237,7 +269,7 @@ def _given(text: str) -> str:
     """A text, or that of the file of this name."""
     if not os.path.isfile(text):  # noqa: PTH113  Path's raises of a text that is too long for a name
         return text
-    return corpus.read(text).text.removesuffix("\n")
+    return corpus.read(text, "task.text").text.removesuffix("\n")
 
 
 def _bytes(text: str) -> bytes:
@@ -271,7 +303,7 @@ class Bits(Tokens):
     @property
     def bits(self) -> int:
         """Length of a code: the logarithm of the number of symbols to base 2, rounded up, and at least 1."""
-        return max(1, (len(self.symbols) - 1).bit_length())
+        return max(1, (len(self.names) - 1).bit_length())
 
     @property
     def measure(self) -> str:
@@ -285,7 +317,7 @@ class Bits(Tokens):
     def check(self, size: tuple[int, ...]) -> None:
         """See `Kind`."""
         super().check(size)
-        of = f"the bits of {len(self.symbols)} symbols"
+        of = f"the bits of {len(self.names)} symbols"
         require(size[0] == self.bits, f"data.size={list(size)} must begin with {self.bits}, {of}")
 
     def encode(self, stored: Tensor) -> Tensor:
@@ -299,14 +331,14 @@ class Bits(Tokens):
         That is the likeliest token where x0 is its code with Gaussian noise.
         """
         numbers = self._signs(x0)
-        invalid = numbers >= len(self.symbols)
+        invalid = numbers >= len(self.names)
         if invalid.any():
             numbers[invalid] = self._nearest(x0.movedim(1, -1)[invalid].float())
         return numbers
 
     def strays(self, x0: Tensor) -> Tensor:
         """Where the signs of x0 [B, bits, L] are a code that no token has: bool [B, L]."""
-        return self._signs(x0) >= len(self.symbols)
+        return self._signs(x0) >= len(self.names)
 
     def _signs(self, x0: Tensor) -> Tensor:
         powers = 2 ** torch.arange(self.bits - 1, -1, -1, device=x0.device)
@@ -314,5 +346,5 @@ class Bits(Tokens):
 
     def _nearest(self, x0: Tensor) -> Tensor:
         """Tokens int64 [n] of x0 [n, bits]."""
-        codes = self.encode(torch.arange(len(self.symbols), device=x0.device)[None])[0]
+        codes = self.encode(torch.arange(len(self.names), device=x0.device)[None])[0]
         return torch.cat([(some @ codes).argmax(1) for some in x0.split(AT_ONCE)])

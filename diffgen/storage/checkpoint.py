@@ -31,6 +31,7 @@ from diffgen.storage.tensor_file import (
     MAX_DEPTH,
     Tensors,
     check_plain,
+    config_text,
     digest,
     load_tensors,
     on_cpu,
@@ -288,7 +289,7 @@ def save_model(path: Path, config: Mapping[str, Any], images: int, weights: Tens
 
 def _save_model(path: Path, config: Mapping[str, Any], images: int, weights: Tensors) -> None:
     weights = on_cpu(weights)
-    text = json.dumps(config, allow_nan=False)
+    text = config_text(config)
     about = {"format_version": FORMAT, "config": text, "images": str(images), "sha256": digest(weights, text)}
     save_tensors(weights, path, {"format": "pt", "library": "diffgen", **about})
 

@@ -9,6 +9,7 @@ import json
 import math
 import stat
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffgen.core.errors import CheckpointError, printable
+from diffgen.core.errors import CheckpointError, UsageError, printable
 
 MAX_HEADER = 2**22
 MAX_CONFIG = 3 * 2**20
 MAX_DEPTH = 8
 MAX_ITEMS = 1024
 MAX_TEXT = 256
+
+ROOM = 2**19
+"""Bytes of a header for what is no config: names and shapes of tensors."""
 
 LARGE = {"symbols": 2**17, "tokenizer": 2**21}
 """Parts of a config, by their keys, that may have more items, or a longer text: vocabularies."""
@@ -186,6 +190,25 @@ def check_plain(value: object, where: str, depth: int = 0, most: int = 0) -> Non
             raise CheckpointError(f"{where} is refused: its config has the number {str(value)[:20]}")
     elif value is not None and not isinstance(value, bool):
         raise CheckpointError(f"{where} is refused: its config holds a {type(value).__name__}")
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """A config as a file's metadata hold it."""
+    return json.dumps(config, allow_nan=False)
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Require that a run's config could be read again from a checkpoint.
+
+    Raises:
+        CheckpointError: Something in it is not plain, or out of bounds.
+        UsageError: It is too large.
+    """
+    check_plain(config, "this run")
+    text = config_text(config)
+    if len(text) > MAX_CONFIG or len(json.dumps(text)) > MAX_HEADER - ROOM:  # a header holds it as a text in JSON
+        told = f"a checkpoint's config would have {len(text):,} characters, more than can be read again"
+        raise UsageError(f"{told}: choose a smaller dataset.tokenizer, or fewer dataset.symbols")
 
 
 def load_tensors(path: Path) -> Tensors:

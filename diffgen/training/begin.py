@@ -20,7 +20,8 @@ from diffgen.training.parts import Parts
 LEAST = 0.5
 """Share of the network's numbers that must fit, else it is another network."""
 
-MEANING = (*(part for part in MODEL_SIDE if part != "data"), "data.kind.name", "data.kind.symbols", "data.size")
+KIND = ("data.kind.name", "data.kind.symbols", "data.kind.tokenizer")
+MEANING = (*(part for part in MODEL_SIDE if part != "data"), *KIND, "data.size")
 """Parts of a config by which weights mean something else, though they fit."""
 
 

@@ -34,7 +34,7 @@ from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
 from diffgen.nets.optimizers import OPTIMIZERS
 from diffgen.sampling.drawing import Sampling
-from diffgen.storage.tensor_file import check_plain
+from diffgen.storage.tensor_file import check_config
 from diffgen.training import moments
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
@@ -87,7 +87,7 @@ class Parts:
         told["trained"] = {**note(self.config["dataset"], self.dataset), "method": self.config["method"]}
         told["guidance"] = self.preview.guidance
         told["ema"] = self.emas[0].profile.facts()
-        check_plain(told, "this run")  # else its own checkpoints could not be read
+        check_config(told)  # else its own checkpoints could not be read
         return told
 
     def _split(self, config: dict[str, Any]) -> Splits:

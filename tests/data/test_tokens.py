@@ -15,6 +15,7 @@ from diffgen.core.registry import build, named
 from diffgen.data import tokenizer
 from diffgen.data.base import InMemory
 from diffgen.data.kinds import KINDS
+from diffgen.data.text import Text
 from diffgen.data.tokens import BYTES, HIDDEN, UNKNOWN, Bits, Tokens, escaped, plain, unescaped
 from diffgen.storage.tensor_file import check_plain
 
@@ -47,7 +48,14 @@ def test_a_plain_text_may_stand_in_a_checkpoint_and_comes_back(text: str) -> Non
 def test_how_escapes_look() -> None:
     text = "a\\b\n\r\t\x0b\x0c\x85\u2028\u2029\x00\ufeffé"
     assert escaped(text) == "a\\\\b\\n\\r\t\\x0b\\x0c\\x85\\u2028\\u2029\\x00\\ufeffé"
-    assert plain("a\t\u3000${b}") == "a\\x09\\u3000\\x24{b}"
+    assert plain("a\t\u3000${b}é") == "a\\x09\\u3000\\x24{b}\\xe9", (
+        "which characters are printable, Python versions differ"
+    )
+
+
+@pytest.mark.parametrize("char", "\u061c\u200e\u200f\u202a\u202e\u2066\u2069")
+def test_the_direction_of_writing_is_not_turned(char: str) -> None:
+    assert escaped(char) == f"\\u{ord(char):04x}"
 
 
 @pytest.mark.parametrize("line", ["\\", "a\\q", "\\x1", "\\u12g4", "\\UFFFFFFFF", "\\Uffffffff"])
@@ -164,6 +172,13 @@ def test_a_text_with_gaps_in_a_file(tmp_path: Path) -> None:
     assert x0[~free].tolist() == [0, 3, 1]
 
 
+def test_a_file_with_gaps_is_named_by_its_own_setting(tmp_path: Path) -> None:
+    for data, sentence in {b"": "is empty", b"a\0": "is no text"}.items():
+        (tmp_path / "a.txt").write_bytes(data)
+        with pytest.raises(DataError, match=f"^task.text='.*a.txt' {sentence}"):
+            ABC.template(str(tmp_path / "a.txt"), "_", (5,))
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "sentence"),
     [
@@ -171,7 +186,7 @@ def test_a_text_with_gaps_in_a_file(tmp_path: Path) -> None:
         (ABC, "____a", "text has 5 characters"),
         (ABC, "abca", "text has 4 characters, as many as this model makes, and no '_': nothing would be filled in"),
         (ABC, "x_", "text has 'x', which is no character"),
-        (OPEN, "x_", "text='x' has something that is no character of this model's vocabulary"),
+        (OPEN, "a" * 50 + "xy_", "text has 'x', which is no character of this model's: it could not be kept"),
         (ABC, "a" * 5000, "text has 5,000 characters"),
     ],
 )
@@ -259,13 +274,17 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_tokenizer_of_the_library(file: Path) -> None:
     kept = tokenizer.read(str(file))
-    kind = Tokens(symbols=tuple(map(plain, tokenizer.symbols(kept))), symbol="token", tokenizer=kept)
-    assert kind.vocabulary == 6
+    kind = Tokens(symbols=(), symbol="token", tokenizer=kept)
+    assert (kind.vocabulary, kind.as_numbers().bits) == (6, 3)
+    assert kind.names[2:5] == ("\\x24{x}", "\\u3000", "[4]")
     assert kind.ids("the cat ${x} the cat dog") == [0, 1, 2, 0, 1, 5], "neither cut short nor filled up"
     assert kind.text([0, 1, 2]) == "the cat ${x}"
     assert kind.text([0, -1, 1]) == f"the{HIDDEN}cat"
     assert tokenizer.unknown(kept) == 5
-    assert kept.isprintable() and "${" not in kept
+    assert kept.isascii() and kept.isprintable() and "${" not in kept
+    assert build(KINDS, json.loads(json.dumps(named(KINDS, kind)))) == kind
+    with pytest.raises(UsageError, match="are not for a tokenizer"):
+        Tokens(symbols=("a",), symbol="token", tokenizer=kept)
 
 
 def test_a_long_text_is_cut_where_a_line_ends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,11 +292,18 @@ def test_a_long_text_is_cut_where_a_line_ends(file: Path, monkeypatch: pytest.Mo
     words = "the cat\n" * 50
     monkeypatch.setattr(tokenizer, "PIECE", 10)
     assert tokenizer.ids(kept, words) == [0, 1] * 50
-    assert "".join(tokenizer._pieces("a" * 25)) == "a" * 25
+    assert "".join(tokenizer.pieces("a" * 25)) == "a" * 25
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for data, sentence in {b"{}": "none that its library can read", b"\xff": "is not JSON"}.items():
+    bad = {b"{}": "none that its library can read", b"\xff": "is not JSON"}
+    for changes, sentence in {
+        '{"model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}': "has no tokens",
+        '{"model": {"type": "WordLevel", "vocab": {"a": 30000000}, "unk_token": ""}}': "there may be 131,072 tokens",
+        '{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}': "none that its library can read",
+    }.items():
+        bad[json.dumps(json.loads(file.read_bytes()) | json.loads(changes)).encode()] = sentence
+    for data, sentence in bad.items():
         (tmp_path / "bad.json").write_bytes(data)
         with pytest.raises(DataError, match=sentence):
             tokenizer.read(str(tmp_path / "bad.json"))
@@ -286,6 +312,31 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path, file: Path, monkeypatch
     monkeypatch.setattr(tokenizer, "LARGEST", 10)
     with pytest.raises(DataError, match="more than the 10 that a checkpoint can keep"):
         tokenizer.read(str(file))
+
+
+def test_what_a_library_fails_at_is_one_sentence(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"a": 0})).save(str(tmp_path / "a.json"))
+    kind = Tokens(symbols=(), symbol="token", tokenizer=tokenizer.read(str(tmp_path / "a.json")))
+    with pytest.raises(DataError, match="the tokenizer cannot cut the text: WordLevel error: Missing"):
+        kind.ids("b")
+    with pytest.raises(UsageError, match="the tokenizer is none that its library can read"):
+        build(KINDS, {**named(KINDS, kind), "tokenizer": "{}"})
+
+
+def test_what_a_tokenizer_does_not_know_is_counted_and_cannot_stay(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    made = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0)], unk_id=0))
+    made.decoder = decoders.Fuse()
+    made.save(str(tmp_path / "a.json"))
+    kind = Tokens(symbols=(), symbol="token", tokenizer=tokenizer.read(str(tmp_path / "a.json")))
+    assert kind.stranger == 0
+    assert "1 of 5 tokens are none" in Text("abcba", kind, 2, "this", overlapping=True).notes[0]
+    assert kind.template("ab_", "_", (3,))[1].tolist() == [False, False, True]
+    with pytest.raises(UsageError, match="text has 'c', which is not given back by this model's tokenizer"):
+        kind.template("abc_", "_", (4,))
 
 
 def test_without_the_library_a_sentence_says_what_to_install(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_the_way_is_shown_and_written(command: Command, words: Path) -> None:
     ways = [way.split("\n") for way in Path("o/trajectory.txt").read_text().strip().split("\n\n")]
     assert [len(way) for way in ways] == [4, 4]
     for way, line in zip(ways, Path("o/samples.txt").read_text().splitlines(), strict=True):
-        assert way[0] == " ".join("_" * 7) and way[-1] == line
+        assert way[0] == " ".join("\u2591" * 7) and way[-1] == line
     assert all(line in done.out for line in ways[0])
 
 
@@ -183,6 +183,30 @@ def test_what_does_not_go_with_text_is_told_before_training(command: Command, se
     assert len(done.err.strip().splitlines()) == 1 and not Path("run").exists()
 
 
+def test_a_tokenizer_lives_in_the_checkpoint(command: Command) -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    made = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, "\n": 3, "é": 4}, [("a", "b")]))
+    made.decoder = decoders.Fuse()
+    made.save("tokenizer.json")
+    Path("a.txt").write_text("abbaé\n" * 200)
+    told = ["dataset=text", "dataset.path=a.txt", "dataset.tokenizer=tokenizer.json", "dataset.length=8"]
+    done = command("train", *told, *SMALL, *ENDS, "run_dir=run")
+    assert done.code == 0, done.err
+    Path("tokenizer.json").unlink()
+    done = command("sample", "ckpt=run", "n=3", "out=o", "task=infill", "task.text=abbaé_")
+    assert done.code == 0, done.err
+    assert all(line.startswith("abbaé") for line in Path("o/samples.txt").read_text().splitlines())
+    assert [*np.load("o/samples.npz")["symbols"]] == ["a", "b", "ab", "\\n", "é"]
+    done = command("sample", "ckpt=run", "n=3", "out=o2", "task=infill", "task.text=abc_")
+    assert done.code == 2 and "text has 'c', which is not given back by this model's tokenizer" in done.err
+
+
+def test_gaps_are_for_text(command: Command, pictures: Path) -> None:
+    done = command("sample", f"ckpt={pictures}", "n=2", "task=infill", "task.text=a_", "out=o")
+    assert done.code == 2 and "error: task.text='a_' is for text, and this model makes images" in done.err, done.err
+
+
 def test_vectors_cannot_be_masked(command: Command) -> None:
     done = command("train", "dataset=points", "method=masked", "run_dir=run")
     assert done.code == 2 and "objective=unmask is for tokens and pictures, and the data is vectors" in done.err
@@ -225,7 +249,7 @@ def test_text_in_python(words: Path, pictures: Path) -> None:
     lines = run.text(tokens)
     assert len(lines) == 3 and all(isinstance(line, str) for line in lines)
     ways = run.sample(2, task="trajectory", frames=3)
-    assert ways.shape == (2, 3, 7) and run.text(ways[0])[0] == " ".join("_" * 7)
+    assert ways.shape == (2, 3, 7) and run.text(ways[0])[0] == " ".join("\u2591" * 7)
     with pytest.raises(UsageError, match="which no picture shows"):
         run.grid(tokens)
     with pytest.raises(UsageError, match="unmasks tokens"):

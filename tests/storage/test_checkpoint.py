@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffgen.build import check_sampler, restore
-from diffgen.core.errors import CheckpointError, EnvironmentFault
+from diffgen.core.errors import CheckpointError, EnvironmentFault, UsageError
 from diffgen.storage import checkpoint, tensor_file
 
 Config = dict[str, Any]
@@ -446,6 +446,36 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "an exponent without end": (lambda c: c["sampler"].update(spacing="karras", rho=5e-324), "leave no falling times"),
     "a sampler with a key too many": (put("sampler", "foo", value=1), "sampler.foo is not a setting here"),
 }  # fmt: skip
+
+
+BAD_TOKENIZERS = {
+    "{}": "none that its library can read",
+    '{"model":{"type":"WordLevel","vocab":{},"unk_token":""}}': "has no tokens",
+    '{"model":{"type":"WordLevel","vocab":{"a":30000000},"unk_token":""}}': "has a token of number 30,000,000",
+    '{"model":{"type":"WordLevel","vocab":{"a":0},"unk_token":""},"normalizer":{"type":"Precompiled",'
+    '"precompiled_charsmap":"AAAA"}}': "none that its library can read",
+}
+
+
+@pytest.mark.parametrize("kept", BAD_TOKENIZERS)
+def test_a_stranger_s_tokenizer(tmp_path: Path, tiny_model: Path, kept: str) -> None:
+    kind = {"name": "tokens", "symbols": [], "symbol": "token", "padded": False, "unknown": False, "tokenizer": kept}
+    sentence = refused(with_config(tmp_path / "hostile.safetensors", tiny_model, put("data", "kind", value=kind)))
+    assert BAD_TOKENIZERS[kept] in sentence
+
+
+@pytest.mark.parametrize("char", ["a", "\\", "\u3000", '"'])
+@pytest.mark.parametrize("size", [2**18, 2**20, 2**21])
+def test_a_run_starts_only_if_its_config_can_be_read_again(tmp_path: Path, char: str, size: int) -> None:
+    config = {"data": {"kind": {"tokenizer": json.dumps(char * size)[: 2**21 - 1]}}}
+    try:
+        tensor_file.check_config(config)
+    except UsageError as error:
+        assert "choose a smaller dataset.tokenizer" in str(error) and size > 2**18
+        return
+    assert char == "a" or size < 2**21
+    checkpoint.save_model(tmp_path / "m", config, 0, {"w": torch.zeros(1)})
+    assert checkpoint.describe(tmp_path / "m").config == config
 
 
 @pytest.mark.timeout(30)
