@@ -194,16 +194,16 @@ def test_a_tokenizer_lives_in_the_checkpoint(command: Command) -> None:
     done = command("train", *told, *SMALL, *ENDS, "run_dir=run")
     assert done.code == 0, done.err
     Path("tokenizer.json").unlink()
-    done = command("sample", "ckpt=run", "n=3", "out=o", "task=infill", "task.text=abbaé_")
+    done = command("sample", "ckpt=run", "n=3", "out=o", "task=infill", "task.text='abbaé_'")
     assert done.code == 0, done.err
     assert all(line.startswith("abbaé") for line in Path("o/samples.txt").read_text().splitlines())
     assert [*np.load("o/samples.npz")["symbols"]] == ["a", "b", "ab", "\\n", "é"]
-    done = command("sample", "ckpt=run", "n=3", "out=o2", "task=infill", "task.text=abc_")
+    done = command("sample", "ckpt=run", "n=3", "out=o2", "task=infill", "task.text='abc_'")
     assert done.code == 2 and "text has 'c', which is not given back by this model's tokenizer" in done.err
 
 
 def test_gaps_are_for_text(command: Command, pictures: Path) -> None:
-    done = command("sample", f"ckpt={pictures}", "n=2", "task=infill", "task.text=a_", "out=o")
+    done = command("sample", f"ckpt={pictures}", "n=2", "task=infill", "task.text='a_'", "out=o")
     assert done.code == 2 and "error: task.text='a_' is for text, and this model makes images" in done.err, done.err
 
 
