@@ -46,7 +46,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         order = prepare(settings, sampler, task, checkpoint.load(Path(str(settings.ckpt))), accelerator.device)
         labels, sampling, trained = order.labels, order.sampling, order.sampling.trained
         out = Path(settings.out) if settings.out else default_out
-        folder = Folder(out, trained.kind, settings.saves, trained.classes)
+        folder = Folder(out, trained.kind, settings.saves, trained.classes, films=order.plan.frames > 0)
         folder.check()
         on_main(accelerator, lambda: folder.prepare(overwrite=settings.overwrite))
         reporter = Reporter(speaks=accelerator.is_main_process)

@@ -77,6 +77,27 @@ def test_samples_are_written_and_the_first_are_read_out(command: Command, words:
     assert again.code == 2 and "already holds samples.txt" in again.err
 
 
+@pytest.mark.parametrize(("task", "file"), [("generate", "samples.npz"), ("trajectory", "trajectory.txt")])
+def test_no_file_is_overwritten_unasked(command: Command, words: Path, task: str, file: str) -> None:
+    """Each that would be written is asked for by itself: others in its folder may have been taken away."""
+    Path("o").mkdir()
+    Path("o", file).write_text("mine")
+    draw = ("sample", f"ckpt={words}", "n=1", f"task={task}", "sampler.steps=2", "out=o")
+    done = command(*draw)
+    assert done.code == 2 and f"already holds {file}" in done.err
+    assert [path.name for path in Path("o").iterdir()] == [file] and Path("o", file).read_text() == "mine"
+    done = command(*draw, "overwrite=true")
+    assert done.code == 0 and Path("o", file).read_bytes() != b"mine", done.err
+
+
+def test_no_film_is_overwritten_unasked(command: Command, pictures: Path) -> None:
+    Path("o").mkdir()
+    Path("o/trajectory.gif").write_text("mine")
+    done = command("sample", f"ckpt={pictures}", "n=1", "task=trajectory", "out=o")
+    assert done.code == 2 and "already holds trajectory.gif" in done.err
+    assert Path("o/trajectory.gif").read_text() == "mine" and not Path("o/grid.png").exists()
+
+
 @pytest.mark.parametrize("sampler", ["unmask", "remask", "first_hitting", "confidence"])
 def test_a_line_depends_on_its_seed_and_number_alone(command: Command, words: Path, sampler: str) -> None:
     found = []
