@@ -128,8 +128,8 @@ MUTATIONS = [
     Mutation("images never fetched", "sampling.drawing:Sampling.examples", ".cpu()", "", "generate"),
     Mutation(
         "frames on the way never fetched", "sampling.drawing:Sampling.films",
-        "seen.append(decode(x / math.hypot(alpha, sigma)).cpu())",
-        "seen.append(decode(x / math.hypot(alpha, sigma)))", "trajectory",
+        "objective.seen(x, self.denoiser.schedule, t)).cpu())",
+        "objective.seen(x, self.denoiser.schedule, t)))", "trajectory",
     ),
     Mutation(
         "the guide left on the CPU", "sampling.setup:make_guidance",

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import conftest
@@ -18,6 +19,7 @@ from diffgen.core.settings import section
 from diffgen.data.tokens import unescaped
 from diffgen.diffusion.times import uniform
 from diffgen.diffusion.weightings import unit
+from diffgen.sampling.generate import _strays
 from diffgen.training.feed import Feed
 
 Command = Callable[..., Any]
@@ -133,6 +135,16 @@ def test_the_way_is_shown_and_written(command: Command, words: Path) -> None:
     assert all(line in done.out for line in ways[0])
 
 
+def test_a_way_depends_on_its_seed_and_number_alone(command: Command, words: Path) -> None:
+    """Of twelve steps to seven words some show none: the network is not asked then, unless for others of a batch."""
+    ways = []
+    for batch in (1, 4):
+        task = ("task=trajectory", "task.frames=6", "sampler.steps=12", f"batch_size={batch}", f"out=o{batch}")
+        assert command("sample", f"ckpt={words}", "n=4", *task).code == 0
+        ways.append(Path(f"o{batch}/trajectory.txt").read_text())
+    assert ways[0] == ways[1]
+
+
 def test_bits_are_drawn_by_the_samplers_of_noise(command: Command) -> None:
     done = command("train", *NUMBERS, "method=bits", *ENDS, "sampler.steps=3", "run_dir=run")
     assert done.code == 0, done.err
@@ -143,6 +155,22 @@ def test_bits_are_drawn_by_the_samplers_of_noise(command: Command) -> None:
         assert "codes that are no token's, and became the nearest: " in done.out
         assert len(Path("o/samples.txt").read_text().splitlines()) == 3
     assert all(line.startswith("one") for line in Path("o/samples.txt").read_text().splitlines())
+    said = []
+    for task in ("generate", "trajectory"):
+        done = command("sample", "ckpt=run", "n=3", "batch_size=2", "out=o", "overwrite=true", steps, f"task={task}")
+        said += [line for line in done.out.splitlines() if line.startswith("codes that are no token's")]
+    assert len(said) == 2 and said[0] == said[1]
+
+
+def test_codes_of_all_processes_are_counted() -> None:
+    """Of three samples on two processes, whose last share is filled up with the last sample."""
+    sampling: Any = SimpleNamespace(strays=[torch.tensor([[True, False], [False, False]])])
+    order: Any = SimpleNamespace(sampling=sampling, settings=SimpleNamespace(n=3))
+    other = torch.tensor([[True, True], [True, True]])
+    two: Any = SimpleNamespace(num_processes=2, device="cpu", gather=lambda mine: torch.cat([mine, other]))
+    assert _strays(order, two) == 3 / 6
+    sampling.strays = [torch.zeros(2, 0, dtype=torch.bool)]
+    assert _strays(order, two) is None
 
 
 def test_pictures_are_unmasked_level_by_level(command: Command, pictures: Path) -> None:
