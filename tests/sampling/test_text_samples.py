@@ -195,6 +195,7 @@ REFUSED = {
     "sampler=heun": "sampler.name='heun' is unknown; choose one of [confidence, first_hitting, remask, unmask]",
     "guidance=2": "guidance=2.0 needs labels",
     "guidance_rescale=0.5": "guidance_rescale are for Gaussian noise",
+    "guidance_interval=[1,2]": "guidance_interval and guidance_rescale are for Gaussian noise",
     "save=[png]": "save='png' is unknown",
     "sampler.steps=0": "sampler.steps=0 must be in",
 }
@@ -205,7 +206,13 @@ def test_what_text_cannot_do_is_one_sentence(command: Command, words: Path, sett
     first, _, rest = settings.partition(" ")
     done = command("sample", f"ckpt={words}", "n=2", "out=o", first, *([rest] if rest else []))
     assert done.code == 2 and REFUSED[settings] in done.err, done.err
-    assert len(done.err.strip().splitlines()) == 1 and not Path("o/samples.txt").exists()
+    assert len(done.err.strip().splitlines()) == 1 and not Path("o").exists()
+
+
+def test_text_is_not_filled_into_pictures(command: Command, pictures: Path) -> None:
+    done = command("sample", f"ckpt={pictures}", "n=2", "out=o", "task=infill", "task.text=a_c")
+    told = "error: task=infill is for text, and this model makes images: task=inpaint fills in pictures\n"
+    assert (done.code, done.err) == (2, told) and not Path("o").exists()
 
 
 NOT_TRAINED = {
