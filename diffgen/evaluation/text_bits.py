@@ -52,8 +52,8 @@ def bound(
 def mask(size: int, number: int, draw: int, draws: int, seed: int) -> Tensor:
     """Which of N tokens of a sequence to mask in a draw: k of them, any with equal chance, bool [size].
 
-    k is even on 1 .. N; one comes from each of `draws` equal parts of it, at a place in these that is each sequence's own
-    and independent of other sequences', as the standard error over sequences takes it to be.
+    k is even on 1 .. N; one comes from each of `draws` equal parts of it. Where in these is a matter of each sequence
+    alone: the standard error over sequences takes them to be independent.
     """
     place = mix(seed, "masks", number) / 2**63
     k = 1 + int(size * (draw + place) / draws)
