@@ -128,8 +128,8 @@ MUTATIONS = [
     Mutation("images never fetched", "sampling.drawing:Sampling.examples", ".cpu()", "", "generate"),
     Mutation(
         "frames on the way never fetched", "sampling.drawing:Sampling.films",
-        "seen.append(decode(x / math.hypot(alpha, sigma)).cpu())",
-        "seen.append(decode(x / math.hypot(alpha, sigma)))", "trajectory",
+        "objective.seen(x, self.denoiser.schedule, t)).cpu())",
+        "objective.seen(x, self.denoiser.schedule, t)))", "trajectory",
     ),
     Mutation(
         "the guide left on the CPU", "sampling.setup:make_guidance",
@@ -137,11 +137,11 @@ MUTATIONS = [
     ),
     Mutation(
         "the mask left on the CPU", "diffusion.tasks:inpaint",
-        "torch.where(paint,", "torch.where(paint.cpu(),", "inpaint",
+        "paint.expand(x0.shape)", "paint.cpu().expand(x0.shape)", "inpaint",
     ),
     Mutation(
         "a picture left on the CPU", "sampling.setup:make_plan",
-        "sampling.state(kind.read(path, size))", "kind.read(path, size)", "img2img",
+        "placed(kind.read(path, size))", "kind.read(path, size)", "img2img",
     ),
     # --- evaluation
     Mutation(

@@ -157,6 +157,13 @@ def share_of(n: int, accelerator: Accelerator) -> list[int]:
     return [min(i, n - 1) for i in range(first, first + share)]
 
 
+def gathered(share: torch.Tensor, n: int, accelerator: Accelerator) -> torch.Tensor:
+    """What all processes have of n images, [share, ...] each as `share_of` deals them, on the CPU of each: [n, ...]."""
+    if accelerator.num_processes > 1:
+        share = accelerator.gather(share.to(accelerator.device)).cpu()
+    return share[:n]
+
+
 def main_first(accelerator: Accelerator, make: Callable[[], T]) -> T:
     """What `make` gives on each process; the main one goes first, so that the others find its downloads done."""
     first: list[T] = []

@@ -31,10 +31,12 @@ class Facts(NamedTuple):
     Attributes:
         pictures: Whether it starts from pictures of the user's.
         noise: Whether it needs a path of Gaussian noise.
+        text: Whether it starts from a text of the user's.
     """
 
     pictures: bool = False
     noise: bool = False
+    text: bool = False
 
 
 TASKS = Table("task", Facts)
@@ -146,7 +148,7 @@ def inpaint(run: Run, *, image: str | None, mask: str | None) -> Plan:
     return Plan(start, run.ts, wrap)
 
 
-@TASKS.register("infill")
+@TASKS.register("infill", text=True)
 def infill(run: Run, *, text: str | None, mark: str) -> Plan:
     """Fill gaps in a text, and go on after its end; every token that is given stays.
 

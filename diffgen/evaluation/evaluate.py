@@ -76,15 +76,16 @@ def evaluate(
     with accelerated(settings.precision) as accelerator:
         reporter = Reporter(speaks=accelerator.is_main_process)
         saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
-        splits, apart, held = opened(saved, dataset, moved, accelerator)
         trained = restore(saved) if saved else None
+        textual = trained is not None and trained.kind.textual
+        if not textual:  # which has no such metrics at all
+            settings.check_names(str(extractor.get("name")))
+        splits, apart, held = opened(saved, dataset, moved, accelerator)
         splits = suited(trained, splits, str(dataset["name"]))
         splits, classes = told_by_classes(trained, splits, str(dataset["name"]))
-        textual = trained is not None and trained.kind.textual
         without = model.untold(trained, saved.config["schedule"]["name"]) if saved and trained else {}
         without |= text.untold(splits, str(dataset["name"])) if textual else {}
         settings = settings.suited("text" if textual else "images", without=without)
-        settings.check_names(str(extractor.get("name")))
         given = pictures(settings.images, splits.train, str(dataset["name"])) if settings.images else None
         out = _out(settings, saved)
         cache = Path(settings.cache) if settings.cache else cache_folder() / "eval"

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from diffgen.core import processes
 from diffgen.core.processes import share_of
 from diffgen.data import Source
 from diffgen.data.base import in_order
@@ -72,10 +73,7 @@ def draw_share(
 def gathered(share: Drawn, accelerator: Accelerator, n: int) -> Drawn:
     """All processes' shares, on each."""
     columns = [getattr(share, field.name) for field in fields(Drawn)]
-    if accelerator.num_processes > 1:
-        device = accelerator.device
-        columns = [None if column is None else accelerator.gather(column.to(device)).cpu() for column in columns]
-    return Drawn(*(None if column is None else column[:n] for column in columns))  # type: ignore[arg-type]
+    return Drawn(*(None if column is None else processes.gathered(column, n, accelerator) for column in columns))  # type: ignore[arg-type]
 
 
 def featured(pictures: Source, extractor: Extractor, n: int, progress: Callable[[int], None]) -> Drawn:

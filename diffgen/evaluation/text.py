@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from diffgen.core import processes
 from diffgen.core.errors import UsageError
 from diffgen.core.processes import share_of
 from diffgen.data import Source
@@ -19,7 +20,7 @@ from diffgen.evaluation import held_out
 from diffgen.evaluation.model import spread
 from diffgen.evaluation.ngrams import NGrams, streamed
 from diffgen.evaluation.text_metrics import divergence, longest_runs, unigram_entropy
-from diffgen.sampling.drawing import Sampling, in_batches
+from diffgen.sampling.drawing import Sampling
 
 MOST = 1_000
 """Sequences to judge unless told otherwise."""
@@ -41,27 +42,20 @@ def draw_share(
     sampling: Sampling, n: int, accelerator: Accelerator, batch: int, progress: Callable[[int], None]
 ) -> Drawn:
     """This process's share of sequences 0 .. n - 1, see `share_of`; `progress` hears how many are done, by all."""
-    mine, kind = share_of(n, accelerator), sampling.trained.kind
-    parts: list[Drawn] = []
+    mine = share_of(n, accelerator)
+    parts: list[Tensor] = []
     done = 0
-
-    def draw(some: list[int]) -> Tensor:
-        return sampling.draw([mine[i] for i in some], [-1] * len(some)).cpu()
-
     with accelerator.autocast():
-        for x0 in in_batches(draw, len(mine), batch):
-            tokens = kind.decode(x0)
-            parts.append(Drawn(tokens, kind.strays(x0).sum(1)))
+        for tokens in sampling.examples(mine, [-1] * len(mine), batch):
+            parts.append(tokens)
             done += len(tokens)
             progress(min(done * accelerator.num_processes, n))
-    return Drawn(*map(torch.cat, zip(*parts, strict=True)))
+    return Drawn(torch.cat(parts), torch.cat(sampling.strays).sum(1))
 
 
 def gathered(share: Drawn, accelerator: Accelerator, n: int) -> Drawn:
     """All processes' shares, on each."""
-    if accelerator.num_processes > 1:
-        share = Drawn(*(accelerator.gather(column.to(accelerator.device)).cpu() for column in share))
-    return Drawn(*(column[:n] for column in share))
+    return Drawn(*(processes.gathered(column, n, accelerator) for column in share))
 
 
 class Texts:

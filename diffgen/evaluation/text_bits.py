@@ -12,14 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from diffgen.core.randomness import generator
+from diffgen.core.randomness import generator, mix
 from diffgen.diffusion.masking import HIDDEN
 
 DRAWS = 8
 """Masks of each sequence."""
-
-GOLDEN = (math.sqrt(5) - 1) / 2
-"""Multiples of it, less their whole parts, fill [0, 1) evenly, however many there are."""
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Tokens int64 [B, *size], some of them `HIDDEN`, and labels int64 [B] -> log p of each, [B, *size, vocabulary]."""
@@ -55,8 +52,9 @@ def bound(
 def mask(size: int, number: int, draw: int, draws: int, seed: int) -> Tensor:
     """Which of N tokens of a sequence to mask in a draw: k of them, any with equal chance, bool [size].
 
-    k is even on 1 .. N; one comes from each of `draws` equal parts of it, and sequences are spread within these.
+    k is even on 1 .. N; one comes from each of `draws` equal parts of it. Where in these is a matter of each sequence
+    alone: the standard error over sequences takes them to be independent.
     """
-    shift = torch.rand((), generator=generator("cpu", seed, "masks"), dtype=torch.float64).item()
-    k = 1 + int(size * (draw + (shift + number * GOLDEN) % 1) / draws)
+    place = mix(seed, "masks", number) / 2**63
+    k = 1 + int(size * (draw + place) / draws)
     return torch.randperm(size, generator=generator("cpu", seed, "mask", number, draw)) < min(k, size)

@@ -60,7 +60,7 @@ def _check_denoiser(saved: Checkpoint, trained: Trained) -> None:
     held = f"ckpt={str(saved.path)!r} cannot be exported: formats hold x, t, label -> x0_hat, and"
     require(not trained.objective.discrete, f"{held} this model unmasks tokens")
     require(
-        trained.objective.discrete or not trained.denoiser.self_condition,
+        not trained.denoiser.self_condition,
         f"{held} this network sees its own last estimate, too (model.self_condition=true)",
     )
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,8 +38,8 @@ class Sampling:
     """Where to start and what to keep, if not new images from noise."""
     before_each: Callable[[], None] | None = None
     """Called before each network evaluation; it may raise, to end the sampling."""
-    strays: tuple[int, int] = (0, 0)
-    """Parts of the latest examples that stood for nothing, and how many parts there were; see `Kind.strays`."""
+    strays: list[Tensor] = field(default_factory=list)
+    """Which parts of the latest examples or films stood for nothing, a batch each; see `Kind.strays`."""
     nfe: int = 0
     """Network evaluations of each image in the latest `draw`; guidance evaluates twice at once and counts as one."""
 
@@ -132,34 +132,33 @@ class Sampling:
         def draw(numbers: list[int]) -> Tensor:
             return self.draw([indices[i] for i in numbers], [labels[i] for i in numbers]).cpu()
 
-        self.strays = (0, 0)
+        self.strays = []
         return map(self._stored, in_batches(draw, len(indices), batch_size))
 
     def _stored(self, x0: Tensor) -> Tensor:
-        strays = self.trained.kind.strays(x0)
-        self.strays = self.strays[0] + int(strays.sum()), self.strays[1] + strays.numel()
+        self.strays.append(self.trained.kind.strays(x0))
         return self.trained.kind.decode(x0)
 
     def films(self, indices: list[int], labels: list[int], batch_size: int) -> Iterator[Tensor]:
         """The same with pictures of their way, [B, plan.frames, ...]; the last one is the image.
 
-        A state on the way is shown as the objective sees it.
+        A state on the way is shown as the objective sees it. Of tokens one example is drawn at a time: a sampler skips
+        the calls that nothing in a batch needs, so that the way of one would depend on the others.
         """
-        count = self.plan.frames if self.plan else 1
-        decode, seen_as = self.trained.kind.decode, self.trained.objective.seen
+        count, objective = self.plan.frames if self.plan else 1, self.trained.objective
+        seen: list[Tensor] = []
 
-        def film(numbers: list[int]) -> Tensor:
-            seen: list[Tensor] = []
+        def watch(x: Tensor, t: Tensor) -> None:
+            seen.append(self.trained.kind.decode(objective.seen(x, self.denoiser.schedule, t)).cpu())
 
-            def watch(x: Tensor, t: Tensor) -> None:
-                seen.append(decode(seen_as(x, self.denoiser.schedule, t)).cpu())
+        def draw(numbers: list[int]) -> Tensor:
+            seen.clear()
+            return self.draw([indices[i] for i in numbers], [labels[i] for i in numbers], watch).cpu()
 
-            whose = [indices[i] for i in numbers], [labels[i] for i in numbers]
-            image = decode(self.draw(*whose, watch)).cpu()
-            shown = [seen[i * len(seen) // (count - 1)] for i in range(count - 1)]
-            return torch.stack([*shown, image], dim=1)
-
-        return in_batches(film, len(indices), batch_size)
+        self.strays = []
+        for x0 in in_batches(draw, len(indices), 1 if objective.discrete else batch_size):
+            shown = [seen[i * len(seen) // (count - 1)][: len(x0)] for i in range(count - 1)]
+            yield torch.stack([*shown, self._stored(x0)], dim=1)
 
 
 def batch_size(shape: DataShape, device: torch.device) -> int:

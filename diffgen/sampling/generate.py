@@ -14,7 +14,7 @@ from diffgen.build import restore
 from diffgen.core import processes
 from diffgen.core.console import Reporter, count
 from diffgen.core.errors import require
-from diffgen.core.processes import accelerated, on_main, share_of
+from diffgen.core.processes import accelerated, gathered, on_main, share_of
 from diffgen.core.settings import SampleSettings
 from diffgen.data.kinds import Kind
 from diffgen.diffusion.tasks import Plan
@@ -46,7 +46,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         order = prepare(settings, sampler, task, checkpoint.load(Path(str(settings.ckpt))), accelerator.device)
         labels, sampling, trained = order.labels, order.sampling, order.sampling.trained
         out = Path(settings.out) if settings.out else default_out
-        folder = Folder(out, trained.kind, settings.saves, trained.classes)
+        folder = Folder(out, trained.kind, settings.saves, trained.classes, films=order.plan.frames > 0)
         folder.check()
         on_main(accelerator, lambda: folder.prepare(overwrite=settings.overwrite))
         reporter = Reporter(speaks=accelerator.is_main_process)
@@ -56,6 +56,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         with accelerator.autocast():
             drawn = _draw_all(order, accelerator, reporter, files)
         files.finish()
+        strays = _strays(order, accelerator)
         if accelerator.is_main_process:
             seconds = max(time.monotonic() - started, 1e-9)
             notes = {"diffgen": f"ckpt={order.saved.path} seed={settings.seed} {shown(task)}, {shown(order.sampler)}"}
@@ -65,7 +66,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
                 in_line = settings.n if order.plan.path else None
                 folder.write(drawn, labels, in_line or class_columns(labels, trained.shape.num_classes), notes)
             _read_out(reporter, trained.kind, drawn, films=bool(order.plan.frames))
-            _tell(reporter, settings, sampling, labels, folder, seconds)
+            _tell(reporter, settings, sampling, labels, folder, seconds, strays)
 
 
 @dataclass(frozen=True)
@@ -153,17 +154,21 @@ def _read_out(reporter: Reporter, kind: Kind, drawn: Tensor, *, films: bool) -> 
 
 
 def _tell(
-    reporter: Reporter, settings: SampleSettings, sampling: Sampling, labels: list[int], folder: Folder, seconds: float
+    reporter: Reporter,
+    settings: SampleSettings,
+    sampling: Sampling,
+    labels: list[int],
+    folder: Folder,
+    seconds: float,
+    strays: float | None,
 ) -> None:
     out, unit = folder.path, sampling.trained.kind.unit
     pace = count(settings.n / seconds)
     twice = ", some or all with a second one for guidance" if guides(sampling.guidance, labels) else ""
     short = sampling.trained.kind.short
     reporter.say(f"{settings.n} {unit} in {seconds:.1f} s ({pace} {short}/s), NFE {sampling.nfe}{twice}")
-    if sampling.strays[1]:
-        reporter.say(
-            f"codes that are no token's, and became the nearest: {sampling.strays[0] / sampling.strays[1]:.2%}"
-        )
+    if strays is not None:
+        reporter.say(f"codes that are no token's, and became the nearest: {strays:.2%}")
     more = f"   more: {', '.join(settings.saves)} in {out}" if set(settings.saves) - {"grid"} else ""
     drawn = told(labels, sampling.trained.classes)
     what = "text" if sampling.trained.kind.textual else "grid"
@@ -184,7 +189,10 @@ def _draw_all(order: Order, accelerator: Accelerator, reporter: Reporter, files:
             done += len(part)
             pace = count(done * world / (time.monotonic() - started))
             line.update(done, f"{min(done * world, n)} {short}  {pace} {short}/s")
-    drawn = torch.cat(parts)
-    if world > 1:
-        drawn = accelerator.gather(drawn.to(accelerator.device)).cpu()
-    return drawn[:n]
+    return gathered(torch.cat(parts), n, accelerator)
+
+
+def _strays(order: Order, accelerator: Accelerator) -> float | None:
+    """Share of the parts of all examples that stood for nothing; None where none can."""
+    strays = torch.cat(order.sampling.strays)
+    return float(gathered(strays, order.settings.n, accelerator).double().mean()) if strays.numel() else None

@@ -127,6 +127,7 @@ def _check_task(name: str, trained: Trained) -> None:
     if facts is None:
         return
     require(not (facts.pictures and kind.textual), f"task={name} is for pictures, {makes}: task=infill fills in text")
+    require(not facts.text or kind.textual, f"task={name} is for text, {makes}: task=inpaint fills in pictures")
     require(
         not (facts.noise and trained.objective.discrete),
         f"task={name} needs a path of Gaussian noise, {makes} by unmasking tokens: task=generate, trajectory, infill "
@@ -135,7 +136,12 @@ def _check_task(name: str, trained: Trained) -> None:
 
 
 def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, device: torch.device) -> Guidance:
-    """The guidance that the settings ask for; `auto` is the scale of the checkpoint's previews."""
+    """The guidance that the settings ask for; `auto` is the scale of the checkpoint's previews.
+
+    Raises:
+        UsageError: It is one that this objective has not, or the guide does not go with the checkpoint.
+        CheckpointError: The checkpoint's own is none.
+    """
     scale = settings.guidance
     if scale == "auto":
         try:
@@ -147,6 +153,10 @@ def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, d
         guide.model.to(device)  # type: ignore[attr-defined]
     low_high = settings.guidance_interval
     interval = (low_high[0], low_high[1]) if low_high else None
+    require(
+        not trained.objective.discrete or (interval is None and settings.guidance_rescale == 0),
+        "guidance_interval and guidance_rescale are for Gaussian noise, and this model unmasks tokens: leave them out",
+    )
     return Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide)
 
 

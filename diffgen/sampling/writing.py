@@ -17,17 +17,26 @@ FILM_LIMIT = 16  # rows of a grid of strips
 
 
 class Folder(NamedTuple):
-    """Where samples of a kind go: grid.png always, samples.<name> and images/000000.<name> where `saves` has a name."""
+    """Where samples of a kind go: grid.png always, samples.<name> and images/000000.<name> where `saves` has a name.
+
+    Text has no grid.png, and its samples.<name> always; films go to trajectory.gif or .txt beside these.
+    """
 
     path: Path
     kind: Kind
     saves: tuple[str, ...]
     classes: tuple[str, ...] = ()
+    films: bool = False
 
     @property
     def one_each(self) -> list[str]:
         """The names of files for an example each."""
         return [name for name in self.kind.one_each if name in self.saves]
+
+    @property
+    def together(self) -> list[str]:
+        """The names of files of all examples."""
+        return [name for name in self.kind.together if self.kind.textual or name in self.saves]
 
     def check(self) -> None:
         """Require names that the kind has."""
@@ -40,6 +49,17 @@ class Folder(NamedTuple):
         """The file that is always written: what a person looks at, or reads."""
         return "samples.txt" if self.kind.textual else "grid.png"
 
+    @property
+    def trajectory(self) -> str:
+        """The file of the films."""
+        return "trajectory.txt" if self.kind.textual else "trajectory.gif"
+
+    @property
+    def written(self) -> list[str]:
+        """All that will be there."""
+        together = [f"samples.{name}" for name in self.together]
+        return [self.first, *together, *["images"] * bool(self.one_each), *[self.trajectory] * self.films]
+
     def prepare(self, *, overwrite: bool) -> None:
         """Make the folder, and refuse to overwrite unless that is wanted.
 
@@ -47,10 +67,8 @@ class Folder(NamedTuple):
             UsageError: A file is there.
             EnvironmentFault: The folder cannot be written.
         """
-        names = {"grid": self.first, **dict.fromkeys(self.kind.one_each, "images")}
-        wanted = [names.get(name, f"samples.{name}") for name in ("grid", *self.saves)]
         old = [file for name in self.kind.one_each for file in (self.path / "images").glob("[0-9]" * 6 + f".{name}")]
-        there = [name for name in wanted if (self.path / name).exists()] + (["images"] if old else [])
+        there = [name for name in self.written if (self.path / name).exists()] + (["images"] if old else [])
         if there and not overwrite:
             raise UsageError(
                 f"out={str(self.path)!r} already holds {there[0]}: choose another folder, or overwrite=true"
@@ -71,34 +89,26 @@ class Folder(NamedTuple):
             columns: Of the grid.
             notes: Text entries of grid.png.
         """
-        if self.kind.textual:
-            return self._write_text(drawn, labels)
-        most = GRID_LIMIT if self.kind.tiled else len(drawn)
-        save_png(self.kind.show(drawn[:most], labels[:most], columns), self.path / "grid.png", notes)
         self._write_together(drawn, labels)
+        if not self.kind.textual:
+            most = GRID_LIMIT if self.kind.tiled else len(drawn)
+            save_png(self.kind.show(drawn[:most], labels[:most], columns), self.path / self.first, notes)
 
     def write_films(self, films: Tensor, labels: list[int], notes: Mapping[str, str]) -> None:
-        """The same of films [n, F, ...]: strips in grid.png, one a row, and trajectory.gif; else their last frames."""
+        """The same of films [n, F, ...]: strips in grid.png, one a row, and the trajectory; else their last frames."""
+        self._write_together(films[:, -1], labels)
         if self.kind.textual:
             ways = "\n\n".join("\n".join(self.kind.lines(film)) for film in films)
-            write_atomically(self.path / "trajectory.txt", f"{ways}\n")
-            return self._write_text(films[:, -1], labels)
+            return write_atomically(self.path / self.trajectory, f"{ways}\n")
         rows, whose = films[:FILM_LIMIT], labels[:FILM_LIMIT]
         count = films.shape[1]
-        save_gif([self.kind.show(frame, whose) for frame in rows.unbind(1)], self.path / "trajectory.gif")
+        save_gif([self.kind.show(frame, whose) for frame in rows.unbind(1)], self.path / self.trajectory)
         strips = self.kind.show(rows.flatten(0, 1), [label for label in whose for _ in range(count)], count)
-        save_png(strips, self.path / "grid.png", notes)
-        self._write_together(films[:, -1], labels)
-
-    def _write_text(self, drawn: Tensor, labels: list[int]) -> None:
-        """samples.txt, one a line, and samples.npz with their tokens."""
-        for name in self.kind.together:
-            write_atomically(self.path / f"samples.{name}", self.kind.write(name, drawn, labels, self.classes))
+        save_png(strips, self.path / self.first, notes)
 
     def _write_together(self, drawn: Tensor, labels: list[int]) -> None:
-        for name in self.kind.together:
-            if name in self.saves:
-                write_atomically(self.path / f"samples.{name}", self.kind.write(name, drawn, labels, self.classes))
+        for name in self.together:
+            write_atomically(self.path / f"samples.{name}", self.kind.write(name, drawn, labels, self.classes))
 
 
 class Files:

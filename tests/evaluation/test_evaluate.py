@@ -151,6 +151,7 @@ def test_a_sweep_ends_in_one_table_and_one_plot(command: Command, tiny_model: Pa
             2,
             "metrics=fid is over Inception's features: extractor=inception, or metrics=fd",
         ),
+        (["ckpt=CKPT", "metrics=fid", "dataset=cifar10", "dataset.root=nowhere"], 2, "metrics=fid is over Inception's"),
         (["ckpt=CKPT", "metrics=[]"], 2, "metrics=[] names none; choose some of [fd, "),
         (
             ["ckpt=CKPT", "metrics=vlb"],

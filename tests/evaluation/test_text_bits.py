@@ -176,8 +176,17 @@ def test_known_tokens_cost_nothing_and_masked_ones_are_hidden() -> None:
 
 
 def test_numbers_of_masked_tokens_are_spread_evenly() -> None:
-    counts = torch.tensor([[int(mask(16, i, draw, 8, seed=3).sum()) for draw in range(8)] for i in range(64)])
+    counts = torch.tensor([[int(mask(16, i, draw, 8, seed=3).sum()) for draw in range(8)] for i in range(512)])
     assert ((counts - 1) // 2 == torch.arange(8)).all()  # one from each eighth, by draw
-    assert ((torch.bincount(counts.ravel(), minlength=17)[1:] - 32).abs() <= 2).all()
+    assert ((torch.bincount(counts.ravel(), minlength=17)[1:] - 256).abs() <= 45).all()  # 4 standard deviations
     places = torch.stack([mask(4, i, 1, 4, seed=3) for i in range(2000)]).double().mean(0)
     torch.testing.assert_close(places, torch.full((4,), 0.5, dtype=torch.float64), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 610, 987, 1597])
+def test_sequences_at_any_distance_have_masks_of_their_own(stride: int) -> None:
+    """Those that are judged are spread evenly over a split, and their standard error takes them for independent."""
+    counts = torch.tensor([float(mask(800, i * stride, 3, 8, seed=0).sum()) for i in range(400)])
+    assert counts.std() == pytest.approx(100 / math.sqrt(12), rel=0.1)
+    neighbours = torch.corrcoef(torch.stack([counts[1:], counts[:-1]]))[0, 1]
+    assert abs(float(neighbours)) < 0.2, "4 standard errors"

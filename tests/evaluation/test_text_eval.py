@@ -17,9 +17,11 @@ from torch import Tensor
 from diffgen.build import make_splits
 from diffgen.data.numbers import number
 from diffgen.data.splits import Splits
+from diffgen.diffusion.guidance import Guidance
 from diffgen.evaluation import model, text
 from diffgen.evaluation.ngrams import NGrams
 from diffgen.evaluation.text_metrics import divergence, unigram_entropy
+from diffgen.sampling.drawing import Sampling
 
 Command = Callable[..., Any]
 Train = Callable[..., Path]
@@ -250,12 +252,14 @@ def test_whole_sequences_of_the_training_split_are_found(spellings: Splits) -> N
     assert text.runs(known, texts) == {"whole": 1.0, "whole_floor_test": 0.0}
 
 
-def test_codes_that_are_no_tokens_are_counted(spellings: Splits) -> None:
+def test_codes_that_are_no_tokens_are_counted(spellings: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 7 bits, all ones are 127, and there are 103 tokens."""
     kind: Any = spellings.train.kind.as_numbers()
     x0 = kind.encode(torch.arange(12).view(4, 3))
     x0[2, :, 1:] = 1
-    sampling: Any = SimpleNamespace(trained=SimpleNamespace(kind=kind), draw=lambda some, labels: x0[some])
+    trained: Any = SimpleNamespace(kind=kind)
+    sampling = Sampling(trained, lambda: x0, x0, False, Guidance(scale=1.0), 0, torch.device("cpu"))
+    monkeypatch.setattr(sampling, "draw", lambda some, labels: x0[some])
     alone: Any = SimpleNamespace(num_processes=1, process_index=0, autocast=nullcontext)
     drawn = text.gathered(text.draw_share(sampling, 4, alone, 3, lambda done: None), alone, 4)
     assert drawn.strays.tolist() == [0, 0, 2, 0]

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import conftest
@@ -18,6 +19,7 @@ from diffgen.core.settings import section
 from diffgen.data.tokens import unescaped
 from diffgen.diffusion.times import uniform
 from diffgen.diffusion.weightings import unit
+from diffgen.sampling.generate import _strays
 from diffgen.training.feed import Feed
 
 Command = Callable[..., Any]
@@ -77,6 +79,27 @@ def test_samples_are_written_and_the_first_are_read_out(command: Command, words:
     assert again.code == 2 and "already holds samples.txt" in again.err
 
 
+@pytest.mark.parametrize(("task", "file"), [("generate", "samples.npz"), ("trajectory", "trajectory.txt")])
+def test_no_file_is_overwritten_unasked(command: Command, words: Path, task: str, file: str) -> None:
+    """Each that would be written is asked for by itself: others in its folder may have been taken away."""
+    Path("o").mkdir()
+    Path("o", file).write_text("mine")
+    draw = ("sample", f"ckpt={words}", "n=1", f"task={task}", "sampler.steps=2", "out=o")
+    done = command(*draw)
+    assert done.code == 2 and f"already holds {file}" in done.err
+    assert [path.name for path in Path("o").iterdir()] == [file] and Path("o", file).read_text() == "mine"
+    done = command(*draw, "overwrite=true")
+    assert done.code == 0 and Path("o", file).read_bytes() != b"mine", done.err
+
+
+def test_no_film_is_overwritten_unasked(command: Command, pictures: Path) -> None:
+    Path("o").mkdir()
+    Path("o/trajectory.gif").write_text("mine")
+    done = command("sample", f"ckpt={pictures}", "n=1", "task=trajectory", "out=o")
+    assert done.code == 2 and "already holds trajectory.gif" in done.err
+    assert Path("o/trajectory.gif").read_text() == "mine" and not Path("o/grid.png").exists()
+
+
 @pytest.mark.parametrize("sampler", ["unmask", "remask", "first_hitting", "confidence"])
 def test_a_line_depends_on_its_seed_and_number_alone(command: Command, words: Path, sampler: str) -> None:
     found = []
@@ -112,6 +135,16 @@ def test_the_way_is_shown_and_written(command: Command, words: Path) -> None:
     assert all(line in done.out for line in ways[0])
 
 
+def test_a_way_depends_on_its_seed_and_number_alone(command: Command, words: Path) -> None:
+    """Of twelve steps to seven words some show none: the network is not asked then, unless for others of a batch."""
+    ways = []
+    for batch in (1, 4):
+        task = ("task=trajectory", "task.frames=6", "sampler.steps=12", f"batch_size={batch}", f"out=o{batch}")
+        assert command("sample", f"ckpt={words}", "n=4", *task).code == 0
+        ways.append(Path(f"o{batch}/trajectory.txt").read_text())
+    assert ways[0] == ways[1]
+
+
 def test_bits_are_drawn_by_the_samplers_of_noise(command: Command) -> None:
     done = command("train", *NUMBERS, "method=bits", *ENDS, "sampler.steps=3", "run_dir=run")
     assert done.code == 0, done.err
@@ -122,6 +155,22 @@ def test_bits_are_drawn_by_the_samplers_of_noise(command: Command) -> None:
         assert "codes that are no token's, and became the nearest: " in done.out
         assert len(Path("o/samples.txt").read_text().splitlines()) == 3
     assert all(line.startswith("one") for line in Path("o/samples.txt").read_text().splitlines())
+    said = []
+    for task in ("generate", "trajectory"):
+        done = command("sample", "ckpt=run", "n=3", "batch_size=2", "out=o", "overwrite=true", steps, f"task={task}")
+        said += [line for line in done.out.splitlines() if line.startswith("codes that are no token's")]
+    assert len(said) == 2 and said[0] == said[1]
+
+
+def test_codes_of_all_processes_are_counted() -> None:
+    """Of three samples on two processes, whose last share is filled up with the last sample."""
+    sampling: Any = SimpleNamespace(strays=[torch.tensor([[True, False], [False, False]])])
+    order: Any = SimpleNamespace(sampling=sampling, settings=SimpleNamespace(n=3))
+    other = torch.tensor([[True, True], [True, True]])
+    two: Any = SimpleNamespace(num_processes=2, device="cpu", gather=lambda mine: torch.cat([mine, other]))
+    assert _strays(order, two) == 3 / 6
+    sampling.strays = [torch.zeros(2, 0, dtype=torch.bool)]
+    assert _strays(order, two) is None
 
 
 def test_pictures_are_unmasked_level_by_level(command: Command, pictures: Path) -> None:
@@ -146,6 +195,7 @@ REFUSED = {
     "sampler=heun": "sampler.name='heun' is unknown; choose one of [confidence, first_hitting, remask, unmask]",
     "guidance=2": "guidance=2.0 needs labels",
     "guidance_rescale=0.5": "guidance_rescale are for Gaussian noise",
+    "guidance_interval=[1,2]": "guidance_interval and guidance_rescale are for Gaussian noise",
     "save=[png]": "save='png' is unknown",
     "sampler.steps=0": "sampler.steps=0 must be in",
 }
@@ -156,7 +206,13 @@ def test_what_text_cannot_do_is_one_sentence(command: Command, words: Path, sett
     first, _, rest = settings.partition(" ")
     done = command("sample", f"ckpt={words}", "n=2", "out=o", first, *([rest] if rest else []))
     assert done.code == 2 and REFUSED[settings] in done.err, done.err
-    assert len(done.err.strip().splitlines()) == 1 and not Path("o/samples.txt").exists()
+    assert len(done.err.strip().splitlines()) == 1 and not Path("o").exists()
+
+
+def test_text_is_not_filled_into_pictures(command: Command, pictures: Path) -> None:
+    done = command("sample", f"ckpt={pictures}", "n=2", "out=o", "task=infill", "task.text=a_c")
+    told = "error: task=infill is for text, and this model makes images: task=inpaint fills in pictures\n"
+    assert (done.code, done.err) == (2, told) and not Path("o").exists()
 
 
 NOT_TRAINED = {
