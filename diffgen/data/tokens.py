@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import chain, groupby, zip_longest
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -229,7 +229,7 @@ class Tokens(Kind):
         ids = self.ids(text)
         given, kept = (self._pieces(each) for each in (text, self.text(ids)))
         if given != kept:
-            lost = next((a for a, b in zip(given, kept, strict=False) if a != b), text[:40])
+            lost = next(a for a, b in zip_longest(given, kept) if a != b) or text[:40]
             what = "not given back by this model's tokenizer" if self.tokenizer else f"no {self.symbol} of this model's"
             raise UsageError(f"text has {lost!r}, which is {what}: it could not be kept")
         return ids

@@ -255,7 +255,7 @@ def test_a_tokenizer_lives_in_the_checkpoint(command: Command) -> None:
     assert all(line.startswith("abbaé") for line in Path("o/samples.txt").read_text().splitlines())
     assert [*np.load("o/samples.npz")["symbols"]] == ["a", "b", "ab", "\\n", "é"]
     done = command("sample", "ckpt=run", "n=3", "out=o2", "task=infill", "task.text='abc_'")
-    assert done.code == 2 and "text has 'c', which is not given back by this model's tokenizer" in done.err
+    assert done.code == 2 and "task.text has 'c', which is not given back by this model's tokenizer" in done.err
 
 
 def test_gaps_are_for_text(command: Command, pictures: Path) -> None:
