@@ -155,6 +155,11 @@ def count(n: float) -> str:
     return f"{n:.0f}" if n >= 10 else f"{n:.2g}"
 
 
+def unit_of(n: int, units: str) -> str:
+    """What n things are called whose plural this is: 1 sequence, 2 sequences."""
+    return units.removesuffix("s") if n == 1 else units
+
+
 WARNED: set[str] = set()
 """What has been told of since the command began."""
 

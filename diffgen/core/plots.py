@@ -17,12 +17,12 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def loss_curve(images: list[int], losses: list[float], label: str = "loss") -> bytes:
-    """Training loss against images seen; `label` says what it is measured in."""
+def loss_curve(images: list[int], losses: list[float], label: str = "loss", unit: str = "images") -> bytes:
+    """Training loss against images seen; `label` says what it is measured in, and `unit` what images are here."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.plot(images, losses, color="tab:blue", linewidth=1.2)
-    axes.set(xlabel="training images seen", ylabel=label)
+    axes.set(xlabel=f"training {unit} seen", ylabel=label)
     axes.grid(alpha=0.3)
     return png(figure)
 

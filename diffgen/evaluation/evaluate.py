@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from diffgen import __version__
 from diffgen.build import Trained, restore
 from diffgen.core import processes
-from diffgen.core.console import ProgressLine, Reporter, clock, count
+from diffgen.core.console import ProgressLine, Reporter, clock, count, unit_of
 from diffgen.core.errors import require
 from diffgen.core.files import append_text, cache_folder, make_writable
 from diffgen.core.processes import accelerated, on_main
@@ -187,7 +187,7 @@ def _sampling(
     facts["guidance"] = shown_guidance(sampling.guidance, settings.guide)
     facts["ema"] = posthoc.facts(saved.config)
     facts["sigma_rel"] = facts["ema"].get("sigma_rel")
-    facts["weights"] = f"{saved.images:,} images seen{shown_average(saved)}"
+    facts["weights"] = f"{saved.images:,} {unit_of(saved.images, trained.kind.unit)} seen{shown_average(saved)}"
     return sampling, facts
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffgen.build import restore
 from diffgen.core import processes
-from diffgen.core.console import Reporter, count
+from diffgen.core.console import Reporter, count, unit_of
 from diffgen.core.errors import require
 from diffgen.core.processes import accelerated, gathered, on_main, share_of
 from diffgen.core.settings import SampleSettings
@@ -135,10 +135,11 @@ def _facts(order: Order, accelerator: Accelerator) -> dict[str, str]:
     """The header of the command."""
     settings, saved, sampling = order.settings, order.saved, order.sampling
     drawn, trained = told(order.labels, sampling.trained.classes), sampling.trained
+    seen = f"{saved.images:,} {unit_of(saved.images, trained.kind.unit)} seen"
     size = trained.kind.sized(trained.shape.size)
     return {
         trained.kind.unit: f"{settings.n} of {size}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
-        "model": f"{saved.config['model']['name']}, {saved.images:,} images seen{shown_average(saved)}",
+        "model": f"{saved.config['model']['name']}, {seen}{shown_average(saved)}",
         "task": shown(order.task),
         "sampler": shown(order.sampler),
         "guidance": shown_guidance(sampling.guidance, settings.guide),
@@ -166,7 +167,9 @@ def _tell(
     pace = count(settings.n / seconds)
     twice = ", some or all with a second one for guidance" if guides(sampling.guidance, labels) else ""
     short = sampling.trained.kind.short
-    reporter.say(f"{settings.n} {unit} in {seconds:.1f} s ({pace} {short}/s), NFE {sampling.nfe}{twice}")
+    reporter.say(
+        f"{settings.n} {unit_of(settings.n, unit)} in {seconds:.1f} s ({pace} {short}/s), NFE {sampling.nfe}{twice}"
+    )
     if strays is not None:
         reporter.say(f"codes that are no token's, and became the nearest: {strays:.2%}")
     more = f"   more: {', '.join(settings.saves)} in {out}" if set(settings.saves) - {"grid"} else ""

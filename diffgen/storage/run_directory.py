@@ -229,13 +229,14 @@ class RunLog:
             raise EnvironmentFault(f"{self.path} is not a file: move it away; the run writes its log there")
         return [row for row in read_rows(self.path) if _sound(row)]
 
-    def plot(self, unit: str) -> None:
-        """Draw `loss.png`; `unit` is what losses are measured in, or empty."""
+    def plot(self, measure: str, unit: str) -> None:
+        """Draw `loss.png`; `measure` is what losses are measured in, or empty, and `unit` what examples are called."""
         from diffgen.core.plots import loss_curve
 
         rows = [row for row in self.rows() if row["loss"] is not None]
         images, losses = [row["images"] for row in rows], [row["loss"] for row in rows]
-        write_atomically(self.run_dir / "loss.png", loss_curve(images, losses, f"loss, {unit}" if unit else "loss"))
+        label = f"loss, {measure}" if measure else "loss"
+        write_atomically(self.run_dir / "loss.png", loss_curve(images, losses, label, unit))
 
     def status(self, state: str, images: int, code: int | None = None, reason: str = "") -> None:
         """Write `status.json`: what became of the run; launchers of several processes hide their exit codes.

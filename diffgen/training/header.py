@@ -6,7 +6,7 @@ import torch
 
 from diffgen.build import Config, Trained
 from diffgen.core import processes
-from diffgen.core.console import clock, count
+from diffgen.core.console import clock, count, unit_of
 from diffgen.core.settings import TrainSettings
 from diffgen.data import survey
 from diffgen.data.splits import Splits
@@ -27,7 +27,7 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
         "device": processes.told(parts.accelerator),
         "batch": batch,
         "optimizer": optimizer(config, parts.optimizer.param_groups, parts.base_lrs),
-        "duration": duration(settings, parts.dataset.once),
+        "duration": duration(settings, parts.dataset.once, parts.dataset.kind.unit),
         "judged": judged(settings, config),
     }
     return {name: row for name, row in told.items() if row}
@@ -38,7 +38,8 @@ def data(splits: Splits, trained: Trained) -> str:
     dataset, classes = splits.train, trained.shape.num_classes
     labels = f"{classes} class{'es' * (classes > 1)} ({survey.named(trained.classes)})" if classes else "no labels"
     size = ("of " if dataset.kind.textual else "") + trained.kind.sized(trained.shape.size)
-    return f"{len(dataset):,} {dataset.kind.unit} {size}, {labels}, {dataset.home}{held_out(splits)}"
+    unit = unit_of(len(dataset), dataset.kind.unit)
+    return f"{len(dataset):,} {unit} {size}, {labels}, {dataset.home}{held_out(splits)}"
 
 
 def held_out(splits: Splits) -> str:
@@ -70,11 +71,11 @@ def optimizer(config: Config, groups: list[dict[str, Any]], base_lrs: list[float
     return ", ".join([config["optimizer"]["name"], *rates, config["lr_schedule"]["decay"]])
 
 
-def duration(settings: TrainSettings, once: int) -> str:
-    """The limits of the run; `once` is how many images are a pass over the data."""
+def duration(settings: TrainSettings, once: int, unit: str) -> str:
+    """The limits of the run; `once` is how many examples, called `unit`, are a pass over the data."""
     limits = []
     if settings.images:
-        limits.append(f"{settings.images:,} images ({settings.images / once:.3g} epochs)")
+        limits.append(f"{settings.images:,} {unit_of(settings.images, unit)} ({settings.images / once:.3g} epochs)")
     if settings.minutes:
         limits.append(f"{clock(60 * settings.minutes)} of wall time")
     return " or ".join(limits)

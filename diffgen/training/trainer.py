@@ -328,7 +328,7 @@ class Trainer:
         if said:
             self.reporter.say(said)
         (self.parts.loggers.text if suffix == "txt" else self.parts.loggers.picture)(path, self.at.images)
-        self.log.plot(self.parts.dataset.kind.measure)
+        self.log.plot(self.parts.dataset.kind.measure, self.parts.dataset.kind.unit)
 
     def _examiner(self) -> "Examiner | None":
         """What judges the run on the way, if it is wanted; its extractor may have to be trained first."""

@@ -12,7 +12,7 @@ from diffgen.storage.checkpoint import find_newest
 from programme import commands
 from programme.work import Piece, Row, Work
 
-SAID = re.compile(r"(\d+) images in ([\d.]+) s .*NFE (\d+)")
+SAID = re.compile(r"(\d+) images? in ([\d.]+) s .*NFE (\d+)")
 GUIDED = ("label=each", "guidance=2", "guidance_interval=[0.3,5]")
 
 

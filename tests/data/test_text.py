@@ -84,7 +84,7 @@ def test_a_long_text_begins_at_every_other_token(file: Path, monkeypatch: pytest
 def test_an_epoch_is_a_pass_over_the_text(file: Path) -> None:
     data = load(file)
     settings = TrainSettings(**{**row_of_train(), "images": 10 * data.once, "minutes": None})
-    assert duration(settings, data.once) == f"{10 * data.once:,} images (10 epochs)"
+    assert duration(settings, data.once, "sequences") == f"{10 * data.once:,} sequences (10 epochs)"
 
 
 def row_of_train() -> dict[str, Any]:

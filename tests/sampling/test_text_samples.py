@@ -14,6 +14,7 @@ import torch
 
 import diffgen
 from diffgen.build import data_config, make_model, make_splits, make_trained
+from diffgen.core import plots
 from diffgen.core.errors import UsageError
 from diffgen.core.settings import section
 from diffgen.data.tokens import unescaped
@@ -59,6 +60,17 @@ def test_previews_are_lines_of_text_and_the_loss_is_in_bits(words: Path) -> None
     assert not list((words / "samples").glob("*.png")) and (words / "loss.png").exists()
     first = json.loads((words / "metrics.jsonl").read_text().splitlines()[0])["loss"]
     assert first == pytest.approx(math.log2(102), rel=0.5), "a network that knows nothing, in bits a word"
+
+
+def test_text_is_counted_in_sequences(command: Command, words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(plots, "loss_curve", lambda *given: called.append(given) or b"")
+    trained = command("train", *NUMBERS, "train.images=16", "run_dir=run")
+    assert trained.code == 0 and " 16 sequences (" in trained.out and "images" not in trained.out, trained.err
+    assert called[-1][-2:] == ("loss, bits/word", "sequences")
+    drawn = command("sample", f"ckpt={words}", "n=1", "out=o")
+    assert ", 64 sequences seen" in drawn.out and "\n1 sequence in " in drawn.out
+    assert " 64 sequences seen" in command("eval", f"ckpt={words}", "n=1", "metrics=bits", "out=e").out
 
 
 def test_samples_are_written_and_the_first_are_read_out(command: Command, words: Path) -> None:
