@@ -32,6 +32,7 @@ from diffgen.data.digits import digits
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.samplers import SAMPLERS as TABLE
+from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.evaluation import measure
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
@@ -47,7 +48,7 @@ SHORT = (
 SETTLED = 2
 """Steps after which a run has all its tables on the device."""
 
-METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"bits"})  # which is of text
 FACTS = dict(sorted(TABLE.facts.items()))
 SAMPLERS = list(FACTS)
 
@@ -222,6 +223,24 @@ def sampling(*overrides: str) -> Case:
     return lambda bench, out: sampled(bench, out, *overrides)
 
 
+def text(method: str) -> Case:
+    """Numbers in words: trained, drawn by every sampler of tokens or by one of noise, and filled in."""
+
+    def case(bench: Bench, out: Path) -> Figures:
+        small = ("model.width=16", "model.depth=1", "model.heads=2", f"method={method}")
+        figures = trained(bench, out, data=("dataset=numbers", "dataset.n=100", *small))
+        for number, sampler in enumerate(sorted(UNMASKERS) if method == "masked" else ["heun"]):
+            steps = [] if sampler == "first_hitting" else ["sampler.steps=3"]
+            settings = [f"ckpt={out}", "n=3", f"out={out}/{number}", f"sampler={sampler}", *steps]
+            for task in (["task=infill", "task.text='one _ two'"], []):
+                command(sample.main, *settings, *task, "overwrite=true")
+            lines = (out / str(number) / "samples.txt").read_text()
+            figures[sampler] = float(sum(map(ord, lines)))
+        return figures
+
+    return case
+
+
 def judging(metrics: str) -> Case:
     """A case that runs `diffgen-eval`."""
     return lambda bench, out: judged(bench, out, metrics)
@@ -242,6 +261,8 @@ CASES: dict[str, Case] = {
     "bf16": training("train.precision=bf16"),
     "fp16": training("train.precision=fp16", "model.dropout=0.1"),
     "vectors": vectors,
+    "masked text": text("masked"),
+    "bits of text": text("bits"),
     "streamed folder": streamed,
     "resumed": resumed,
     "resumed in fp16": lambda bench, out: resumed(bench, out, "train.precision=fp16"),

@@ -322,7 +322,7 @@ def test_precisions_take_turns_in_one_process(
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
-METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"bits"})  # which is of text
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -331,14 +331,16 @@ def test_every_method_trains_and_every_sampler_draws_from_it(
 ) -> None:
     run = fit(tmp_path / "run", f"method={method}", "train.images=64", "train.preview_every=64")
     trained = restore(checkpoint.load(run))
-    for sampler in (name for name, facts in trained.objective.samplers.facts.items() if facts.calls):
-        config = compose("sample", f"sampler={sampler}", "sampler.steps=5")["sampler"]
+    samplers = trained.objective.samplers
+    for sampler in (name for name, facts in samplers.facts.items() if getattr(facts, "calls", True)):
+        steps = ["sampler.steps=5"] if sampler != "first_hitting" else []
+        config = compose("sample", f"sampler={sampler}", *steps)["sampler"]
         sampling = Sampling.from_config(
             trained, config, guidance=Guidance(scale=2.0), seed=0, device=torch.device("cpu")
         )
         images = sampling.draw([0, 1, 2], [0, 9, -1])
         assert images.isfinite().all()
-        assert images.std() > 0.01
+        assert images.float().std() > 0.01
 
 
 # --- going on -----------------------------------------------------------------------------------------------
