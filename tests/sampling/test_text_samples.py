@@ -318,6 +318,9 @@ def test_text_in_python(words: Path, pictures: Path) -> None:
     assert len(lines) == 3 and all(isinstance(line, str) for line in lines)
     ways = run.sample(2, task="trajectory", frames=3)
     assert ways.shape == (2, 3, 7) and run.text(ways[0])[0] == " ".join("\u2591" * 7)
+    for wrong in (tokens[0], tokens.float(), ways, tokens.tolist(), tokens + 1000, -tokens - 2):
+        with pytest.raises(UsageError, match="tokens"):
+            run.text(wrong)
     with pytest.raises(UsageError, match="which no picture shows"):
         run.grid(tokens)
     with pytest.raises(UsageError, match="unmasks tokens"):
