@@ -205,10 +205,12 @@ REFUSED = {
     "task=infill task.text=elephant": "text has 'elephant', which is no word",
     "task=infill task.text='one two three four five six seven eight'": "text has 8 words, and this model makes 7",
     "sampler=heun": "sampler.name='heun' is unknown; choose one of [confidence, first_hitting, remask, unmask]",
-    "guidance=2": "guidance=2.0 needs labels",
+    "guidance=2": "guidance=2.0 needs labels or guide=CKPT, and these sequences have no label",
     "guidance_rescale=0.5": "guidance_rescale are for Gaussian noise",
     "guidance_interval=[1,2]": "guidance_interval and guidance_rescale are for Gaussian noise",
     "save=[png]": "save='png' is unknown",
+    "sampler.grid=cosine": "sampler.grid is a setting of [remask, unmask] alone; to change more of a sampler, "
+    "name it too",
     "sampler.steps=0": "sampler.steps=0 must be in",
 }
 
