@@ -20,7 +20,7 @@ from diffgen.diffusion.tasks import Plan
 from diffgen.sampling.drawing import Sampling, batch_size
 from diffgen.sampling.labels import choose_labels, class_columns, told
 from diffgen.sampling.setup import check_guidance, guides, make_plan, make_sampling, resolve_sampler
-from diffgen.sampling.words import shown, shown_average, shown_guidance
+from diffgen.sampling.words import shown, shown_average, shown_guidance, shown_task
 from diffgen.sampling.writing import Files, Folder
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.checkpoint import Checkpoint
@@ -136,7 +136,7 @@ def _facts(order: Order, accelerator: Accelerator) -> dict[str, str]:
     return {
         trained.kind.unit: f"{settings.n} of {size}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
         "model": f"{saved.config['model']['name']}, {seen}{shown_average(saved)}",
-        "task": shown(order.task),
+        "task": shown_task(order.task),
         "sampler": shown(order.sampler),
         "guidance": shown_guidance(sampling.guidance, settings.guide),
         "device": processes.told(accelerator),

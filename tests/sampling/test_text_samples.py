@@ -128,12 +128,14 @@ def test_what_is_given_stays_and_what_follows_is_free(command: Command, words: P
     gaps = "task.text='twelve _ three _'"
     done = command("sample", f"ckpt={words}", "n=5", "task=infill", gaps, "out=o")
     assert done.code == 0, done.err
+    assert " (as it stands, no file), mark" in done.out
     for ids in np.load("o/samples.npz")["arr_0"]:
         assert (ids[0], ids[2]) == tuple(np.load("o/samples.npz")["arr_0"][0][[0, 2]])
     assert all(line.startswith("twelve ") for line in Path("o/samples.txt").read_text().splitlines())
     Path("gap.txt").write_text("# hundred\n")
     done = command("sample", f"ckpt={words}", "n=2", "task=infill", "task.text=gap.txt", "task.mark='#'", "out=o2")
     assert done.code == 0, done.err
+    assert "infill, text of the file gap.txt, mark #\n" in done.out
     assert all(line.split()[1] == "hundred" for line in Path("o2/samples.txt").read_text().splitlines())
 
 
