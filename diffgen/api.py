@@ -161,13 +161,19 @@ class Run:
         """The text of examples.
 
         Args:
-            tokens: As `sample` gives them, int64 [n, L].
+            tokens: As `sample` gives them, int64 [n, L]; -1 is a hidden one.
 
         Raises:
-            UsageError: This run makes no text.
+            UsageError: This run makes no text, or they are none of its tokens.
         """
         kind = self._trained.kind
         require(kind.textual, f"this run makes {kind.unit}, which are no text: grid shows them")
+        require(isinstance(tokens, Tensor), f"tokens must be a tensor of torch, and are {type(tokens).__name__}")
+        require(
+            tokens.dtype == torch.int64 and tokens.dim() == 2,
+            f"tokens of {tokens.dtype} {list(tokens.shape)} must be torch.int64 ['n', {self.shape[-1]}]; "
+            "those of task='trajectory' are x.flatten(0, 1)",
+        )
         return kind.lines(tokens.cpu())
 
     def grid(self, images: Tensor, columns: int | None = None) -> Image.Image:

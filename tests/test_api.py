@@ -157,7 +157,7 @@ def test_errors_are_those_of_the_command(
     ("settings", "sentence"),
     [
         ({"stps": 3}, r"stps is unknown; .*did you mean 'steps'\?"),
-        ({"eta": 0.5}, "eta is unknown.* name it too: sampler='heun'"),
+        ({"eta": 0.5}, "eta is unknown.* name it too: sampler='heun', or 'unmask' for tokens"),
         ({"sampler": "ddim", "sampler.s_churn": 1}, "sampler.s_churn is unknown"),
         ({"ckpt": "a"}, "ckpt is unknown"),
         ({"save": ["npz"]}, "save is unknown"),

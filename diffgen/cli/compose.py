@@ -124,7 +124,8 @@ def _names(config: Mapping[str, Any]) -> dict[str, list[str]]:
 def _meant(key: str, names: Mapping[str, list[str]], chosen: Mapping[str, str]) -> str:
     """The full name of the setting that is called so."""
     known = [name for name in names if "." not in name]
-    hint = "; to change more of a sampler, name it too: sampler='heun'" if chosen["sampler"] == "auto" else ""
+    named = "; to change more of a sampler, name it too: sampler='heun', or 'unmask' for tokens"
+    hint = named if chosen["sampler"] == "auto" else ""
     require(key in names, unknown(key, [*known, *chosen]) + hint)
     several = names[key]
     spelled = " or ".join(f"**{{{full!r}: ...}}" for full in several)

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from diffgen.cli.configs import PLUGGED, defaults, groups
+from diffgen.cli.configs import PLUGGED, compose_group, defaults, groups
 from diffgen.core.errors import UsageError, unknown
 from diffgen.core.paths import quoted, setting
 
@@ -144,13 +144,21 @@ def _unknown_key(name: str, key: str, arguments: list[str]) -> str:
         near = difflib.get_close_matches(leaf, list(place), n=1, cutoff=0.5)
         hint = f" (did you mean {parent}.{near[0]}?)" if near else ""
         if place.get("name") == "auto":
-            hint = f"; to change more of a {parent}, name it too: {parent}=heun {key}=..."
+            return _of_a_choice(parent, leaf, sorted(place))
         return f"{key} is unknown; {parent} has [{', '.join(sorted(place))}]{hint}"
     group, _, choice = parent.partition(".")
     if choice in groups().get(group, []):
         return f"{key} is unknown: to change more of {choice}, name it too: {group}=[{choice}] {key}=..."
     top = sorted({*config, *(g for g in groups() if g in config or (g == "experiment" and name == "train"))})
     return f"{key} is unknown; choose one of [{', '.join(top)}]{_meant(parent, leaf, config, top)}"
+
+
+def _of_a_choice(group: str, leaf: str, known: list[str]) -> str:
+    """The sentence for a setting that no choice of a group has in common: which of them has it, if any."""
+    key, choices = f"{group}.{leaf}", [choice for choice in groups()[group] if choice != "auto"]
+    owners = [choice for choice in choices if leaf in compose_group(group, choice)]
+    has = f"is a setting of [{', '.join(owners)}] alone" if owners else f"is unknown; {group} has [{', '.join(known)}]"
+    return f"{key} {has}; to change more of a {group}, name it too: {group}={(owners or choices)[0]} {key}=..."
 
 
 def _meant(parent: str, leaf: str, config: dict[str, Any], top: list[str]) -> str:

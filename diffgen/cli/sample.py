@@ -1,4 +1,4 @@
-"""`diffgen-sample`: turn a checkpoint into pictures."""
+"""`diffgen-sample`: turn a checkpoint into pictures or text."""
 
 import sys
 from dataclasses import replace
@@ -35,7 +35,7 @@ def check(config: dict[str, Any]) -> SampleSettings:
 def help_text() -> str:
     """What `--help` prints."""
     choices = "\n".join(choices_line(group, configs.groups()[group]) for group in ("sampler", "task"))
-    return f"""diffgen-sample: turn a checkpoint into pictures.
+    return f"""diffgen-sample: turn a checkpoint into pictures or text.
 
 usage: diffgen-sample ckpt=PATH [sampler=CHOICE] [KEY=VALUE ...]
 
@@ -46,9 +46,11 @@ examples:
   diffgen-sample ckpt=RUN n=50000 'save=[npz]' out=samples     for an evaluator: arr_0 images, arr_1 labels
   diffgen-sample ckpt=RUN task=inpaint task.image=a.png task.mask=m.png
   diffgen-sample ckpt=RUN task=interpolate 'task.seeds=[1,2]' n=10 label=3
+  diffgen-sample ckpt=TEXT_RUN n=400 out=texts                 samples.txt, a line each, and samples.npz
+  diffgen-sample ckpt=TEXT_RUN task=infill 'task.text="The function ____ the value"'
   diffgen-sample -m ckpt=RUN sampler=ddim,heun sampler.steps=5,10,20
 
-groups (any checkpoint goes with any sampler):
+groups (confidence, first_hitting, remask and unmask are for method=masked, the other samplers for all else):
 {choices}
 
 settings:

@@ -54,7 +54,7 @@ def read(path: str, key: str = "dataset.path") -> Corpus:
     if not kept:
         what = "is empty" if root.is_file() else f"has no text in its {len(files):,} files"
         raise DataError(f"{told} {what}")
-    found = f"{len(kept):,} file{'s' * (len(kept) > 1)} of {root.name}" if root.is_dir() else root.name
+    found = f"{len(kept):,} file{'s' * (len(kept) > 1)} of {root.resolve().name}" if root.is_dir() else root.name
     return Corpus(joined(kept), printable(found), _notes(datas), (*left_out, *empty))
 
 

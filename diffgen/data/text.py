@@ -60,7 +60,7 @@ def text(
         UsageError: A setting is out of range.
         DataError: The files are missing, no text, or shorter than a sequence.
     """
-    if path is None:
+    if not path:
         raise UsageError("path is missing: dataset.path=PATH names a .txt or .jsonl file, or a folder of such")
     check(length, held_out)
     require(1 <= symbols <= MOST, f"symbols={symbols} must be in [1, {MOST}]")
@@ -86,13 +86,13 @@ def of_split(found: Corpus, kind: Tokens, length: int, split: str, held_out: flo
     """One of the two parts of a text; the end must be as long as a sequence, since it is wanted later."""
     begin, end = parts(found.text, held_out)
     if split == "test":
-        require(bool(end), "held_out=0 leaves nothing for split=test")
+        require(held_out > 0, "held_out=0 leaves nothing for split=test")
         return Text(end, kind, length, f"the end of {found.found}", overlapping=False)
     train = Text(begin, kind, length, found.found, overlapping=True)
     train.found += f"; {len(end):,} characters at the end held out"
     train.notes = (*found.notes, *train.notes)
     train.left_out = found.left_out
-    if end:
+    if held_out:
         check_length(len(encoded(end, kind)), kind, length, f"the end of {found.found}", "judge by")
     return train
 
@@ -140,7 +140,7 @@ def encoded(text: str, kind: Tokens) -> Tensor:
     most = len(kind.names)
     dtype = np.uint8 if most <= 2**8 else np.int16 if most <= 2**15 else np.int32
     pieces = _numbers(text, kind) if kind.symbol == "character" else [kind.ids(text)]
-    return torch.from_numpy(np.concatenate([np.asarray(piece, dtype) for piece in pieces]))
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *(np.asarray(piece, dtype) for piece in pieces)]))
 
 
 def _numbers(text: str, kind: Tokens) -> Iterator[np.ndarray]:

@@ -197,7 +197,13 @@ class Tokens(Kind):
         return bytes(ids).decode("utf-8", "replace")
 
     def lines(self, examples: Tensor) -> list[str]:
-        """The text of each of some stored examples, int64 [n, L], on one line: as `escaped` writes it."""
+        """The text of each of some stored examples, int64 [n, L], on one line: as `escaped` writes it.
+
+        Raises:
+            UsageError: There is no such token.
+        """
+        most = len(self.names) - 1
+        require(bool(((examples >= -1) & (examples <= most)).all()), f"tokens must be in [-1, {most}], -1 for hidden")
         return [escaped(self.text(ids)) for ids in examples.tolist()]
 
     @cached_property

@@ -31,7 +31,7 @@ from diffgen.evaluation.report import as_json
 from diffgen.evaluation.samples import Drawn, draw_share, featured, gathered
 from diffgen.sampling.drawing import Sampling, batch_size
 from diffgen.sampling.labels import cycle_labels
-from diffgen.sampling.setup import make_sampling, resolve_sampler
+from diffgen.sampling.setup import check_guidance, make_sampling, resolve_sampler
 from diffgen.sampling.words import shown, shown_average, shown_guidance
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.checkpoint import Checkpoint
@@ -78,11 +78,12 @@ def evaluate(
         saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
         trained = restore(saved) if saved else None
         textual = trained is not None and trained.kind.textual
-        if not textual:  # which has no such metrics at all
-            settings.check_names(str(extractor.get("name")))
+        _check_extractor(settings, str(extractor.get("name")), textual=textual)
         splits, apart, held = opened(saved, dataset, moved, accelerator)
         splits = suited(trained, splits, str(dataset["name"]))
         splits, classes = told_by_classes(trained, splits, str(dataset["name"]))
+        if trained:
+            check_guidance(settings, classes, trained.kind.unit)
         without = model.untold(trained, saved.config["schedule"]["name"]) if saved and trained else {}
         without |= text.untold(splits, str(dataset["name"])) if textual else {}
         settings = settings.suited("text" if textual else "images", without=without)
@@ -131,6 +132,18 @@ def evaluate(
 
 
 # --- what is judged -----------------------------------------------------------------------------------------------
+
+
+def _check_extractor(settings: EvalSettings, extractor: str, *, textual: bool) -> None:
+    """Require an extractor for pictures alone, and Inception for what is called FID or KID.
+
+    Raises:
+        UsageError: It is for something else.
+    """
+    if textual:
+        require(extractor == "auto", f"extractor={extractor} is for pictures, and ckpt makes text: leave it out")
+    else:
+        settings.check_names(extractor)
 
 
 def _number(settings: EvalSettings, splits: Splits, given: Source | None) -> int:

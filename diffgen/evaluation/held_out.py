@@ -116,7 +116,7 @@ def check_unseen(saved: Checkpoint, dataset: Config) -> bool:
     if not same_data or own == given or (whole and same_split):
         return same_data and own == given
     raise UsageError(
-        f"{_words(given)}, and ckpt was trained with {_words(own)}: images that it has seen would be called held out, "
+        f"{_words(given)}, and ckpt was trained with {_words(own)}: what it has seen would be called held out, "
         "or the other way round; leave these settings to ckpt"
     )
 
@@ -166,9 +166,9 @@ def check_apart(splits: Splits) -> int:
     """
     if splits.test is None:
         return 0
-    count = _repeated(splits.train, splits.test)
+    count, unit = _repeated(splits.train, splits.test), splits.test.kind.unit
     if count == len(splits.test):
-        raise DataError(f"all {count} held-out images are training images too: dataset.held_out must name others")
+        raise DataError(f"all {count} held-out {unit} are training {unit} too: dataset.held_out must name others")
     return count
 
 

@@ -53,6 +53,11 @@ def batches(source: Source, n: int, device: torch.device) -> Iterator[tuple[Tens
         yield pixels[numbers].to(device), labels[numbers].to(device), numbers.tolist()
 
 
+def _so_far(mean: float, error: float, unit: str) -> str:
+    """A figure beside a bar; one example has no standard error."""
+    return f"{mean:.3f}{f' +- {error:.3f}' if error < math.inf else ''} {unit}"
+
+
 def bits(denoiser: Denoiser, device: torch.device, source: Source, n: int, seed: int, progress: Progress) -> Row:
     """Bits per dimension of images along the ODE: mean, standard error, network calls.
 
@@ -74,7 +79,7 @@ def bits(denoiser: Denoiser, device: torch.device, source: Source, n: int, seed:
         found.append(result.each.cpu())
         calls.append(result.nfe)
         mean, error = likelihood.mean_and_error(torch.cat(found))
-        progress(numbers[-1] + 1, f"{mean:.3f} +- {error:.3f} bits/dim")
+        progress(numbers[-1] + 1, _so_far(mean, error, "bits/dim"))
     return {"bits": mean, "bits_error": error, "bits_images": numbers[-1] + 1, "bits_nfe": sum(calls) / len(calls)}
 
 
@@ -123,7 +128,7 @@ def vlb(
         )
         found.append(bound)
         mean, error = likelihood.mean_and_error(torch.cat([each.total for each in found]))
-        progress(numbers[-1] + 1, f"{mean:.3f} +- {error:.3f} bits/dim")
+        progress(numbers[-1] + 1, _so_far(mean, error, "bits/dim"))
     row: Row = {"vlb": mean, "vlb_error": error, "vlb_images": numbers[-1] + 1, "vlb_nfe": (draws or steps - 1) + 1}
     for part, values in zip(likelihood.Bound._fields, zip(*found, strict=True), strict=True):
         row[f"vlb_{part}"], row[f"vlb_{part}_error"] = likelihood.mean_and_error(torch.cat(values))
@@ -153,7 +158,7 @@ def masked_bits(
         bits = text_bits.bound(trained.denoiser, x0, labels, [next(numbers) for _ in x0], seed=seed)
         each = torch.cat([each, bits])
         mean, error = (value / x0[0].numel() for value in likelihood.mean_and_error(each))
-        progress(len(each), f"{mean:.3f} +- {error:.3f} {kind.measure}")
+        progress(len(each), _so_far(mean, error, kind.measure))
     row: Row = {"bits": mean, "bits_error": error, "bits_in": kind.measure, "bits_draws": text_bits.DRAWS}
     return row | {f"bits_{kind.unit}": len(each), "tokens": x0[0].numel()} | ({"rounded": changed} if changed else {})
 

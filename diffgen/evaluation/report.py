@@ -102,7 +102,7 @@ def table(row: Row) -> Iterator[str]:
         if key in row:
             floors = [_shown(row.get(f"{key}_floor_{kind}"), key) for kind in ("test", "halves")]
             error = row.get(f"{key}_error")
-            note = f"  +- {FACTORS.get(key, 1) * error:.3g}" if error is not None else ""
+            note = f"  +- {FACTORS.get(key, 1) * error:.3g}" if error is not None and error < math.inf else ""
             note += ", upper bound" if key in ("bits", "sequence_bits") and "bits_draws" in row else ""
             value = _shown(row[key], key)
             yield f"{name(key, row):<32}{value:>12}{floors[0]:>12}{floors[1]:>12}   {BETTER.get(key, 'higher')}{note}"

@@ -13,15 +13,14 @@ from torch import Tensor
 from diffgen.build import restore
 from diffgen.core import processes
 from diffgen.core.console import Reporter, count, unit_of
-from diffgen.core.errors import require
 from diffgen.core.processes import accelerated, gathered, on_main, share_of
 from diffgen.core.settings import SampleSettings
 from diffgen.data.kinds import Kind
 from diffgen.diffusion.tasks import Plan
 from diffgen.sampling.drawing import Sampling, batch_size
 from diffgen.sampling.labels import choose_labels, class_columns, told
-from diffgen.sampling.setup import guides, make_plan, make_sampling, resolve_sampler
-from diffgen.sampling.words import shown, shown_average, shown_guidance
+from diffgen.sampling.setup import check_guidance, guides, make_plan, make_sampling, resolve_sampler
+from diffgen.sampling.words import shown, shown_average, shown_guidance, shown_task
 from diffgen.sampling.writing import Files, Folder
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.checkpoint import Checkpoint
@@ -121,10 +120,7 @@ def prepare(
     saved = posthoc.of_length(saved, settings.sigma_rel)
     trained = restore(saved)  # from here on the config is known to be sound
     labels = choose_labels(settings, trained.classes, trained.shape.num_classes, str(task.get("name")))
-    require(
-        settings.guidance in ("auto", 1) or settings.guide is not None or any(label >= 0 for label in labels),
-        f"guidance={settings.guidance} needs labels or guide=CKPT, and these images have no label: guidance=1",
-    )
+    check_guidance(settings, labels, trained.kind.unit)
     sampler = resolve_sampler(sampler, saved.config["sampler"], trained.kind)
     sampling = make_sampling(settings, sampler, saved, trained, device)
     sampling.plan = plan = make_plan(settings, task, sampling)
@@ -140,7 +136,7 @@ def _facts(order: Order, accelerator: Accelerator) -> dict[str, str]:
     return {
         trained.kind.unit: f"{settings.n} of {size}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
         "model": f"{saved.config['model']['name']}, {seen}{shown_average(saved)}",
-        "task": shown(order.task),
+        "task": shown_task(order.task),
         "sampler": shown(order.sampler),
         "guidance": shown_guidance(sampling.guidance, settings.guide),
         "device": processes.told(accelerator),

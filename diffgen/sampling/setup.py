@@ -1,5 +1,6 @@
 """From a checkpoint and settings to what draws: its network on the device, a sampler, guidance, and a task's plan."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,18 @@ def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, d
     return Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide)
 
 
+def check_guidance(settings: DrawSettings, labels: Sequence[int], unit: str) -> None:
+    """Require something to guide towards, or away from, where guidance is asked for.
+
+    Raises:
+        UsageError: There is none.
+    """
+    require(
+        settings.guidance in ("auto", 1) or settings.guide is not None or any(label >= 0 for label in labels),
+        f"guidance={settings.guidance} needs labels or guide=CKPT, and these {unit} have no label: guidance=1",
+    )
+
+
 def make_guide(path: str, trained: Trained) -> Denoiser:
     """The denoiser to guide away from.
 
@@ -170,7 +183,7 @@ def make_guide(path: str, trained: Trained) -> Denoiser:
     theirs, ours = ((each.kind, replace(each.shape, augment_labels=0), each.classes) for each in (weaker, trained))
     require(
         theirs == ours,
-        f"guide={path!r} was trained on images of another shape or with other classes than ckpt",
+        f"guide={path!r} was trained on {trained.kind.unit} of another shape or with other classes than ckpt",
     )
     require(weaker.objective == trained.objective, f"guide={path!r} has another objective than ckpt")
     require(

@@ -1,5 +1,6 @@
 """What a run draws with, in a line each."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,15 @@ def shown(config: Mapping[str, Any]) -> str:
     """A part's name and settings in one line."""
     settings = [f"{key} {value}" for key, value in config.items() if key != "name" and value is not None]
     return ", ".join([str(config["name"]), *settings])
+
+
+def shown_task(config: Mapping[str, Any]) -> str:
+    """The same of a task, with whether its text was read from a file: a name with a mistake in it is a text, too."""
+    if config.get("text") is None:
+        return shown(config)
+    text = str(config["text"])
+    file = os.path.isfile(text)  # noqa: PTH113  Path's raises of a text that is too long for a name
+    return shown({**config, "text": f"of the file {text}" if file else f"{text} (as it stands, no file)"})
 
 
 def shown_average(saved: Checkpoint) -> str:

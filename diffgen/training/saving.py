@@ -57,10 +57,10 @@ def _other_images(parts: Parts, saved: Checkpoint, then: int) -> list[str]:
     if isinstance(share, float) and (then != now or not held_out.same_examples(saved.config, parts.model_config)):
         what = f"and has {now:,}" if then != now else "and has as many, but others"
         raise CheckpointError(
-            f"cannot go on from {saved.path.parent}: the data set had {then:,} images to train on {what}, so that "
-            f"dataset.held_out={share:g} would hold out some that it has seen"
+            f"cannot go on from {saved.path.parent}: the data set had {then:,} {parts.dataset.kind.unit} to train on "
+            f"{what}, so that dataset.held_out={share:g} would hold out some that it has seen"
         )
-    return [f"images in the data set: {then:,} -> {now:,}"] if then != now else []
+    return [f"{parts.dataset.kind.unit} in the data set: {then:,} -> {now:,}"] if then != now else []
 
 
 def snapshot(parts: Parts, at: Progress, losses: Tensor) -> Snapshot:

@@ -32,7 +32,7 @@ SENTENCES = "The quick brown fox jumps over the lazy dog.\n" * 40
 
 
 def load(path: Path, **changes: Any) -> Text:
-    data: Text = dataset("text", path=str(path), length=16, **changes)
+    data: Text = dataset("text", **{"path": str(path), "length": 16, **changes})
     return data
 
 
@@ -261,11 +261,15 @@ def test_a_text_shorter_than_a_sequence_is_refused(tmp_path: Path, changes: dict
     (tmp_path / "a.txt").write_text("a" * 100)
     with pytest.raises(DataError, match="the end of a.txt: 10 characters to judge by are fewer than dataset.length=16"):
         load(tmp_path / "a.txt", **changes)
+    (tmp_path / "a.txt").write_text("abcd")  # of which a tenth is no character
+    with pytest.raises(DataError, match="the end of a.txt: 0 characters to judge by are fewer than dataset.length=2"):
+        load(tmp_path / "a.txt", **changes, length=2)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"path": ""}, "dataset.path is missing: dataset.path=PATH names a .txt or .jsonl file"),
         ({"path": None}, "dataset.path is missing: dataset.path=PATH names a .txt or .jsonl file"),
         ({"length": 0}, r"length=0 must be in \[1, 4096\]"),
         ({"length": 5000}, r"length=5000 must be in \[1, 4096\]"),
@@ -279,6 +283,11 @@ def test_a_text_shorter_than_a_sequence_is_refused(tmp_path: Path, changes: dict
 def test_settings_out_of_range(file: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         dataset("text", **{"path": str(file), **changes})
+
+
+def test_the_folder_that_one_is_in_has_a_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    assert corpus.read(".").found == f"1 file of {file.parent.name}"
 
 
 def test_a_place_without_text_is_refused(tmp_path: Path) -> None:

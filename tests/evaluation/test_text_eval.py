@@ -144,6 +144,8 @@ def test_bits_alone_draw_nothing(command: Command, numbers: Path) -> None:
     assert command("eval", f"ckpt={numbers}", "metrics=bits", "n=5").code == 0
     assert "nfe" not in row(numbers)
     assert row(numbers)["bits_sequences"] == 5
+    said = command("eval", f"ckpt={numbers}", "metrics=bits", "n=1", "out=one")  # which has no standard error
+    assert said.code == 0 and "inf" not in said.out + said.err and ", upper bound" in said.out
 
 
 def test_codes_have_samples_and_no_likelihood(command: Command, codes: Path) -> None:
@@ -178,6 +180,9 @@ def test_text_is_judged_with_the_checkpoints_own_vocabulary(command: Command, le
         ("letters", ["metrics=right"], "metrics=right: dataset=text cannot tell which text is right: choose some of"),
         ("letters", ["dataset=digits"], "ckpt makes sequences and dataset=digits has images: no comparison"),
         ("letters", ["dataset=python_docs"], "ckpt makes sequences of (12,) and dataset=python_docs has (128,)"),
+        ("letters", ["guidance=2"], "guidance=2.0 needs labels or guide=CKPT, and these sequences have no label"),
+        ("letters", ["extractor=inception"], "extractor=inception is for pictures, and ckpt makes text: leave it out"),
+        ("letters", ["dataset.held_out=0.2"], "what it has seen would be called held out"),
         ("numbers", ["dataset.unit=character"], "dataset=numbers has other tokens than this model"),
     ],
 )

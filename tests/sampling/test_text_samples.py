@@ -128,12 +128,14 @@ def test_what_is_given_stays_and_what_follows_is_free(command: Command, words: P
     gaps = "task.text='twelve _ three _'"
     done = command("sample", f"ckpt={words}", "n=5", "task=infill", gaps, "out=o")
     assert done.code == 0, done.err
+    assert " (as it stands, no file), mark" in done.out
     for ids in np.load("o/samples.npz")["arr_0"]:
         assert (ids[0], ids[2]) == tuple(np.load("o/samples.npz")["arr_0"][0][[0, 2]])
     assert all(line.startswith("twelve ") for line in Path("o/samples.txt").read_text().splitlines())
     Path("gap.txt").write_text("# hundred\n")
     done = command("sample", f"ckpt={words}", "n=2", "task=infill", "task.text=gap.txt", "task.mark='#'", "out=o2")
     assert done.code == 0, done.err
+    assert "infill, text of the file gap.txt, mark #\n" in done.out
     assert all(line.split()[1] == "hundred" for line in Path("o2/samples.txt").read_text().splitlines())
 
 
@@ -205,10 +207,12 @@ REFUSED = {
     "task=infill task.text=elephant": "text has 'elephant', which is no word",
     "task=infill task.text='one two three four five six seven eight'": "text has 8 words, and this model makes 7",
     "sampler=heun": "sampler.name='heun' is unknown; choose one of [confidence, first_hitting, remask, unmask]",
-    "guidance=2": "guidance=2.0 needs labels",
+    "guidance=2": "guidance=2.0 needs labels or guide=CKPT, and these sequences have no label",
     "guidance_rescale=0.5": "guidance_rescale are for Gaussian noise",
     "guidance_interval=[1,2]": "guidance_interval and guidance_rescale are for Gaussian noise",
     "save=[png]": "save='png' is unknown",
+    "sampler.grid=cosine": "sampler.grid is a setting of [remask, unmask] alone; to change more of a sampler, "
+    "name it too",
     "sampler.steps=0": "sampler.steps=0 must be in",
 }
 
@@ -318,6 +322,9 @@ def test_text_in_python(words: Path, pictures: Path) -> None:
     assert len(lines) == 3 and all(isinstance(line, str) for line in lines)
     ways = run.sample(2, task="trajectory", frames=3)
     assert ways.shape == (2, 3, 7) and run.text(ways[0])[0] == " ".join("\u2591" * 7)
+    for wrong in (tokens[0], tokens.float(), ways, tokens.tolist(), tokens + 1000, -tokens - 2):
+        with pytest.raises(UsageError, match="tokens"):
+            run.text(wrong)
     with pytest.raises(UsageError, match="which no picture shows"):
         run.grid(tokens)
     with pytest.raises(UsageError, match="unmasks tokens"):
