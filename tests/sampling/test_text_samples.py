@@ -274,11 +274,6 @@ def test_a_tokenizer_lives_in_the_checkpoint(command: Command) -> None:
     assert done.code == 2 and "task.text has 'c', which is not given back by this model's tokenizer" in done.err
 
 
-def test_gaps_are_for_text(command: Command, pictures: Path) -> None:
-    done = command("sample", f"ckpt={pictures}", "n=2", "task=infill", "task.text='a_'", "out=o")
-    assert done.code == 2 and "error: task.text='a_' is for text, and this model makes images" in done.err, done.err
-
-
 def test_vectors_cannot_be_masked(command: Command) -> None:
     done = command("train", "dataset=points", "method=masked", "run_dir=run")
     assert done.code == 2 and "objective=unmask is for tokens and pictures, and the data is vectors" in done.err
