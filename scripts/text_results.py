@@ -36,8 +36,8 @@ def made(name: str, folder: Path) -> dict[str, object]:
     metrics = ["metrics=ngrams,runs,entropy,right"] if "bits" in name else []
     commands = [
         ["train", *RUNS[name].split(), f"run_dir={run}"],
-        ["sample", f"ckpt={run}", "n=400", f"out={run}/text", "overwrite=true"],
-        ["eval", f"ckpt={run}", *metrics],
+        ["sample", f"ckpt={run}", "n=400" if "numbers" in name else "n=64", f"out={run}/text", "overwrite=true"],
+        ["eval", f"ckpt={run}", "n=400", *metrics],
     ]
     seconds = []
     for command, *settings in commands:
