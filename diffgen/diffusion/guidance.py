@@ -76,16 +76,16 @@ def guided(
     possible = guide is not None or bool((label != NO_LABEL).any())
     unknown = torch.full_like(label, NO_LABEL)
     doubled = torch.cat([label, unknown])
-    earlier: Tensor | None = None  # x0_hat of the call before, for a network that wants to see it
+    earlier: tuple[Tensor, ...] = ()  # x0_hat of the call before, for a network that wants to see it
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x0_hat and the reference; in one batch where one network gives both, which pays for small batches."""
         if guide is not None:
-            return denoiser(x, t, label, earlier), guide(x, t, label, earlier if guide.self_condition else None)
+            return denoiser(x, t, label, *earlier), guide(x, t, label, *(earlier if guide.self_condition else ()))
         if not doubles:
-            return denoiser(x, t, label, earlier), denoiser(x, t, unknown, earlier)
-        twice = None if earlier is None else torch.cat([earlier, earlier])
-        main, reference = denoiser(torch.cat([x, x]), t, doubled, twice).chunk(2)
+            return denoiser(x, t, label, *earlier), denoiser(x, t, unknown, *earlier)
+        twice = [torch.cat([estimate, estimate]) for estimate in earlier]
+        main, reference = denoiser(torch.cat([x, x]), t, doubled, *twice).chunk(2)
         return main, reference
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -94,9 +94,9 @@ def guided(
             main, reference = both(x, t)
             x0_hat = rescaled(reference + guidance.scale * (main - reference), main, guidance.rescale)
         else:
-            x0_hat = denoiser(x, t, label, earlier)
+            x0_hat = denoiser(x, t, label, *earlier)
         x0_hat = x0_hat.clamp(-1, 1) if clip else x0_hat
-        earlier = x0_hat if remembers and denoiser.self_condition else None
+        earlier = (x0_hat,) if remembers and denoiser.self_condition else ()
         return x0_hat
 
     return denoise

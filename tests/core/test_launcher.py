@@ -63,7 +63,7 @@ def test_its_precision_is_followed_unless_another_is_named(monkeypatch: pytest.M
         said = command(*arguments)
         assert "precision bf16, the launcher's" in said.out, said.err
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    said = command("sample", "ckpt=a", "n=1")
+    said = command("sample", "ckpt=a", "n=1", "out=fp16")  # not the folder of the second in which the last one ran
     assert "precision no (not the launcher's fp16)" in said.out, said.err
     assert "choose one of [auto, no, bf16]" in command("train", *QUICK, "run_dir=c").err
 

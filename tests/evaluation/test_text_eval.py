@@ -179,7 +179,7 @@ def test_text_is_judged_with_the_checkpoints_own_vocabulary(command: Command, le
         ("numbers", ["metrics=vlb"], "metrics=vlb,denoising are of Gaussian noise, and ckpt unmasks tokens: choose"),
         ("letters", ["metrics=right"], "metrics=right: dataset=text cannot tell which text is right: choose some of"),
         ("letters", ["dataset=digits"], "ckpt makes sequences and dataset=digits has images: no comparison"),
-        ("letters", ["dataset=python_docs"], "ckpt makes sequences of (12,) and dataset=python_docs has (128,)"),
+        ("letters", ["dataset=python_docs"], "ckpt makes sequences of (12,) and dataset=python_docs has (64,)"),
         ("letters", ["guidance=2"], "guidance=2.0 needs labels or guide=CKPT, and these sequences have no label"),
         ("letters", ["extractor=inception"], "extractor=inception is for pictures, and ckpt makes text: leave it out"),
         ("letters", ["dataset.held_out=0.2"], "what it has seen would be called held out"),

@@ -100,8 +100,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int], bool]]:
     """Number and images of each draw of noise, and whether the calling thread drew it."""
     calls: list[tuple[int, list[int], bool]] = []
 
-    def noise(shape: tuple[int, ...], indices: list[int], seed: int, draw: int, *, fill: Any, pinned: bool) -> Tensor:
-        assert not pinned, "there is no GPU to copy it"
+    def noise(
+        shape: tuple[int, ...], indices: list[int], seed: int, draw: int, *, fill: Any, dtype: torch.dtype, pinned: bool
+    ) -> Tensor:
+        assert not pinned and dtype == torch.float32, "there is no GPU to copy it"
         calls.append((draw, indices, threading.current_thread() is threading.main_thread()))
         return image_noise(shape, indices, seed, draw, fill=fill)
 
