@@ -15,6 +15,9 @@ PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)(\.{0,2}/|[a-z_])[\w./-]*", r
 NAMES = ("label",)
 """Settings whose texts are names, of classes, say, and never paths."""
 
+TEXTS = ("task.text", "task.mark")
+"""Settings whose texts are text, which may begin with a `~`; one that names a file is asked `named_file`."""
+
 
 def literal(text: str) -> str:
     """A text as OmegaConf is to be given it, so that no `${` in it is taken for another setting's name."""
@@ -58,11 +61,17 @@ def at_home(key: str, text: str) -> str:
     Raises:
         UsageError: There is no such user.
     """
-    if not text.startswith("~") or key in NAMES:
+    if not text.startswith("~") or key in (*NAMES, *TEXTS):
         return text
     home = os.path.expanduser(text)  # noqa: PTH111  Path's would raise where nobody has that name
     require(home != text, f"{key}={text!r}: no user here has that name; a folder called so is ./{text}")
     return home
+
+
+def named_file(text: str) -> str | None:
+    """The path of the file that a text names, with `~` as a home; None where it is no file's, and so itself."""
+    path = os.path.expanduser(text)  # noqa: PTH111  see at_home
+    return path if os.path.isfile(path) else None  # noqa: PTH113  Path's raises of a text that is too long for a name
 
 
 def check_folder(key: str, path: object) -> None:

@@ -1,6 +1,5 @@
 """Kinds whose examples are sequences of tokens: the tokens themselves, and their bits as real numbers."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffgen.core.errors import DataError, UsageError, require
+from diffgen.core.paths import named_file
 from diffgen.data import corpus, tokenizer
 from diffgen.data.kinds import KINDS, Kind
 
@@ -273,9 +273,8 @@ class Tokens(Kind):
 
 def _given(text: str) -> str:
     """A text, or that of the file of this name."""
-    if not os.path.isfile(text):  # noqa: PTH113  Path's raises of a text that is too long for a name
-        return text
-    return corpus.read(text, "task.text").text.removesuffix("\n")
+    file = named_file(text)
+    return text if file is None else corpus.read(file, "task.text").text.removesuffix("\n")
 
 
 def _bytes(text: str) -> bytes:

@@ -71,6 +71,18 @@ def unmasking_rate(schedule: Schedule, t: Tensor) -> Tensor:
     return -slope / (1 - alpha.detach())
 
 
+def check_guidance(guidance: Guidance) -> None:
+    """Require guidance that tokens can have.
+
+    Raises:
+        UsageError: It is one that only pictures on a Gaussian path have.
+    """
+    require(
+        guidance.interval is None and guidance.rescale == 0,
+        "guidance_interval and guidance_rescale are for Gaussian noise, and this model unmasks tokens: leave them out",
+    )
+
+
 def guided_tokens(
     predictor: Predictor, label: Tensor, guidance: Guidance, *, doubles: bool = True
 ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -86,12 +98,9 @@ def guided_tokens(
         doubles: Whether the network may be given tokens with and without their labels in one batch.
 
     Raises:
-        UsageError: The guidance is one that only pictures on a Gaussian path have.
+        UsageError: See `check_guidance`.
     """
-    require(
-        guidance.interval is None and guidance.rescale == 0,
-        "guidance_interval and guidance_rescale are for Gaussian noise, and this model unmasks tokens: leave them out",
-    )
+    check_guidance(guidance)
     unknown = torch.full_like(label, NO_LABEL)
     guides = guidance.scale != 1 and (guidance.guide is not None or bool((label != NO_LABEL).any()))
 

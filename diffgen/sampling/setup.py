@@ -15,6 +15,7 @@ from diffgen.core.errors import CheckpointError, UsageError, require
 from diffgen.core.registry import build, convert
 from diffgen.core.settings import DrawSettings, SampleSettings
 from diffgen.data.kinds import Kind
+from diffgen.diffusion import masking
 from diffgen.diffusion.denoiser import NO_LABEL, Denoiser
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.tasks import TASKS, Plan, Run
@@ -154,11 +155,10 @@ def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, d
         guide.model.to(device)  # type: ignore[attr-defined]
     low_high = settings.guidance_interval
     interval = (low_high[0], low_high[1]) if low_high else None
-    require(
-        not trained.objective.discrete or (interval is None and settings.guidance_rescale == 0),
-        "guidance_interval and guidance_rescale are for Gaussian noise, and this model unmasks tokens: leave them out",
-    )
-    return Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide)
+    guidance = Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide)
+    if trained.objective.discrete:
+        masking.check_guidance(guidance)  # before anything is drawn
+    return guidance
 
 
 def check_guidance(settings: DrawSettings, labels: Sequence[int], unit: str) -> None:

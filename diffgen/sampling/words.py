@@ -1,9 +1,9 @@
 """What a run draws with, in a line each."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
+from diffgen.core.paths import named_file
 from diffgen.diffusion.guidance import Guidance
 from diffgen.storage import posthoc
 from diffgen.storage.checkpoint import Checkpoint
@@ -20,8 +20,8 @@ def shown_task(config: Mapping[str, Any]) -> str:
     if config.get("text") is None:
         return shown(config)
     text = str(config["text"])
-    file = os.path.isfile(text)  # noqa: PTH113  Path's raises of a text that is too long for a name
-    return shown({**config, "text": f"of the file {text}" if file else f"{text} (as it stands, no file)"})
+    told = f"of the file {text}" if named_file(text) else f"{text} (as it stands, no file)"
+    return shown({**config, "text": told})
 
 
 def shown_average(saved: Checkpoint) -> str:

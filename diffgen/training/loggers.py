@@ -131,6 +131,11 @@ class Loggers:
                 self.warn(f"logger={name} failed: {said}; training goes on")
 
 
+def indented(path: Path) -> str:
+    """A preview of text as Markdown that is shown as it stands."""
+    return "\n".join(f"    {line}" for line in read_lines(path))
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a preview of text."""
     return path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -207,9 +212,8 @@ class TensorBoard:
         self._write({"step": images, "summary": self.summary.image("samples", pixels, dataformats="HWC")})
 
     def text(self, path: Path, images: int) -> None:
-        """See `Logger`; indented, it is shown as it stands."""
-        shown = "\n".join(f"    {line}" for line in read_lines(path))
-        self._write({"step": images, "summary": self.summary.text("samples", shown)})
+        """See `Logger`."""
+        self._write({"step": images, "summary": self.summary.text("samples", indented(path))})
 
     def finish(self) -> None:
         """See `Logger`; what a full disk did not take may fit now."""
@@ -298,7 +302,7 @@ class Trackio(Tracked):
         """See `Logger`."""
         import trackio
 
-        self.tracker.log({"samples": trackio.Markdown("\n".join(f"    {x}" for x in read_lines(path)))}, step=images)
+        self.tracker.log({"samples": trackio.Markdown(indented(path))}, step=images)
 
 
 @LOGGERS.register("mlflow")

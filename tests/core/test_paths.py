@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from diffgen.core.errors import EnvironmentFault, UsageError, typed
-from diffgen.core.paths import at_home, check_folder, setting, walk
+from diffgen.core.paths import at_home, check_folder, named_file, setting, walk
 
 NASTY = [
     "with space", "a=b", "it's", 'say "no"', "a,b", "[x]", "{x: 1}", "$HOME", "${run_dir}", "\\${x}", "~", "~/x", "#1", "my(1)",
@@ -67,6 +67,15 @@ def test_a_tilde_is_a_home_in_every_setting(monkeypatch: pytest.MonkeyPatch) -> 
         "x": "a/~",
     }
     assert walk(given, at_home) == told
+
+
+def test_a_text_is_no_path_but_may_name_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    task = {"text": "~ is a tilde", "mark": "~"}
+    assert walk({"task": task}, at_home) == {"task": task}
+    (tmp_path / "letter.txt").write_text("a")
+    assert named_file("~/letter.txt") == named_file(str(tmp_path / "letter.txt")) == str(tmp_path / "letter.txt")
+    assert named_file("~ is a tilde") is None and named_file("a" * 5000) is None and named_file("~") is None
 
 
 def test_a_user_that_is_not_there_is_told() -> None:

@@ -139,6 +139,13 @@ def test_what_is_given_stays_and_what_follows_is_free(command: Command, words: P
     assert all(line.split()[1] == "hundred" for line in Path("o2/samples.txt").read_text().splitlines())
 
 
+def test_a_tilde_is_a_mark_as_any_other(command: Command, words: Path) -> None:
+    """And no folder, as it is in settings that are paths."""
+    done = command("sample", f"ckpt={words}", "n=3", "task=infill", "task.text='~ hundred'", "task.mark='~'", "out=o")
+    assert done.code == 0, done.err
+    assert all(line.split()[1] == "hundred" for line in Path("o/samples.txt").read_text().splitlines())
+
+
 def test_the_way_is_shown_and_written(command: Command, words: Path) -> None:
     done = command("sample", f"ckpt={words}", "n=2", "task=trajectory", "task.frames=4", "out=o")
     assert done.code == 0, done.err

@@ -49,11 +49,7 @@ def unmask(
         grid: `linear` in t, or `cosine`, t = cos(pi/2 (1 - u)) for even u, in smaller steps while most is hidden (Shi
             et al. 2024, sec. 4).
     """
-    for i, (alpha, later) in enumerate(chances(schedule, ts, steps, grid)):
-        appears = (x == HIDDEN) & (noise(2 * i) < (later - alpha) / (1 - alpha))
-        if appears.any():
-            x = revealed(x, appears, predict(x, ts[0]), noise(2 * i + 1))
-    return x
+    return remask(predict, schedule, x, ts, noise, steps=steps, grid=grid, eta=0.0)
 
 
 @UNMASKERS.register("remask")
@@ -65,17 +61,7 @@ def remask(
     r = eta min(1, (1 - alpha_s) / alpha_t), and a hidden token appears with chance (alpha_s - (1 - r) alpha_t) /
     (1 - alpha_t), so that as many are hidden at each time as in `unmask` (Wang et al. 2025, ReMDM, eq. 5-7 and the
     rescaled schedule of sec. 4.1). Tokens that vanish together are drawn anew apart, so that more steps do not lead to
-    the model's own distribution exactly.
-
-    Args:
-        predict: See `unmask`.
-        schedule: See `unmask`.
-        x: See `unmask`.
-        ts: See `unmask`.
-        noise: See `unmask`.
-        steps: See `unmask`.
-        grid: See `unmask`.
-        eta: In [0, 1]; 0 is `unmask`.
+    the model's own distribution exactly. `eta` is in [0, 1]; 0 is `unmask`.
     """
     require(0 <= eta <= 1, f"sampler.eta={eta} must be in [0, 1]")
     given = x != HIDDEN
@@ -109,15 +95,8 @@ def first_hitting(predict: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, n
 def confidence(predict: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, steps: int) -> Tensor:
     """Draw every hidden token, keep the likeliest draws, hide the others again (Chang et al. 2022; Nie et al. 2025).
 
-    Samples look better and are less varied: this is NOT the distribution of the model, and no likelihood is of it.
-
-    Args:
-        predict: See `unmask`.
-        schedule: See `unmask`.
-        x: See `unmask`.
-        ts: See `unmask`.
-        noise: See `unmask`.
-        steps: In how many the hidden tokens become known, as many in each; at most one for each token is used.
+    Samples look better and are less varied: this is NOT the distribution of the model, and no likelihood is of it. In
+    each of the steps as many become known; at most one step for each token is made.
     """
     require(1 <= steps <= MOST_STEPS, f"sampler.steps={steps} must be in [1, {MOST_STEPS}]")
     hidden_at_first = (x == HIDDEN).flatten(1).sum(1, keepdim=True)
