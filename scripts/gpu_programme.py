@@ -2,6 +2,7 @@
 
     python scripts/gpu_programme.py                        what is left of it, as far as nine minutes go
     python scripts/gpu_programme.py --part machine tests   these alone; one that is done is done again
+    python scripts/gpu_programme.py --part training --piece cifar10_dit       of these, what has such a name
     python scripts/gpu_programme.py --tiny                 every part on a CPU, to see that it runs
 
 Each invocation keeps to its time: nothing is begun that would take longer than is left, and the last lines say how to
@@ -40,6 +41,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=list(PARTS), help="by default all that are not done")
+    parser.add_argument("--piece", nargs="+", default=[""], help="beginnings of the names of its pieces")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this invocation")
     parser.add_argument("--speed-run-minutes", type=float, help="a shorter speed-run; by default the recipe's 22")
     parser.add_argument("--data", type=Path, help="the folder with cifar-10-batches-py or its archive")
@@ -126,10 +128,11 @@ def main() -> int:
     work = Work(kept, args.tiny, data.resolve() if data else None, deadline, args.speed_run_minutes)
     device = "tiny networks" if args.tiny else torch.cuda.get_device_name()
     results = Results(device, [kept, out], others=() if args.tiny else [FOLDER])
-    chosen = args.part or list(PARTS)
+    parts, begun = args.part or list(PARTS), tuple(args.piece)
+    chosen = {part: [name for name in pieces_of(part, tiny=args.tiny) if name.startswith(begun)] for part in parts}
     for part in args.part or ():
-        results.begin_again(part, pieces_of(part, tiny=args.tiny))
-    wanted = [(part, piece) for part in chosen for piece in results.left(part, pieces_of(part, tiny=args.tiny))]
+        results.begin_again(part, chosen[part])
+    wanted = [(part, piece) for part, pieces in chosen.items() for piece in results.left(part, pieces)]
     well = make(wanted, work, results, facts(f"{device}: these figures mean nothing" if args.tiny else device))
     publish(work, results, out)
     print(f"\nwritten to {out / results.name}")

@@ -73,6 +73,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "spread": ("spread", percent),
     "times_base": ("times the base", "{:.3f}".format),
     "loss": ("last loss", "{:.4f}".format),
+    "steps_skipped": ("steps skipped", "{:,}".format),
     "largest_difference": ("largest difference of a line", fine_percent),
     "last_difference": ("of the last quarter", fine_percent),
     "command_seconds": ("whole command, s", short),

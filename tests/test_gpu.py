@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from diffgen.build import restore
+from diffgen.core.processes import accelerated
 from diffgen.core.randomness import image_noise
 from diffgen.diffusion.guidance import Guidance
+from diffgen.nets.layers import attend
 from diffgen.objectives import Denoise
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
@@ -59,6 +61,17 @@ def test_noise_is_copied_without_waiting(tiny_model: Path, compose: Any) -> None
     assert copied.dtype == torch.float64 and torch.equal(copied.cpu().float(), noise)
 
 
+@pytest.mark.parametrize("sites", [16, 64, 192, 256])
+def test_very_negative_scores_have_gradients(sites: int) -> None:
+    """cuDNN's kernels give NaN for 64 and 192 sites (PyTorch issue 196678)."""
+    with accelerated("bf16") as accelerator:
+        q, k, v = 0.1 * torch.randn(3, 8, 4, sites, 64, dtype=torch.bfloat16, device=accelerator.device)
+        q[..., 0], k[..., 0] = 1.0, -120 * 8.0  # every score is about -120
+        given = [x.requires_grad_() for x in (q.detach(), k.detach(), v.detach())]
+        attend(*given).square().sum().backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in given)
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_step_that_is_not_finite_is_skipped(
     fit: Callable[..., Path], metrics: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
@@ -81,7 +94,7 @@ def test_no_step_waits_for_the_device(
     step = trainer.Trainer._step
 
     def strict(self: trainer.Trainer, *batch: torch.Tensor) -> Any:
-        torch.cuda.set_sync_debug_mode("error" if self.step > 2 else "default")
+        torch.cuda.set_sync_debug_mode("error" if self.at.step > 2 else "default")
         try:
             return step(self, *batch)
         finally:

@@ -128,6 +128,18 @@ def test_a_part_is_measured_once(monkeypatch: Patch, tmp_path: Path, capsys: pyt
     assert sorted(item.name for item in tmp_path.iterdir()) == [path.name, "work"]
 
 
+def test_a_piece_is_made_alone(monkeypatch: Patch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import gpu_programme
+
+    monkeypatch.setattr(gpu_programme, "PARTS", {"machine": gpu_programme.PARTS["machine"]})
+    arguments = ["--tiny", f"--out={tmp_path}", "--part", "machine", "--piece", "fa"]
+    monkeypatch.setattr(sys, "argv", ["gpu_programme.py", *arguments])
+    assert gpu_programme.main() == 0
+    said = capsys.readouterr().out
+    assert "machine: facts, " in said and "machine: peaks, " not in said
+    assert "at most: peaks\n" in said
+
+
 def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
     from programme.results import Results
 
@@ -145,6 +157,9 @@ def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert results.left("p", pieces) == ["b", "c", "d"], "what has figures stays until all have some"
     for name in "bcd":
         results.add("p", {}, name, {"x": 3})
+    results.begin_again("p", ["b"])
+    assert results.left("p", pieces) == ["b"], "one piece is done again, the others stay"
+    results.add("p", {}, "b", {"x": 4})
     results.begin_again("p", pieces)
     assert results.left("p", pieces) == pieces
 
@@ -272,6 +287,7 @@ def test_the_speed_run_stops_in_time_and_goes_on(work: Any, monkeypatch: Patch) 
     assert row["images"] > stopped.value.figures["images"] > 0
     assert row["parts"] == 2
     assert row["data"] == "random data"
+    assert row["steps_skipped"] == 0 and "wrong" not in row
     first = stopped.value.figures["first"]
     assert row["first"][: len(first)] == first, "the log went on"
     assert row["first"][0]["lr"] < 1e-6, "the warm-up begins at the beginning"

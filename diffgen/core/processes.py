@@ -68,7 +68,7 @@ def accelerated(precision: str, known: Collection[str] = DRAWN_IN) -> Iterator[A
     with memory.as_fault():
         accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patient])
     try:
-        with faults_told(accelerator):
+        with faults_told(accelerator), without_cudnn_attention():
             yield accelerator
             accelerator.wait_for_everyone()
     finally:
@@ -78,6 +78,22 @@ def accelerated(precision: str, known: Collection[str] = DRAWN_IN) -> Iterator[A
         _forget_states()
         for state, kept in foreign:
             state._shared_state.update(kept)
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Attention by PyTorch's own kernels.
+
+    On an H100 cuDNN's are the first choice since torch 2.11, and their backward pass gives NaN where scores are very
+    negative and the number of sites is 64 more than a multiple of 128 (PyTorch issue 196678), as in the middle of a
+    U-Net for 32x32 pixels.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _forget_states() -> None:

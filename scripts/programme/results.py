@@ -57,10 +57,9 @@ class Results:
     def begin_again(self, part: str, pieces: Iterable[str]) -> None:
         """Forget what has no figures; if all pieces have some, forget these."""
         known = self.pieces(part)
-        whole = [name for name in pieces if name in known and not WITHOUT_FIGURES & known[name].keys()]
-        kept = {} if len(whole) == len(list(pieces)) else {name: known[name] for name in whole}
-        if part in self.parts:
-            self.parts[part]["pieces"] = kept
+        without = {name for name in pieces if name not in known or WITHOUT_FIGURES & known[name].keys()}
+        for name in without or pieces:
+            known.pop(name, None)
 
     def add(self, part: str, facts: Row, piece: str, row: Row) -> None:
         """Keep a row."""

@@ -88,7 +88,10 @@ def figures(work: Work, folder: Path) -> Row:
         "parts": starts(log(work)),
         "first": commands.first_rows(folder),
         "loss": rows[-1]["loss"] if rows else None,
+        "steps_skipped": rows[-1]["skipped"] if rows else 0,
     }
+    if row["steps_skipped"]:
+        row["wrong"] = [f"{row['steps_skipped']} steps were skipped, since their gradients were not finite"]
     if paces:
         gflop = recipes.cost([*recipes.RECIPES["cifar10_fast"], *work.network()])["gflop"]
         row |= steps.pace("float32" if work.tiny else "bfloat16", statistics.median(paces), gflop)

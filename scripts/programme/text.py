@@ -24,6 +24,7 @@ def run(work: Work) -> Row:
         "minutes": minutes(work),
         "images": rows[-1]["images"],
         "loss": rows[-1]["loss"],
+        "steps_skipped": rows[-1]["skipped"],
         "first": commands.first_rows(folder),
         "command_seconds": done.seconds,
         **({"images_per_second": statistics.median(paces)} if paces else {}),

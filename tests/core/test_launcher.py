@@ -79,3 +79,12 @@ def test_the_settings_own_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     with pytest.raises(UsageError, match="train.precision=fp16 needs a GPU"), accelerated("fp16"):
         pass
+
+
+def test_cudnn_has_no_part_in_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the length of a run; who calls from Python keeps what was chosen."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    chosen = torch.backends.cuda.cudnn_sdp_enabled()
+    with accelerated("auto"):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == chosen
