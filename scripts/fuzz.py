@@ -29,7 +29,7 @@ import torch
 from hypothesis import strategies as st
 
 from diffgen import __version__
-from diffgen.build import make_model, restore
+from diffgen.build import check_sampler, make_model, restore
 from diffgen.core.errors import CheckpointError, NonFiniteError
 from diffgen.diffusion.guidance import Guidance
 from diffgen.sampling.drawing import Sampling
@@ -122,10 +122,11 @@ class Seeds:
         restore(checkpoint.load(self.file))
 
     def sample(self, data: bytes) -> None:
-        """Read a model file, and draw an image with its own sampler unless that takes many steps."""
+        """Read a model file as `diffgen-sample` does, and draw an image unless its own sampler takes many steps."""
         self.file.write_bytes(data)
         saved = checkpoint.load(self.file)
         trained, sampler = restore(saved), saved.config["sampler"]
+        check_sampler(saved, trained)
         if sampler["steps"] <= 4 and sampler["name"] != "ode":
             cpu, off = torch.device("cpu"), Guidance(scale=1.0)
             Sampling.from_config(trained, sampler, guidance=off, seed=0, device=cpu).draw([0], [1])
