@@ -1,5 +1,6 @@
 """What the tests share: composed configs, commands run in this process, and one tiny trained run."""
 
+import copy
 import gc
 import json
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hypothesis import settings
 from omegaconf import OmegaConf
@@ -70,6 +72,26 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """Nothing is read from or left in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once() -> Iterator[None]:
+    """A command composes three configs: to run, to see whether `hydra.mode` makes it a sweep, and the plain defaults.
+
+    Of the last two, no test sets `hydra.mode`, and the same defaults serve all tests. Real processes do without this.
+    """
+    composed, known = configs.composed, dict[tuple[str, ...], Any]()
+
+    def once(name: str, overrides: list[str]) -> Any:
+        key = (name, str(configs.PLUGGED), *overrides)
+        if key not in known:
+            known[key] = composed(name, overrides)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configs, "composed", once)
+        patch.setattr(Hydra, "get_mode", lambda *given, **settings: None)
         yield
 
 

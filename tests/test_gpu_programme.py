@@ -261,6 +261,7 @@ def test_what_went_wrong_is_told_and_the_rest_is_made(work: Any, monkeypatch: Pa
 # --- the parts ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recipe_steps_on_random_pictures(work: Any) -> None:
     from programme import recipes, steps
 
@@ -273,6 +274,7 @@ def test_a_recipe_steps_on_random_pictures(work: Any) -> None:
     assert real["parameters"] == pytest.approx(27.9e6, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_speed_run_stops_in_time_and_goes_on(work: Any, monkeypatch: Patch) -> None:
     from programme import commands, speed_run
     from programme.work import Unfinished, Work

@@ -45,6 +45,7 @@ def test_a_peer_that_is_not_installed_is_said_to_be(scripts: None) -> None:
     assert missing == ["peer: not installed (no module no_such_peer)"]
 
 
+@pytest.mark.slow
 def test_a_competitor_steps_in_a_process_of_its_own(scripts: None, tmp_path: Path) -> None:
     from benchmark import clock, competitor, layouts
 
@@ -118,6 +119,7 @@ def test_the_table_of_faults_is_up_to_date() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_one_kill(tmp_path: Path, tiny: list[str]) -> None:
     """More of them are slow, and in test_faults.py."""
     chaos = [sys.executable, str(SCRIPTS / "chaos.py"), "--kills=1", "--images=256", f"--folder={tmp_path}", "--seed=1"]

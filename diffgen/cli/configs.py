@@ -29,11 +29,15 @@ def groups() -> dict[str, list[str]]:
 
 def defaults(name: str, overrides: list[str]) -> Any:
     """The config with the user's choices of groups, but none of the single values."""
-    chosen = [o for o in overrides if o.lstrip("+").split("=")[0].split("@")[0] in groups()]
+    return composed(name, [o for o in overrides if o.lstrip("+").split("=")[0].split("@")[0] in groups()])
+
+
+def composed(name: str, overrides: list[str]) -> Any:
+    """A top-level config with overrides, as plain data."""
     if GlobalHydra.instance().is_initialized():
-        return OmegaConf.to_container(hydra.compose(name, chosen))
+        return OmegaConf.to_container(hydra.compose(name, overrides))
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose(name, chosen))
+        return OmegaConf.to_container(hydra.compose(name, overrides))
 
 
 def compose_group(group: str, choice: str) -> dict[str, Any]:

@@ -138,6 +138,7 @@ def test_two_processes_write_what_one_writes(runs: dict[str, Path]) -> None:
     assert files["one"] == files["two"]
 
 
+@pytest.mark.slow
 def test_two_processes_sample_what_one_samples(
     runs: dict[str, Path], python: Python, command: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_two_processes_sample_what_one_samples(
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 def test_two_processes_judge_as_one_does(
     runs: dict[str, Path], python: Python, command: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
 WINDOWS = """
@@ -43,6 +45,8 @@ assert sample.main() == 0
 
 HELD = """
 from pathlib import Path
+
+import pytest
 from diffgen.core.errors import EnvironmentFault
 from diffgen.core.lock import RunLock
 with RunLock() as one, RunLock() as two:
@@ -54,6 +58,7 @@ with RunLock() as one, RunLock() as two:
 """
 
 
+@pytest.mark.slow
 def test_a_run_on_windows(python: Python, tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text(WINDOWS + RUN)
     done = python("run.py")

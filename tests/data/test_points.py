@@ -213,6 +213,7 @@ def drawn(monkeypatch, run, out, n, *overrides):
         return torch.from_numpy(file["arr_0"]), torch.from_numpy(file["arr_1"])
 
 
+@pytest.mark.slow
 def test_train_and_sample_moons(monkeypatch, tmp_path, capsys):
     """A tenth of the recipe already passes the bound of the whole."""
     run, n = tmp_path / "run", 500

@@ -302,7 +302,9 @@ STOCHASTIC = [
 ]
 
 
-@pytest.mark.parametrize("schedule_name", ["vp_linear", "rectified_flow", pytest.param("ve", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "schedule_name", ["rectified_flow", *(pytest.param(s, marks=pytest.mark.slow) for s in ("vp_linear", "ve"))]
+)
 @pytest.mark.parametrize(("name", "options"), STOCHASTIC)
 def test_stochastic_samplers_draw_from_the_data(name, options, schedule_name):
     s, n = schedule(schedule_name), 20_000

@@ -392,6 +392,7 @@ def errors_after_training(draw_time, steps=1500):
     return ratios
 
 
+@pytest.mark.slow
 def test_t_from_the_epoch_number_forgets_the_data_end():
     drawn = errors_after_training(lambda share, n: torch.rand(n))
     scheduled = errors_after_training(lambda share, n: torch.full((n,), share))

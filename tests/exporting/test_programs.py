@@ -68,7 +68,7 @@ def test_the_folder_says_what_goes_in(folders: dict[str, Path], format: str) -> 
     )
 
 
-@pytest.mark.parametrize("format", programs.FILES)
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_transformer(tmp_path: Path, format: str) -> None:
     """What is written is compared with it by the export itself."""
     pytest.importorskip("onnxruntime")

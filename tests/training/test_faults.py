@@ -801,7 +801,8 @@ sys.exit(train.main())
 
 
 @fault("one process of two dying", "the other leaves within seconds, says why, exit 75; the checkpoint is whole")
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 0])
 def test_a_process_that_dies(tmp_path: Path, tiny: list[str], python: Callable[..., Any], rank: int) -> None:
     (tmp_path / "dying.py").write_text(DYING.format(rank=rank))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

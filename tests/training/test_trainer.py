@@ -367,12 +367,15 @@ RESUMED = {
     "text as bits": (["dataset=numbers", "dataset.n=500", "method=bits", *NARROW], 64, 128),
     "channels last, as on a GPU": ([], 64, 128),
 }
+ALIKE = ("adam, accumulated", "bf16, accumulated", "streamed, no worker", "text as bits", "channels last, as on a GPU")
 
 
 @pytest.mark.fault(
     "a run interrupted and resumed", "losses, weights, EMA, moments and pictures of an uninterrupted one"
 )
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in ALIKE else ()) for case in RESUMED]
+)
 def test_a_resumed_run_is_the_same_run(
     fit: Fit, metrics: Metrics, tmp_path: Path, monkeypatch: Patch, case: str
 ) -> None:
