@@ -234,8 +234,8 @@ def test_the_bound_of_an_image_does_not_depend_on_its_batch(draws):
     torch.testing.assert_close(part, whole[[3]])
 
 
-@pytest.mark.parametrize("std", [STD, 0.1])
-@pytest.mark.parametrize("name", ["ddpm_linear", "cosine"])
+@pytest.mark.parametrize("std", [STD, pytest.param(0.1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["ddpm_linear", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_a_few_random_terms_have_the_whole_sum_as_their_mean(name, std):
     """Of a right and of a wrong model; the terms of the second are nothing like those the chances are made for."""
     s = finite(name)

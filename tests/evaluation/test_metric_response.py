@@ -60,6 +60,7 @@ def test_only_agreement_looks_at_labels(rows):
     assert mixed["agreement"] < 0.25
 
 
+@pytest.mark.slow
 def test_features_without_labels_answer_to_damage():
     from rotation_response import response
 

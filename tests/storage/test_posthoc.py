@@ -121,7 +121,9 @@ def distance(a: Tensors, b: Tensors) -> float:
     return math.sqrt(sum(float((a[name] - b[name]).double().square().sum()) for name in a))
 
 
-@pytest.mark.parametrize("width", [0.075, 0.15, 0.2])
+@pytest.mark.parametrize(
+    "width", [pytest.param(0.075, marks=pytest.mark.slow), 0.15, pytest.param(0.2, marks=pytest.mark.slow)]
+)
 def test_a_length_made_afterwards_is_the_one_tracked(fit: Fit, run: Path, tmp_path: Path, width: float) -> None:
     own = checkpoint.load(run)
     wanted = tracked(fit, tmp_path, width)

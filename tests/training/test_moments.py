@@ -146,7 +146,14 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize(
+    "case",
+    [
+        "muon",
+        "shapes",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in RESUMED if name not in ("muon", "shapes")),
+    ],
+)
 def test_a_resumed_run_is_the_same_run(fit: Fit, tmp_path: Path, monkeypatch: Patch, case: str) -> None:
     """Bit for bit, whatever its optimizer remembers."""
     if case == "muon" and not hasattr(torch.optim, "Muon"):

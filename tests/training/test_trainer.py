@@ -367,7 +367,14 @@ RESUMED = {
     "text as bits": (["dataset=numbers", "dataset.n=500", "method=bits", *NARROW], 64, 128),
     "channels last, as on a GPU": ([], 64, 128),
 }
-ALIKE = ("adam, accumulated", "bf16, accumulated", "streamed, no worker", "text as bits", "channels last, as on a GPU")
+ALIKE = (
+    "vectors",
+    "adam, accumulated",
+    "bf16, accumulated",
+    "streamed, no worker",
+    "text as bits",
+    "channels last, as on a GPU",
+)
 
 
 @pytest.mark.fault(
