@@ -216,7 +216,8 @@ class Tokens(Kind):
     def template(self, text: str, mark: str, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """See `Kind`; the last line end of a file is no part of it."""
         gap = [-1]
-        pieces = [self._known(piece) for piece in _given(text).split(mark)]
+        first, *others = _given(text).split(mark)
+        pieces = [self._known(first), *map(self._after_gap, others)]
         ids = list(chain(pieces[0], *(gap + piece for piece in pieces[1:])))
         length, what = size[-1], f"text has {len(ids):,} {self.symbol}s"
         require(len(ids) <= length, f"{what}, and this model makes {length:,}: shorten it")
@@ -238,6 +239,23 @@ class Tokens(Kind):
             lost = next(a for a, b in zip_longest(given, kept) if a != b) or text[:40]
             what = "not given back by this model's tokenizer" if self.tokenizer else f"no {self.symbol} of this model's"
             raise UsageError(f"text has {lost!r}, which is {what}: it could not be kept")
+        return ids
+
+    def _after_gap(self, text: str) -> list[int]:
+        """The same of a text that something stands before, which many tokenizers set apart by a space.
+
+        Raises:
+            UsageError: See `_known`; or it would not join what is filled in.
+        """
+        if not text:
+            return []
+        ids = self._known(text)
+        letter = next((i for i, told in enumerate(self._texts) if told.isascii() and told.isalnum()), None)
+        if self.tokenizer is None or letter is None:
+            return ids
+        before, joined = self.text([letter]), self.text([letter, *ids])
+        sentence = f"text has {text[:40]!r} after a gap, where this model's tokenizer would put something between them"
+        require(joined.rstrip() == f"{before}{text}".rstrip(), f"{sentence}: it could not be kept")
         return ids
 
     def _pieces(self, text: str) -> list[str]:

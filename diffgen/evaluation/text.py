@@ -164,8 +164,7 @@ def entropy(samples: np.ndarray, texts: Texts) -> Row:
 
 def right(samples: np.ndarray, texts: Texts) -> Row:
     """Share of samples that are right, and of these the share that was not trained on."""
-    lines = texts.kind.lines(torch.from_numpy(samples))
-    good = samples[np.array([texts.splits.train.right(line) for line in lines], bool)]
+    good = samples[np.array([texts.splits.train.right(texts.kind.text(ids)) for ids in samples.tolist()], bool)]
     row: Row = {"right": len(good) / len(samples)}
     if len(good):
         row["new"] = float((longest_runs(good, texts.stream, texts.vocabulary) < good.shape[1]).mean())

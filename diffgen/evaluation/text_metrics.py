@@ -12,7 +12,7 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def unigram_entropy(rows: np.ndarray) -> float:
-    """Entropy of single tokens, bits a token: low where samples say the same again and again."""
+    """Entropy of the single tokens of all samples together, bits a token: low where samples are all alike."""
     return entropy(np.bincount(rows.ravel()))
 
 

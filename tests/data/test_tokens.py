@@ -344,3 +344,24 @@ def test_without_the_library_a_sentence_says_what_to_install(file: Path, monkeyp
     tokenizer.library.cache_clear()
     with pytest.raises(UsageError, match=r"pip install 'diffgen\[text\]'"):
         tokenizer.read(str(file))
+
+
+@pytest.mark.parametrize(("scheme", "kept"), [("always", False), ("never", True)])
+def test_a_tokenizer_that_sets_texts_apart_cannot_go_on_a_word(tmp_path: Path, scheme: str, kept: bool) -> None:
+    """As those of many language models do: `walk_ing` would become `walkz ing`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate("▁walking")}, [], unk_token="w"))
+    made.pre_tokenizer, made.decoder = (
+        pre_tokenizers.Metaspace(prepend_scheme=scheme),
+        decoders.Metaspace(prepend_scheme=scheme),
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    kind = Tokens(symbols=(), symbol="token", tokenizer=tokenizer.read(str(tmp_path / "tokenizer.json")))
+    if kept:
+        _, free = kind.template("walk_ing", "_", (8,))
+        assert free.tolist() == [i == 4 for i in range(8)]
+    else:
+        with pytest.raises(UsageError, match="text has 'ing' after a gap"):
+            kind.template("walk_ing", "_", (16,))
+    assert kind.template("walk_", "_", (16,))[1].sum() > 0
