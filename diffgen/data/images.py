@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +54,23 @@ def grid(pixels: Tensor, columns: int | None = None, tile: int = 64) -> Image.Im
 
 def save_gif(frames: list[Image.Image], path: Path) -> None:
     """Write an animation in one rename; the last frame stays for two seconds."""
-    buffer = io.BytesIO()
-    durations = [120] * (len(frames) - 1) + [2000]
-    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, animation(frames, "gif", [120] * (len(frames) - 1) + [2000]))
+
+
+def animation(frames: Sequence[Image.Image], name: str, duration: float | list[int]) -> bytes:
+    """The bytes of a film without end.
+
+    Args:
+        frames: Pictures of one size.
+        name: `gif` or `webp`, which is written without loss.
+        duration: Milliseconds of each frame, or of all.
+    """
+    buffer, options = io.BytesIO(), {"webp": {"lossless": True}}.get(name, {})
+    duration = round(duration) if isinstance(duration, float) else duration
+    frames[0].save(
+        buffer, format=name.upper(), save_all=True, append_images=frames[1:], duration=duration, loop=0, **options
+    )
+    return buffer.getvalue()
 
 
 def save_png(image: Image.Image, path: Path, notes: Mapping[str, str] | None = None) -> None:

@@ -39,8 +39,12 @@ class Kind:
         augment_labels: Numbers that describe an augmentation; 0 where there is none.
         tiled: Whether `show` puts examples side by side in columns, so that films and paths can be shown.
         judged: Whether stored examples are pictures, uint8 [C, H, W], as extractors and their metrics take.
-        one_each: What `save=` may name for a file an example, `images/000000.<name>`.
+        moving: Whether examples are films, whose frames are the second axis of x0.
+        shown: How many examples `show` can lay out in one picture at most.
+        one_each: What `save=` may name for a file an example, `<place>/000000.<name>`.
+        place: The folder of these.
         together: What `save=` may name for a file of all examples, `samples.<name>`.
+        always: Those of the latter that are written whatever is named.
     """
 
     unit: ClassVar[str] = "examples"
@@ -52,8 +56,12 @@ class Kind:
     augment_labels: ClassVar[int] = 0
     tiled: ClassVar[bool] = True
     judged: ClassVar[bool] = False
+    moving: ClassVar[bool] = False
+    shown: ClassVar[int] = 400
     one_each: ClassVar[tuple[str, ...]] = ()
+    place: ClassVar[str] = "images"
     together: ClassVar[tuple[str, ...]] = ("npz",)
+    always: ClassVar[tuple[str, ...]] = ()
 
     @property
     def vocabulary(self) -> int:
@@ -147,6 +155,13 @@ class Kind:
             OSError: It cannot be written.
         """
         raise NotImplementedError
+
+    def check_saves(self, names: Sequence[str]) -> None:
+        """Require what is needed to write files of these names, before anything is drawn.
+
+        Raises:
+            UsageError: It is not there.
+        """
 
     def read(self, path: str, size: tuple[int, ...]) -> Tensor:
         """x0 [*size] of a file that a task names.
@@ -320,6 +335,7 @@ class Vectors(Kind):
     unit = "vectors"
     axes = 1
     tiled = False
+    shown = 10_000_000
 
     def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:
         """A scatter plot of the first two values, coloured by label."""

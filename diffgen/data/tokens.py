@@ -104,7 +104,7 @@ class Tokens(Kind):
     axes = 1
     textual = True
     tiled = False
-    together = ("txt", "npz")
+    together = always = ("txt", "npz")
 
     def __post_init__(self) -> None:
         """Check that the fields belong together; a checkpoint may say anything."""

@@ -23,12 +23,15 @@ class DataShape:
         vocabulary: Where x0 is tokens, whole numbers from 0, how many there are; 0 where it is real numbers. The
             network is given int64 [B, *size], one number more for a hidden token, and gives logits
             [B, *size, vocabulary].
+        given: Channels beside x that tell the network what is known of x0: C that hold it where it is known and 0
+            elsewhere, and one that is 1 where it is known; 0 for a network that is told of nothing.
     """
 
     size: tuple[int, ...]
     num_classes: int = 0
     augment_labels: int = 0
     vocabulary: int = 0
+    given: int = 0
 
     def __str__(self) -> str:
         """`3x32x32`."""

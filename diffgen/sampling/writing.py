@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from shutil import rmtree
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,14 +13,13 @@ from diffgen.core.files import make_writable, write_atomically, writing
 from diffgen.data.images import save_gif, save_png
 from diffgen.data.kinds import Kind
 
-GRID_LIMIT = 400  # examples of a grid; the others are in the other files
 FILM_LIMIT = 16  # rows of a grid of strips
 
 
 class Folder(NamedTuple):
-    """Where samples of a kind go: grid.png always, samples.<name> and images/000000.<name> where `saves` has a name.
+    """Where samples of a kind go: grid.png, samples.<name> and images/000000.<name> where `saves` has a name.
 
-    Text has no grid.png, and its samples.<name> always; films go to trajectory.gif or .txt beside these.
+    grid.png is always there, but text has none. Ways from noise go to trajectory.gif or .txt beside these.
     """
 
     path: Path
@@ -36,13 +36,18 @@ class Folder(NamedTuple):
     @property
     def together(self) -> list[str]:
         """The names of files of all examples."""
-        return [name for name in self.kind.together if self.kind.textual or name in self.saves]
+        return [name for name in self.kind.together if name in (*self.kind.always, *self.saves)]
+
+    def file(self, number: str, name: str) -> str:
+        """Where an example is written, below the folder: a file, or of clips a folder of frames."""
+        return f"{self.kind.place}/{number}" + ("" if self.kind.moving else f".{name}")
 
     def check(self) -> None:
         """Require names that the kind has."""
         known = ("grid", *self.kind.one_each, *self.kind.together)
         for name in self.saves:
             require(name in known, f"{unknown(f'save={name!r}', known)}; this model makes {self.kind.unit}")
+        self.kind.check_saves(self.saves)
 
     @property
     def first(self) -> str:
@@ -58,7 +63,7 @@ class Folder(NamedTuple):
     def written(self) -> list[str]:
         """All that will be there."""
         together = [f"samples.{name}" for name in self.together]
-        return [self.first, *together, *["images"] * bool(self.one_each), *[self.trajectory] * self.films]
+        return [self.first, *together, *[self.kind.place] * bool(self.one_each), *[self.trajectory] * self.films]
 
     def prepare(self, *, overwrite: bool) -> None:
         """Make the folder, and refuse to overwrite unless that is wanted.
@@ -67,8 +72,8 @@ class Folder(NamedTuple):
             UsageError: A file is there.
             EnvironmentFault: The folder cannot be written.
         """
-        old = [file for name in self.kind.one_each for file in (self.path / "images").glob("[0-9]" * 6 + f".{name}")]
-        there = [name for name in self.written if (self.path / name).exists()] + (["images"] if old else [])
+        old = [file for name in self.kind.one_each for file in self.path.glob(self.file("[0-9]" * 6, name))]
+        there = [name for name in self.written if (self.path / name).exists()] + ([self.kind.place] if old else [])
         if there and not overwrite:
             raise UsageError(
                 f"out={str(self.path)!r} already holds {there[0]}: choose another folder, or overwrite=true"
@@ -76,9 +81,9 @@ class Folder(NamedTuple):
         make_writable(self.path)
         with writing(self.path):
             if self.one_each:
-                (self.path / "images").mkdir(exist_ok=True)
+                (self.path / self.kind.place).mkdir(exist_ok=True)
             for file in old:  # of a larger set that was here: a mixture would spoil an evaluation
-                file.unlink()
+                rmtree(file) if file.is_dir() else file.unlink()
 
     def write(self, drawn: Tensor, labels: list[int], columns: int | None, notes: Mapping[str, str]) -> None:
         """Write grid.png, and what `saves` asks for of all examples.
@@ -91,7 +96,7 @@ class Folder(NamedTuple):
         """
         self._write_together(drawn, labels)
         if not self.kind.textual:
-            most = GRID_LIMIT if self.kind.tiled else len(drawn)
+            most = self.kind.shown
             save_png(self.kind.show(drawn[:most], labels[:most], columns), self.path / self.first, notes)
 
     def write_films(self, films: Tensor, labels: list[int], notes: Mapping[str, str]) -> None:
@@ -128,7 +133,7 @@ class Files:
     def _save(self, examples: Mapping[int, Tensor]) -> None:
         for name in self.folder.one_each:
             for number, example in examples.items():
-                path = self.folder.path / "images" / f"{number:06d}.{name}"
+                path = self.folder.path / self.folder.file(f"{number:06d}", name)
                 with writing(path):
                     self.folder.kind.write_one(example, path)
 

@@ -1,0 +1,115 @@
+"""The kind of short films: how clips are stored, shown, written and read."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffgen.core.errors import UsageError, require
+from diffgen.data import images
+from diffgen.data.kinds import KINDS, Kind
+
+EXTRA = "needs a library that is not installed: pip install 'diffgen[video]'"
+
+GRID_LIMIT = 64
+"""Clips of an animation."""
+
+
+@KINDS.register("video")
+@dataclass(frozen=True, kw_only=True)
+class Clips(Kind):
+    """Clips: uint8 [T, C, H, W], x0 [C, T, H, W] in [-1, 1].
+
+    Attributes:
+        background: What transparent pixels of a file are laid on.
+        range: The numbers that are black and white in files that do not hold 8 bits; None where there were none.
+        fps: Frames per second of the films that are written.
+    """
+
+    background: str = "white"
+    range: tuple[float, ...] | None = None
+    fps: float = 8.0
+
+    unit = "clips"
+    short = "clips"
+    axes = 4
+    bounded = True
+    mirrors = True
+    moving = True
+    shown = 32
+    always = ("gif",)
+    together = ("gif", "webp", "mp4", "npz")
+    one_each = ("frames",)
+    place = "frames"
+
+    def __post_init__(self) -> None:
+        """A checkpoint may say anything."""
+        require(0.1 <= self.fps <= 240, f"fps={self.fps:g} must be in [0.1, 240] frames per second")
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """value / 127.5 - 1, channels first."""
+        return images.to_float(stored).transpose(1, 2)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The inverse, clipped to [0, 255]."""
+        return images.to_uint8(x0).transpose(1, 2).contiguous()
+
+    def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:
+        """A film strip for each clip, one below the other: time runs to the right."""
+        return images.grid(examples.flatten(0, 1), columns=examples.shape[1])
+
+    def array(self, examples: Tensor) -> np.ndarray:
+        """uint8 [n, T, H, W, C]."""
+        return examples.permute(0, 1, 3, 4, 2).numpy()
+
+    def write(self, name: str, examples: Tensor, labels: Sequence[int], classes: Sequence[str]) -> bytes:
+        """See `Kind`; `gif`, `webp` and `mp4` show the first clips side by side, as they move."""
+        if name == "npz":
+            return super().write(name, examples, labels, classes)
+        frames = [images.grid(frame) for frame in examples[:GRID_LIMIT].unbind(1)]
+        return film(frames, self.fps) if name == "mp4" else images.animation(frames, name, 1000 / self.fps)
+
+    def write_one(self, example: Tensor, path: Path) -> None:
+        """A folder of numbered frames, which `dataset=video_folder` reads."""
+        path.mkdir(exist_ok=True)
+        for number, frame in enumerate(example):
+            images.picture(frame).save(path / f"{number:04d}.png")
+
+    def check_saves(self, names: Sequence[str]) -> None:
+        """See `Kind`."""
+        if "mp4" in names:
+            try:
+                import av  # noqa: F401
+            except ImportError:
+                raise UsageError(f"save=mp4 {EXTRA}; gif and webp need none") from None
+
+    def read(self, path: str, size: tuple[int, ...]) -> Tensor:
+        """The first frames of a film, resized and centre-cropped, read as the training clips were."""
+        raise NotImplementedError
+
+    def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:
+        """Left and right swapped, in the whole clip."""
+        return torch.where(chosen[:, None, None, None, None], stored.flip(-1), stored)
+
+
+def film(frames: Sequence[Image.Image], fps: float) -> bytes:
+    """The bytes of an MP4 (H.264) of pictures of one size; odd sides lose their last line, which the format needs."""
+    from fractions import Fraction
+
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height = (side - side % 2 for side in frames[0].size)
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            cropped = frame.convert("RGB").crop((0, 0, stream.width, stream.height))
+            file.mux(stream.encode(av.VideoFrame.from_image(cropped)))
+        file.mux(stream.encode())
+    return buffer.getvalue()

@@ -1,0 +1,173 @@
+"""Digits that move and bounce: clips that are made when asked for, whose labels and paths are known.
+
+The idea is Moving MNIST's (Srivastava et al. 2015): digits move with constant speed on straight lines, and walls reflect
+them. Nothing is stored but the digits; clip number i is a function of the seed and i.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffgen.core.errors import require
+from diffgen.core.randomness import mix
+from diffgen.data import mnist
+from diffgen.data.base import DATASETS, Images, Source, Stored
+from diffgen.data.clips import Clips
+from diffgen.data.digits import digits as small_digits
+from diffgen.nets.base import DataShape
+
+SPEEDS = (1 / 32, 3 / 32)
+"""The slowest and the fastest, in sides of the frame for each frame."""
+
+MOST_HELD_OUT = 10_000
+"""Clips of the test split."""
+
+Split = Literal["train", "test"]
+Count = Literal[1, 2]
+
+
+@DATASETS.register("moving_digits")
+def moving_digits(*, frames: int, digits: Count, n: int, seed: int, split: Split) -> "Moving":
+    """The embedded 8x8 digits, moving on 16x16; the test split has the held-out digits and other paths.
+
+    Args:
+        frames: Frames of a clip.
+        digits: How many there are in a clip; clips of two have no label.
+        n: Clips of an epoch.
+        seed: Of the choice of digits and paths to train on.
+        split: Which part.
+    """
+    return Moving(small_digits(split=split), Motion(16, frames, digits, n, seed), split)
+
+
+@DATASETS.register("moving_mnist")
+def moving_mnist(
+    *, root: str, frames: int, size: Literal[32, 64], digits: Count, n: int, seed: int, split: Split
+) -> "Moving":
+    """MNIST's digits from the official files, moving on 32x32, where they are halved to 14x14, or on 64x64.
+
+    Args:
+        root: See `mnist.mnist`.
+        frames: Frames of a clip.
+        size: Side of a frame.
+        digits: How many there are in a clip; clips of two have no label.
+        n: Clips of an epoch.
+        seed: Of the choice of digits and paths to train on.
+        split: Which part.
+    """
+    own = mnist.mnist(root=root, split=split)
+    if size == 32:
+        halved = F.avg_pool2d(own.pixels.float(), 2).round().to(torch.uint8)
+        own = Images(halved, own.labels, own.classes)
+    return Moving(own, Motion(size, frames, digits, n, seed), split)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How digits move: side of a frame, frames of a clip, digits in it, clips in an epoch, and the seed of all that."""
+
+    canvas: int
+    frames: int
+    digits: int
+    n: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        require(2 <= self.frames <= 256, f"frames={self.frames} must be in [2, 256]")
+        require(1 <= self.n <= 100_000_000, f"n={self.n} must be in [1, 100000000]")
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must be in [0, 2^63)")
+
+
+class Truth(NamedTuple):
+    """What clips show.
+
+    Attributes:
+        labels: int64 [n, digits].
+        sprites: The digits, uint8 [n, digits, side, side].
+        corners: Where the upper left corner of each is, (row, column), float32 [n, T, digits, 2] in [0, room].
+    """
+
+    labels: Tensor
+    sprites: Tensor
+    corners: Tensor
+
+
+class Moving(Source):
+    """Clips of moving digits."""
+
+    home = "made when asked for"
+
+    def __init__(self, digits: Images, motion: Motion, split: Split) -> None:
+        """Args: digits: which move; their test split for that of the clips."""
+        self.digits, self.motion, self.split = digits, motion, split
+        self.side = digits.shape.height
+        self.room = motion.canvas - self.side
+        self.classes = digits.classes if motion.digits == 1 else ()
+        self.kind: Clips = Clips()
+        self.shape = DataShape((1, motion.frames, motion.canvas, motion.canvas), len(self.classes))
+        told = f"{motion.digits} of {len(digits):,} digits of {self.side}x{self.side} in each"
+        self.found = f"{len(self):,} clips of {motion.frames} frames of {motion.canvas}x{motion.canvas}, {told}"
+
+    def __len__(self) -> int:
+        return self.motion.n if self.split == "train" else min(self.motion.n, MOST_HELD_OUT)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the digits and of how they move, in hex."""
+        return hashlib.sha256(f"{self.digits.digest} {self.motion} {self.split}".encode()).hexdigest()
+
+    def truth(self, entries: Tensor) -> Truth:
+        """What the clips of these numbers, int64 [n], show."""
+        count, seed = self.motion.digits, self.motion.seed if self.split == "train" else 0
+        u, rng = torch.empty(len(entries), count, 5), torch.Generator()  # one for all: to make one takes as long
+        for row, entry in zip(u, entries.tolist(), strict=True):
+            torch.rand(count, 5, generator=rng.manual_seed(mix(seed, f"moving {self.split}", entry)), out=row)
+        which = (u[..., 0].double() * len(self.digits)).long()
+        speed = self.motion.canvas * torch.lerp(*map(torch.tensor, SPEEDS), u[..., 1])
+        angle = 2 * torch.pi * u[..., 2]
+        velocity = speed[..., None] * torch.stack([angle.sin(), angle.cos()], -1)
+        time = torch.arange(self.motion.frames)[:, None, None]
+        corners = reflected(self.room * u[:, None, :, 3:] + velocity[:, None] * time, self.room)
+        return Truth(self.digits.labels[which], self.digits.pixels[which, 0], corners)
+
+    def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
+        """See `Source`."""
+        for some in entries:
+            truth = self.truth(some.cpu())
+            clips = drawn(truth.sprites.to(device), truth.corners.to(device), self.motion.canvas)
+            labels = truth.labels[:, 0] if self.classes else torch.full((len(some),), -1)
+            yield Stored(clips[:, :, None], labels.to(device))
+
+    def of(self, kind: object) -> "Moving":
+        """See `Source`."""
+        other: Moving = super().of(kind)  # type: ignore[arg-type,assignment]
+        return other
+
+
+def reflected(place: Tensor, room: float) -> Tensor:
+    """Where something is that moves on a line between two walls, at 0 and `room`, had there been none: a triangle."""
+    return room - (place.remainder(2 * room) - room).abs()
+
+
+def drawn(sprites: Tensor, corners: Tensor, canvas: int) -> Tensor:
+    """Frames of sprites at real places, interpolated linearly between pixels, so that their centroids move exactly.
+
+    Args:
+        sprites: uint8 [n, digits, side, side].
+        corners: [n, T, digits, 2], (row, column) in [0, canvas - side].
+        canvas: Side of a frame.
+
+    Returns:
+        uint8 [n, T, canvas, canvas]; where digits overlap, the brighter one.
+    """
+    side = torch.arange(sprites.shape[-1], device=sprites.device)
+    pixels = torch.arange(canvas, device=sprites.device)[:, None]
+    rows, columns = ((1 - (pixels - side - c[..., None, None]).abs()).clamp(min=0) for c in corners.unbind(-1))
+    frames = rows @ sprites[:, None].float() @ columns.transpose(-1, -2)
+    return frames.amax(2).round().to(torch.uint8)
