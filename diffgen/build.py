@@ -126,17 +126,18 @@ def _labels_there(own: Config, root: str, where: str) -> Config:
     return {"labels": str(Path(where) / Path(labels).absolute().relative_to(Path(root).absolute()))}
 
 
-def data_config(source: Source, classes: list[str], augment_labels: int) -> dict[str, Any]:
+def data_config(source: Source, classes: list[str], augment_labels: int, given: int = 0) -> dict[str, Any]:
     """What a run's config, and so a checkpoint, says of its data: plain data for `data_shape`.
 
     Args:
         source: The data set.
         classes: Those that the network is told of.
         augment_labels: Numbers by which it is told of an augmentation.
+        given: Channels by which it is told of a part of x0.
     """
     kind = named(KINDS, source.kind)
     shape = {"size": list(source.shape.size), "num_classes": len(classes), "augment_labels": augment_labels}
-    return {"kind": kind, **shape, "classes": classes}
+    return {"kind": kind, **shape, **({"given": given} if given else {}), "classes": classes}
 
 
 def data_shape(config: Config) -> DataShape:
@@ -159,6 +160,7 @@ def data_shape(config: Config) -> DataShape:
             f"data of {shape} and {num_classes} classes is out of range: dataset.size must "
             f"give at most {MAX_VALUES:,} values and sides of {LONGEST_SIDE}, and there may be 100,000 classes"
         )
+    require(shape.given in (0, shape.channels + 1), f"data.given={shape.given} must be 0, or {shape.channels + 1} here")
     if len(classes) not in (0, num_classes):
         raise UsageError(f"data has {num_classes} classes but {len(classes)} names")
     return shape
@@ -181,6 +183,7 @@ def make_denoiser(config: Config, model: Network) -> Denoiser:
         bind(PARAMETERIZATIONS, config["parameterization"]),
         **conform("denoiser", {"sigma_data": float, "scale_input": bool}, config["denoiser"]),
         self_condition=config["model"].get("self_condition") is True,
+        given=data_shape(config).given,
     )
 
 

@@ -29,6 +29,7 @@ class TrainSettings:
     label_dropout: float
     horizontal_flip: bool
     augment: float
+    known_frames: float
     stratified_times: bool
     seed: int
     init: str | None
@@ -69,6 +70,7 @@ class TrainSettings:
             f"train.grad_clip={self.grad_clip} must be positive or null",
         )
         require(0 <= self.augment <= 1, f"train.augment={self.augment} must be in [0, 1]")
+        require(0 <= self.known_frames <= 1, f"train.known_frames={self.known_frames} must be in [0, 1]")
         require(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
         require(0 <= self.seed < 2**63, f"train.seed={self.seed} must be in [0, 2^63)")
         require(self.init != "", "train.init is empty: give a checkpoint, or null")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffgen.core.errors import UsageError, require
 from diffgen.data import images
-from diffgen.data.kinds import KINDS, Kind
+from diffgen.data.kinds import KINDS, Kind, Pixels
 
 EXTRA = "needs a library that is not installed: pip install 'diffgen[video]'"
 
@@ -90,7 +90,20 @@ class Clips(Kind):
 
     def read(self, path: str, size: tuple[int, ...]) -> Tensor:
         """The first frames of a film, resized and centre-cropped, read as the training clips were."""
-        raise NotImplementedError
+        film, frames = self.film(path, size), size[1]
+        require(film.shape[1] >= frames, f"{path!r} has {film.shape[1]} frames, and this model's clips have {frames}")
+        return film[:, :frames]
+
+    def film(self, path: str, size: tuple[int, ...]) -> Tensor:
+        """See `Kind`; frames are resized and centre-cropped, read as the training clips were."""
+        array = np.load(path)  # noqa: TID251  until films are read
+        frames = torch.from_numpy(array if array.ndim == 4 else array[..., None]).permute(0, 3, 1, 2)
+        return self.encode(frames[None])[0]
+
+    def shade(self, path: str, size: tuple[int, ...]) -> Tensor:
+        """See `Kind`; one picture for all frames, [1, 1, H, W]."""
+        still = Pixels(background=self.background, range=self.range)
+        return still.shade(path, (size[0], *size[2:]))[:, None]
 
     def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:
         """Left and right swapped, in the whole clip."""

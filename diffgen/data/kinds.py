@@ -172,6 +172,24 @@ class Kind:
         """
         raise UsageError(f"image={path!r} is for pictures, and this model makes {self.unit}: task=generate")
 
+    def shade(self, path: str, size: tuple[int, ...]) -> Tensor:
+        """Brightness of a picture that a task names, in [0, 255], float [1, H, W] or what is broadcast to x0.
+
+        Raises:
+            UsageError: Examples of this kind are not read from files.
+            DataError: The file cannot be read.
+        """
+        return self.decode(self.read(path, size)[None])[0].float().mean(0, keepdim=True)
+
+    def film(self, path: str, size: tuple[int, ...]) -> Tensor:
+        """x0 [C, n, H, W] of all the frames of a clip that a task names.
+
+        Raises:
+            UsageError: Examples of this kind are no clips.
+            DataError: The file cannot be read.
+        """
+        raise UsageError(f"video={path!r} is for clips, and this model makes {self.unit}: task=generate")
+
     def template(self, text: str, mark: str, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """x0 [*size] of a text with gaps, and what of it is free, bool [*size].
 

@@ -1,6 +1,6 @@
 """Digits that move and bounce: clips that are made when asked for, whose labels and paths are known.
 
-The idea is Moving MNIST's (Srivastava et al. 2015): digits move with constant speed on straight lines, and walls reflect
+As in Moving MNIST (Srivastava et al. 2015), digits move with constant speed on straight lines, and walls reflect
 them. Nothing is stored but the digits; clip number i is a function of the seed and i.
 """
 
@@ -22,8 +22,8 @@ from diffgen.data.clips import Clips
 from diffgen.data.digits import digits as small_digits
 from diffgen.nets.base import DataShape
 
-SPEEDS = (1 / 32, 3 / 32)
-"""The slowest and the fastest, in sides of the frame for each frame."""
+SLOWEST, FASTEST = 1 / 32, 3 / 32
+"""Speeds in sides of the frame, a frame."""
 
 MOST_HELD_OUT = 10_000
 """Clips of the test split."""
@@ -129,7 +129,7 @@ class Moving(Source):
         for row, entry in zip(u, entries.tolist(), strict=True):
             torch.rand(count, 5, generator=rng.manual_seed(mix(seed, f"moving {self.split}", entry)), out=row)
         which = (u[..., 0].double() * len(self.digits)).long()
-        speed = self.motion.canvas * torch.lerp(*map(torch.tensor, SPEEDS), u[..., 1])
+        speed = self.motion.canvas * (SLOWEST + (FASTEST - SLOWEST) * u[..., 1])
         angle = 2 * torch.pi * u[..., 2]
         velocity = speed[..., None] * torch.stack([angle.sin(), angle.cos()], -1)
         time = torch.arange(self.motion.frames)[:, None, None]

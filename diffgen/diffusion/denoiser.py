@@ -3,6 +3,7 @@
 The network knows nothing of schedules; samplers know nothing of what the network predicts. Everything between is here.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,6 +33,7 @@ class Denoiser:
         sigma_data: float,
         scale_input: bool,
         self_condition: bool = False,
+        given: int = 0,
     ) -> None:
         """Join the parts and refuse those that do not fit.
 
@@ -43,6 +45,7 @@ class Denoiser:
             sigma_data: Standard deviation of the data, in the units of x0 in [-1, 1].
             scale_input: Whether the network sees x / std(x) (EDM's c_in) or x itself (DDPM, rectified flow).
             self_condition: Whether it sees its own earlier x0_hat, too (Chen et al. 2023, sec. 3.2).
+            given: Channels behind those of x by which it is told of a part of x0; see `knowing`.
 
         Raises:
             UsageError: The parameterization cannot be inverted at t_max, or the network would see huge inputs.
@@ -50,6 +53,8 @@ class Denoiser:
         require(0 < sigma_data < 100, f"denoiser.sigma_data={sigma_data} must be in (0, 100)")
         self.model, self.schedule, self.parameterization = model, schedule, parameterization
         self.sigma_data, self.scale_input, self.self_condition = sigma_data, scale_input, self_condition
+        self.given = given
+        self.told: Tensor | None = None
         self._known: dict[float, Preconditioning] = {}
         self._check_end()
 
@@ -92,10 +97,27 @@ class Denoiser:
         self, x: Tensor, condition: Tensor, label: Tensor, augment: Tensor | None, estimate: Tensor | None
     ) -> Tensor:
         """The network's F; what there is none of is not named, since a network may not know of it."""
+        x = torch.cat([x, self._told(x)], 1) if self.given else x
         more = [augment, None if estimate is None else estimate.float()]
         while more and more[-1] is None:
             more.pop()
         return self.model(x.float(), condition.float(), label, *more)
+
+    def knowing(self, told: Tensor) -> "Denoiser":
+        """The same denoiser, whose network is told of a part of x0: see `diffusion.knowing`.
+
+        Args:
+            told: [B, C + 1, *sides] for each example, or [1, C + 1, *sides] for all of them.
+        """
+        other = copy.copy(self)
+        other.told = told
+        return other
+
+    def _told(self, x: Tensor) -> Tensor:
+        """What the network is told beside x [B, C, *sides], [B, given, *sides]; zeros tell nothing."""
+        if self.told is None:
+            return x.new_zeros(len(x), self.given, *x.shape[2:])
+        return self.told.to(x).repeat(len(x) // len(self.told), *[1] * (x.ndim - 1))  # guidance asks twice for each
 
     def _c_in(self, t: Tensor) -> Tensor:
         return torch.rsqrt((self.schedule.alpha(t) * self.sigma_data) ** 2 + self.schedule.sigma(t) ** 2)

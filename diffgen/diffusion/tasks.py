@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffgen.core.errors import require
 from diffgen.core.registry import Table
+from diffgen.diffusion.knowing import told
 from diffgen.diffusion.samplers import Denoise, encode
 from diffgen.diffusion.schedules import Schedule
 
@@ -32,11 +33,13 @@ class Facts(NamedTuple):
         pictures: Whether it starts from pictures of the user's.
         noise: Whether it needs a path of Gaussian noise.
         text: Whether it starts from a text of the user's.
+        clips: Whether it is about frames of clips.
     """
 
     pictures: bool = False
     noise: bool = False
     text: bool = False
+    clips: bool = False
 
 
 TASKS = Table("task", Facts)
@@ -51,12 +54,14 @@ class Run(NamedTuple):
         ts: The sampler's time grid.
         noise: (indices, seed or None for the run's own) -> the objective's noise [B, *size].
         picture: path -> x0 [*size], as the kind reads it.
-        shade: path -> brightness of a picture, [1, H, W] in [0, 255].
+        shade: path -> brightness of a picture in [0, 255], [1, H, W], or of any shape that is broadcast to x0.
+        film: path -> x0 [C, n, H, W] of all the frames of a clip.
+        size: Of x0.
         denoise: (x [B, *size], t []) -> x0_hat without labels or guidance.
         n: Number of images of the run.
         start: indices -> the state at ts[0] of new examples, [B, *size].
         keep: (x0 [*size], where it is free, bool [*size]) -> how to start and what the sampler sees, so that the rest
-            of x0 stays.
+            of x0 stays; a third is the number of the window, whose noise is its own.
         template: (text, mark) -> x0 [*size] of a text with gaps, and where it is free, bool [*size].
     """
 
@@ -65,10 +70,12 @@ class Run(NamedTuple):
     noise: Callable[[list[int], int | None], Tensor]
     picture: Callable[[str], Tensor]
     shade: Callable[[str], Tensor]
+    film: Callable[[str], Tensor]
+    size: tuple[int, ...]
     denoise: Denoise
     n: int
     start: Start
-    keep: Callable[[Tensor, Tensor], tuple[Start, Wrap]]
+    keep: Callable[..., tuple[Start, Wrap]]
     template: Callable[[str, str], tuple[Tensor, Tensor]]
 
 
@@ -81,6 +88,10 @@ class Plan(NamedTuple):
         wrap: denoise -> the denoiser that the sampler sees.
         frames: How many pictures of its way to keep for each image, itself included; 0 for none.
         path: Whether the images are a path: in one line of the grid, and the same noise for all in stochastic samplers.
+        told: What the network is told of the examples, if it can be: see `diffusion.knowing`.
+        window: Its number, where clips are longer than the network's; each has noise of its own.
+        fresh: How many of its last frames are new.
+        then: x0 [B, *size] of this window -> the plan of the next; None after the last.
     """
 
     start: Start
@@ -88,6 +99,10 @@ class Plan(NamedTuple):
     wrap: Wrap = lambda denoise: denoise
     frames: int = 0
     path: bool = False
+    told: Tensor | None = None
+    window: int = 0
+    fresh: int = 0
+    then: "Callable[[Tensor], Plan] | None" = None
 
 
 @TASKS.register("generate")
@@ -161,6 +176,76 @@ def infill(run: Run, *, text: str | None, mark: str) -> Plan:
     require(mark != "", "mark is empty: give what stands for one unknown token, as in task.mark=_")
     start, wrap = run.keep(*run.template(str(text), mark))
     return Plan(start, run.ts, wrap)
+
+
+@TASKS.register("predict", clips=True)
+def predict(run: Run, *, video: str | None, known: int | None, length: int | None) -> Plan:
+    """Go on with a clip from its first frames, or make new clips that are longer than the network's.
+
+    Args:
+        run: The run.
+        video: The clip's path; without one the first frames are new, too.
+        known: How many of its frames are known; null: half of the network's, or all of the clip's if these are fewer.
+            Every further window of a longer clip knows as many of the last.
+        length: Frames to make in all, the known ones included; null: as many as the network makes at once.
+    """
+    frames = run.size[1]
+    require(video is not None or length is not None, "video is missing: task.video=PATH, or task.length=32 without one")
+    require(length is None or 2 <= length <= 4096, f"length={length} must be in [2, 4096]")
+    film = run.film(video) if video is not None else None
+    known = min(frames // 2, frames if film is None else film.shape[1]) if known is None else known
+    require(1 <= known < frames, f"known={known} must be in [1, {frames - 1}]: this model's clips have {frames} frames")
+    following = _windows(run, known, frames if length is None else length)
+    if film is None:
+        return Plan(run.start, run.ts, then=following(0))
+    require(known <= film.shape[1], f"known={known} is more than the {film.shape[1]} frames of video={video!r}")
+    return _window(run, film[:, :known], torch.arange(known), 0)._replace(then=following(0))
+
+
+@TASKS.register("inbetween", clips=True)
+def inbetween(run: Run, *, video: str | None, known: int) -> Plan:
+    """Fill in the frames between the first and the last ones of a clip.
+
+    Args:
+        run: The run.
+        video: The clip's path: its first and last frames become those of the clips that are made.
+        known: How many frames are known at either end.
+    """
+    film, frames = run.film(given("video", video)), run.size[1]
+    require(1 <= 2 * known < frames, f"known={known} at either end must leave some of this model's {frames} frames")
+    require(
+        2 * known <= film.shape[1], f"known={known} at either end is more than the {film.shape[1]} frames of the video"
+    )
+    ends = torch.cat([film[:, :known], film[:, -known:]], 1)
+    return _window(run, ends, torch.cat([torch.arange(known), torch.arange(frames - known, frames)]), 0)
+
+
+def _window(run: Run, film: Tensor, at: Tensor, number: int) -> Plan:
+    """Frames [(B,) C, n, H, W] of which some are known: n of them, at these numbers."""
+    x0 = film.new_zeros(*film.shape[:-4], *run.size)
+    known = torch.zeros(run.size[1], 1, 1, dtype=torch.bool, device=film.device)
+    x0[..., at, :, :], known[at] = film, True
+    start, wrap = run.keep(x0, ~known, number)
+    return Plan(start, run.ts, wrap, told=told(x0.reshape(-1, *run.size), known[None, None]), window=number)
+
+
+def _windows(run: Run, known: int, length: int) -> "Callable[[int], Callable[[Tensor], Plan] | None]":
+    """What follows window `number`: windows that know the last frames of the one before, the last one more of them."""
+    frames = run.size[1]
+
+    def following(number: int) -> Callable[[Tensor], Plan] | None:
+        made = frames + number * (frames - known)
+        fresh = min(length - made, frames - known)
+        if fresh <= 0:
+            return None
+
+        def then(x0: Tensor) -> Plan:
+            plan = _window(run, x0[:, :, fresh:], torch.arange(frames - fresh), number + 1)
+            return plan._replace(fresh=fresh, then=following(number + 1))
+
+        return then
+
+    return following
 
 
 @TASKS.register("interpolate", noise=True)

@@ -38,6 +38,11 @@ class DataShape:
         return "x".join(map(str, self.size))
 
     @property
+    def seen(self) -> tuple[int, ...]:
+        """The size of what a network sees: x0's, with the channels that tell it what is known."""
+        return (self.size[0] + self.given, *self.size[1:])
+
+    @property
     def channels(self) -> int:
         """C."""
         return self.size[0]

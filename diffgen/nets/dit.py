@@ -133,8 +133,9 @@ class Patches(nn.Module):
         at = range(2, 2 + 2 * axes, 2)  # of the sites in [B, C, site, within, site, within, ...]
         self.order = [0, *at, 1, *(axis + 1 for axis in at)]
         values = shape.channels * patch**axes
-        narrow = [nn.Linear(inputs * values, bottleneck, bias=False)] if bottleneck else []
-        self.stem = nn.Sequential(*narrow, linear(bottleneck or inputs * values, width))
+        taken = (inputs * shape.channels + shape.given) * patch**axes
+        narrow = [nn.Linear(taken, bottleneck, bias=False)] if bottleneck else []
+        self.stem = nn.Sequential(*narrow, linear(bottleneck or taken, width))
         self.head = zero_linear(width, values)
 
     def forward(self, x: Tensor) -> Tensor:

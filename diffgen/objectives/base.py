@@ -30,6 +30,8 @@ class Batch(NamedTuple):
         z: The objective's noise, shaped like x0.
         augment: What was done to the examples, [B, augment_labels], or None.
         coin: A number in [0, 1) each, [B], for what an objective leaves to chance.
+        known: Which part of x0 the network is told of, bool [B, 1, *sides] or broadcast to that; None for a network
+            that is told of nothing.
     """
 
     x0: Tensor
@@ -38,6 +40,7 @@ class Batch(NamedTuple):
     z: Tensor
     augment: Tensor | None = None
     coin: Tensor | None = None
+    known: Tensor | None = None
 
     def part(self, start: int, stop: int) -> "Batch":
         """Examples start .. stop - 1."""

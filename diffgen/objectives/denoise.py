@@ -13,6 +13,7 @@ from diffgen.core.randomness import normal
 from diffgen.core.registry import Table
 from diffgen.diffusion.denoiser import Denoiser, like
 from diffgen.diffusion.guidance import Guidance, guided
+from diffgen.diffusion.knowing import told
 from diffgen.diffusion.samplers import SAMPLERS
 from diffgen.diffusion.samplers import Denoise as Denoising
 from diffgen.diffusion.schedules import Schedule
@@ -59,10 +60,12 @@ class Denoise:
             see it.
         """
         x0, z, at = batch.x0, batch.z, denoiser.coefficients(batch.t)
+        denoiser = denoiser if batch.known is None else denoiser.knowing(told(x0, batch.known))
         x = like(at.alpha, x0) * x0 + like(at.sigma, x0) * z
         target = like(at.a, x0) * x0 + like(at.b, x0) * z
         estimate = self.estimate(denoiser, x, batch) if denoiser.self_condition else None
-        error = self.error(denoiser.predict(x, batch.t, batch.label, batch.augment, estimate) - target)
+        difference = denoiser.predict(x, batch.t, batch.label, batch.augment, estimate) - target
+        error = self.error(difference) if batch.known is None else self.error_of_unknown(difference, batch.known)
         weight = weighting(at.alpha, at.sigma, at.c_out)
         return weight * error - weight.log() if isinstance(weighting, nn.Module) else weight * error
 
@@ -76,6 +79,11 @@ class Denoise:
     def error(self, difference: Tensor) -> Tensor:
         """Size of an error in F, [B, ...] -> [B]: the mean square over its values."""
         return difference.square().flatten(1).mean(1)
+
+    def error_of_unknown(self, difference: Tensor, known: Tensor) -> Tensor:
+        """The same of what a network is not told of: what it is told needs no learning."""
+        free = ~known.expand_as(difference)
+        return self.error(difference * free) / free.float().flatten(1).mean(1)
 
     def start(self, noise: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
         """sigma(t_max) z."""

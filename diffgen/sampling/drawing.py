@@ -14,7 +14,7 @@ from diffgen.core.ahead import Ahead
 from diffgen.core.compilation import Compiled
 from diffgen.core.devices import float_type
 from diffgen.core.errors import ProcessFault, first_line, out_of_memory
-from diffgen.core.randomness import image_noise
+from diffgen.core.randomness import image_noise, mix
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.tasks import Plan
@@ -67,6 +67,10 @@ class Sampling:
         """The frame of the network: x, t -> x0_hat."""
         return self.trained.denoiser
 
+    def seed_of(self, window: int) -> int:
+        """Of the noise of a window of clips that are longer than the network's."""
+        return mix(self.seed, "window", window) if window else self.seed
+
     def noise(self, indices: list[int], seed: int, draw: int = 0) -> Tensor:
         """The objective's noise for images, [B, *size] on the CPU; see `image_noise`."""
         size, objective = self.trained.shape.size, self.trained.objective
@@ -82,15 +86,28 @@ class Sampling:
         et al. 2022, app. D). `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
         """
 
-        def noise(draw: int) -> Tensor:
-            whose = [0] * len(indices) if self.plan and self.plan.path else indices
-            return self.noise(whose, self.seed, draw)
+        plan = self.plan or Plan(lambda indices: self.start(self.noise(indices, self.seed)), self.ts)
+        self.nfe = 0
+        x0 = whole = self._walk(plan, indices, labels, watch)
+        while plan.then:
+            plan = plan.then(x0.to(float_type(self.device)))
+            x0 = self._walk(plan, indices, labels, watch)
+            whole = torch.cat([whole, x0[:, :, -plan.fresh :]], 2)
+        return whole
 
-        schedule, objective = self.denoiser.schedule, self.trained.objective
+    def _walk(self, plan: Plan, indices: list[int], labels: list[int], watch: Watch | None) -> Tensor:
+        """The way from noise to x0 [B, *size]."""
+
+        def noise(draw: int) -> Tensor:
+            whose = [0] * len(indices) if plan.path else indices
+            return self.noise(whose, self.seed_of(plan.window), draw)
+
+        schedule, objective, frame = self.denoiser.schedule, self.trained.objective, self.denoiser
+        if plan.told is not None and self.trained.shape.given:
+            frame = frame.knowing(plan.told)
         label = torch.tensor(labels, device=self.device)
         doubles = not isinstance(self.denoiser.model, Compiled)  # which is compiled for one size: it is called twice
-        predict = objective.guided(self.denoiser, label, self.guidance, clip=self.clip, doubles=doubles)
-        self.nfe = 0
+        predict = objective.guided(frame, label, self.guidance, clip=self.clip, doubles=doubles)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             self.nfe += 1
@@ -100,7 +117,6 @@ class Sampling:
                 watch(x, t)
             return predict(x, t)
 
-        plan = self.plan or Plan(lambda indices: self.start(noise(0)), self.ts)
         x = plan.start(indices)
         with Ahead(lambda step: noise(step + 1), len(plan.ts) - 2) as added:  # the step to data adds none
             x = self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: self.state(added(step)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from diffgen.data.kinds import Kind
 from diffgen.diffusion import masking
 from diffgen.diffusion.denoiser import NO_LABEL, Denoiser
 from diffgen.diffusion.guidance import Guidance
-from diffgen.diffusion.tasks import TASKS, Plan, Run
+from diffgen.diffusion.tasks import TASKS, Plan, Run, Start, Wrap
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
 from diffgen.storage.checkpoint import Checkpoint
@@ -83,11 +84,11 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
     def pictured(path: str) -> Tensor:
         return placed(kind.read(path, size))
 
-    def shade(path: str) -> Tensor:
-        return kind.decode(kind.read(path, size)[None])[0].to(sampling.device).float().mean(0, keepdim=True)
+    def start(indices: list[int], window: int = 0) -> Tensor:
+        return sampling.start(sampling.noise(indices, sampling.seed_of(window)))
 
-    def start(indices: list[int]) -> Tensor:
-        return sampling.start(sampling.noise(indices, settings.seed))
+    def keep(x0: Tensor, free: Tensor, window: int = 0) -> tuple[Start, Wrap]:
+        return objective.keep(x0, free, partial(start, window=window))
 
     def template(text: str, mark: str) -> tuple[Tensor, Tensor]:
         x0, free = kind.template(text, mark, size)
@@ -103,11 +104,13 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
         ts=sampling.ts,
         noise=noise,
         picture=pictured,
-        shade=shade,
+        shade=lambda path: kind.shade(path, size).to(sampling.device),
+        film=lambda path: placed(kind.film(path, size)),
+        size=size,
         denoise=denoise,
         n=settings.n,
         start=start,
-        keep=lambda x0, free: objective.keep(x0, free, start),
+        keep=keep,
         template=template,
     )
     plan: Plan = build(TASKS, task, run)
@@ -130,6 +133,7 @@ def _check_task(name: str, trained: Trained) -> None:
         return
     require(not (facts.pictures and kind.textual), f"task={name} is for pictures, {makes}: task=infill fills in text")
     require(not facts.text or kind.textual, f"task={name} is for text, {makes}: task=inpaint fills in pictures")
+    require(not facts.clips or kind.moving, f"task={name} is for clips, {makes}")
     require(
         not (facts.noise and trained.objective.discrete),
         f"task={name} needs a path of Gaussian noise, {makes} by unmasking tokens: task=generate, trajectory, infill "

@@ -14,6 +14,7 @@ from diffgen.core.settings import TrainSettings
 from diffgen.data.base import Stored
 from diffgen.data.kinds import Kind
 from diffgen.diffusion.denoiser import NO_LABEL
+from diffgen.diffusion.knowing import known_frames
 from diffgen.diffusion.schedules import Schedule
 from diffgen.objectives import Batch, Objective
 
@@ -58,8 +59,16 @@ class Feed:
             x0, done = self.kind.augment(x0, draws, settings.augment)
         label = torch.where(drop < settings.label_dropout, NO_LABEL, stored.labels)
         t = self.time_density(u, self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
-        coin = torch.rand(n, generator=rng, device=device)[mine]  # the last draw: it was not always there
-        return Batch(x0, label, self.objective.times(t, self.schedule), z, done, coin)
+        coin = torch.rand(n, generator=rng, device=device)[mine]  # these draws come last: they were not always there
+        known = self._known(x0, rng)
+        return Batch(x0, label, self.objective.times(t, self.schedule), z, done, coin, known)
+
+    def _known(self, x0: Tensor, rng: torch.Generator) -> Tensor | None:
+        """Which frames of clips [B, C, T, H, W] the network is told of, bool [B, 1, T, 1, 1]."""
+        if not self.settings.known_frames:
+            return None
+        known = known_frames(self.settings.batch_size, x0.shape[2], self.settings.known_frames, rng)[self.share]
+        return known[:, None, :, None, None]
 
     def _encoded(self, examples: Tensor, flip: Tensor) -> Tensor:
         """x0, mirrored where flip [B] is below 1/2 if that is wanted."""

@@ -68,7 +68,8 @@ class Parts:
         self._check_kind(config)
         classes = list(self.dataset.classes) if config["conditional"] else []
         augment_labels = self.dataset.kind.augment_labels if settings.augment else 0
-        self.config = {**config, "data": data_config(self.dataset, classes, augment_labels)}
+        given = self.dataset.shape.channels + 1 if settings.known_frames else 0
+        self.config = {**config, "data": data_config(self.dataset, classes, augment_labels, given)}
         self._build_network()
         self._build_optimizer()
         self._build_steps()
@@ -118,6 +119,10 @@ class Parts:
         require(
             kind.mirrors or not settings.horizontal_flip,
             f"train.horizontal_flip=true is for pictures: {kind.unit} cannot be mirrored",
+        )
+        require(
+            kind.moving or not settings.known_frames,
+            f"train.known_frames={settings.known_frames:g} is for clips: {kind.unit} have no frames",
         )
         if settings.eval_every is not None:
             self._check_judging(config, self.dataset.shape)

@@ -102,7 +102,8 @@ class Trainer:
         self.examiner: Examiner | None = None
         # the backward pass costs two forward ones
         dtype = torch.int64 if parts.objective.discrete else torch.float32
-        self.gflop = 3 * speed.gflop(parts.averaged, parts.dataset.shape.size, parts.device, dtype)
+        seen = parts.sampling.trained.shape.seen
+        self.gflop = 3 * speed.gflop(parts.averaged, seen, parts.device, dtype)
         self.peak = speed.peak_tflops(parts.device, self.accelerator.mixed_precision)
 
     # --- the run directory ----------------------------------------------------------------------------------------
