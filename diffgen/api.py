@@ -1,5 +1,6 @@
 """Use from Python: a checkpoint that draws, and training as the command does it."""
 
+import base64
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -188,14 +189,41 @@ class Run:
         """
         kind = self._trained.kind
         require(not kind.textual, f"this run makes {kind.unit}, which no picture shows: text reads them")
-        stored = kind.decode(torch.zeros(1, *self.shape))
-        require(
-            images.shape[1:] == stored.shape[1:] and len(images) > 0 and images.dtype == stored.dtype,
-            f"images of {images.dtype} {list(images.shape)} are no {kind.unit} of this run: "
-            f"{stored.dtype} {['n', *stored.shape[1:]]}",
-        )
         require(columns is None or columns >= 1, f"columns={columns} must be at least 1, or None")
-        return kind.show(images.cpu(), [-1] * len(images), columns)
+        return kind.show(self._own(images), [-1] * len(images), columns)
+
+    def film(self, clips: Tensor, fps: float | None = None) -> "Film":
+        """Clips side by side as they move, which a notebook shows.
+
+        Args:
+            clips: As `sample` gives them, uint8 [n, T, C, H, W].
+            fps: Frames per second; None: those of the training clips.
+
+        Raises:
+            UsageError: This run makes no clips, or they are of another size.
+        """
+        kind = self._trained.kind
+        require(kind.moving, f"this run makes {kind.unit}, which do not move: grid shows them")
+        kind = kind if fps is None else kind.played_at(convert("fps", fps, float))
+        return Film(kind.write("gif", self._own(clips), [-1] * len(clips), ()))
+
+    def _own(self, examples: Tensor) -> Tensor:
+        """Examples of this run on the CPU; of clips any number of frames will do.
+
+        Raises:
+            UsageError: They are not of this kind or size.
+        """
+        kind = self._trained.kind
+        stored = kind.decode(torch.zeros(1, *self.shape))
+        size = ["n", *("frames" if kind.moving and axis == 0 else side for axis, side in enumerate(stored.shape[1:]))]
+        fits = examples.dim() == stored.dim() and all(
+            side in ("n", "frames", own) for side, own in zip(size, examples.shape, strict=True)
+        )
+        require(
+            fits and examples.numel() > 0 and examples.dtype == stored.dtype,
+            f"images of {examples.dtype} {list(examples.shape)} are no {kind.unit} of this run: {stored.dtype} {size}",
+        )
+        return examples.cpu()
 
     def denoise(self, x: Tensor, t: float | Tensor, label: Any = None) -> Tensor:
         """x0_hat, the network's estimate of E[x0 | x_t = x], without guidance; gradients flow to x if it wants them.
@@ -239,6 +267,24 @@ class Run:
         inside = bool(((times >= 0) & (times <= end)).all())
         require(inside, f"t={t} must be in [0, {end:g}]")
         return times.expand(n)
+
+
+class Film:
+    """An animated GIF, which a notebook shows.
+
+    Attributes:
+        data: The bytes of the file.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def save(self, path: str | Path) -> None:
+        """Write the file."""
+        Path(path).write_bytes(self.data)
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        return {"image/gif": base64.b64encode(self.data).decode()}
 
 
 class Rows:

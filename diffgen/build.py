@@ -87,7 +87,7 @@ def _splits(config: Config) -> Splits:
         return Splits.of(whole, None)
     if isinstance(where, float):
         require(0 <= where < 1, f"dataset.held_out={where:g} must be a share in [0, 1), or a folder or file")
-        kept, apart = held_out(len(whole), where, seed)
+        kept, apart = held_out(len(whole), where, seed, whole.groups)
         return Splits.of(whole.part(kept), whole.part(apart), "share")
     return Splits.of(whole, _held_out_elsewhere(own, where, whole), "place")  # now: it may not be fit
 

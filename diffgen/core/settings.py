@@ -220,9 +220,11 @@ class SampleSettings(DrawSettings):
     n: int
     label: bool | int | str | float | tuple[bool | int | str | float, ...] | None
     save: str | tuple[str, ...]
+    fps: float | None
     overwrite: bool
 
     def __post_init__(self) -> None:
+        require(self.fps is None or 0.1 <= self.fps <= 240, f"fps={self.fps} must be in [0.1, 240] frames per second")
         require(1 <= self.n <= 10_000_000, f"n={self.n} must be in [1, 10000000]")
         super().__post_init__()
 
@@ -338,7 +340,7 @@ class EvalSettings(DrawSettings):
     def sampling(self, n: int) -> SampleSettings:
         """How to draw n images, every class in turn."""
         shared = {field.name: getattr(self, field.name) for field in fields(DrawSettings)}
-        return SampleSettings(**shared, n=n, label="auto", save="grid", overwrite=False)
+        return SampleSettings(**shared, n=n, label="auto", save="grid", fps=None, overwrite=False)
 
 
 def eval_settings(config: Mapping[str, Any]) -> EvalSettings:

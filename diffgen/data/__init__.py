@@ -16,6 +16,7 @@ from diffgen.data import (
     text,
     text8,
     tokens,
+    videos,
 )
 from diffgen.data.base import DATASETS, Images, InMemory, Source
 from diffgen.data.vectors import VectorSet
@@ -41,4 +42,5 @@ __all__ = [
     "text",
     "text8",
     "tokens",
+    "videos",
 ]

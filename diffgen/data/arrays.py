@@ -1,4 +1,4 @@
-"""Pictures in arrays, .npy or .npz, with any number of channels; and in a zip file, which is not unpacked."""
+"""Pictures and clips in arrays, .npy or .npz, with any number of channels; and pictures in a zip file, as it is."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +10,15 @@ from torch import Tensor
 
 from diffgen.core.errors import DataError, UsageError, require
 from diffgen.data import survey
-from diffgen.data.base import DATASETS, RESIDENT_BYTES, Images, Source
+from diffgen.data.base import DATASETS, RESIDENT_BYTES, Images, InMemory, Source
+from diffgen.data.clips import Clips
 from diffgen.data.kinds import Pixels
 from diffgen.data.labels import Labelled, counted_from_zero, labelled, numbered, usual
 from diffgen.data.pictures import Size, Undecodable, check_some, opened, sides
 from diffgen.data.places import Zip
 from diffgen.data.reading import Reading, check_numbers, check_range, fitted, scaled, settled
 
-IMAGES = ("images", "arr_0", "x", "x_train", "data", "image", "pixels")
+IMAGES = ("images", "arr_0", "x", "x_train", "data", "image", "pixels", "clips", "videos", "video")
 LABELS = ("labels", "arr_1", "y", "y_train", "label", "targets", "classes")
 """Names of arrays in an .npz, the likelier first; upper and lower case are one."""
 
@@ -46,7 +47,7 @@ def arrays(
     Args:
         path: The file.
         layout: Where the channels stand in [N, H, W, C] or [N, C, H, W]; auto takes the axis that is shorter than both
-            sides. [N, H, W] is grey.
+            sides. [N, H, W] is grey. Arrays of five axes are clips, [N, T, H, W, C] or [N, T, C, H, W].
         size: As for `pictures.image_folder`.
         channels: Of a zip as for `pictures.image_folder`, 3 if null. Arrays have their own, and this checks them.
         labels: A .npy of N labels, whole numbers or names, in place of those in the .npz; of a zip, see there.
@@ -87,8 +88,8 @@ def in_memory(
     given: tuple[float, ...] | None = None,
     labels: str | None = None,
     size: tuple[int, int] | None = None,
-) -> Images:
-    """Arrays of a file as pictures; see `arrays`.
+) -> InMemory:
+    """Arrays of a file as pictures, or as clips; see `arrays`.
 
     Args:
         found: By name, as `load` gives them.
@@ -102,10 +103,17 @@ def in_memory(
         DataError: They are no pictures, or the labels are not theirs.
     """
     name = _named(found, what)
-    values = _channels_first(found[name], layout, f"{what}, array {name!r}")
+    array, frames = found[name], found[name].shape[1] if found[name].ndim == 5 else 0
+    pictures = array.reshape(-1, *array.shape[2:]) if frames else array
+    values = _channels_first(pictures, layout, f"{what}, array {name!r}")
     pixels, settled_range = _pixels(values, given, f"{what}, array {name!r}", size)
-    own = _labels(found, labels, len(pixels), what)
-    images = Images(pixels, torch.tensor(own.numbers), own.classes, Pixels(range=given))
+    own = _labels(found, labels, len(array), what)
+    numbers = torch.tensor(own.numbers)
+    images: InMemory
+    if frames:
+        images = InMemory(pixels.unflatten(0, (-1, frames)), numbers, own.classes, Clips(range=given))
+    else:
+        images = Images(pixels, numbers, own.classes, Pixels(range=given))
     words = f"{found[name].dtype} {list(found[name].shape)}"
     images.found = f"{words}, " + (
         "grey levels as they are" if settled_range is None else "range [{:g}, {:g}]".format(*settled_range)
@@ -142,7 +150,7 @@ def _unused(found: Mapping[str, np.ndarray], images: str, what: str) -> list[str
 def _named(found: Mapping[str, np.ndarray], what: str) -> str:
     """The array that holds the pictures: by its name, or the only one that could."""
     known = usual(found, IMAGES)
-    could = [name for name, array in found.items() if array.ndim in (3, 4)]
+    could = [name for name, array in found.items() if array.ndim in (3, 4, 5)]
     if known is None and len(could) == 1:
         return could[0]
     if known is None:

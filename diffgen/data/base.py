@@ -70,6 +70,8 @@ class Source(ABC):
     """What a user should know before training on it, a sentence each."""
     left_out: tuple[LeftOut, ...] = ()
     """What was found and is not used."""
+    groups: Tensor | None = None
+    """Examples of one number belong together, as clips of one film do: all are held out or none, int64 [N]."""
     entropy: float | None = None
     """Bits of an example's true distribution, where it is known: no model can need fewer."""
 
@@ -93,6 +95,8 @@ class Source(ABC):
     def preview(self, drawer: Drawer, labels: list[int], columns: int | None, path: Path) -> str | None:
         """Draw one sample for each label and write a PNG of them, or text; returns what there is to say.
 
+        Beside the PNG of clips stands what shows them as they move.
+
         Raises:
             EnvironmentFault: The file cannot be written.
         """
@@ -101,6 +105,8 @@ class Source(ABC):
             write_atomically(path, self.kind.write("txt", drawn, labels, ()))
             return self.kind.lines(drawn[:1])[0]
         images.save_png(self.kind.show(drawn, labels, columns), path)
+        for name in self.kind.always:
+            write_atomically(path.with_suffix(f".{name}"), self.kind.write(name, drawn, labels, ()))
         return None
 
     def of(self, kind: Kind) -> "Source":
@@ -248,7 +254,7 @@ class Images(InMemory):
         pixels: Tensor,
         labels: Tensor,
         classes: tuple[str, ...],
-        kind: Pixels = Pixels(),  # noqa: B008  frozen
+        kind: Kind = Pixels(),  # noqa: B008  frozen
     ) -> None:
         """See `InMemory`.
 

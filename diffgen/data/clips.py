@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from diffgen.core.errors import UsageError, require
-from diffgen.data import images
+from diffgen.data import films, images
 from diffgen.data.kinds import KINDS, Kind, Pixels
-
-EXTRA = "needs a library that is not installed: pip install 'diffgen[video]'"
+from diffgen.data.reading import MODES, Reading
 
 GRID_LIMIT = 64
 """Clips of an animation."""
+
+LONGEST = 4096
+"""Frames that are read of a film which a task names."""
 
 
 @KINDS.register("video")
@@ -59,6 +61,10 @@ class Clips(Kind):
         """The inverse, clipped to [0, 255]."""
         return images.to_uint8(x0).transpose(1, 2).contiguous()
 
+    def played_at(self, fps: float) -> "Clips":
+        """See `Kind`."""
+        return replace(self, fps=fps)
+
     def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:
         """A film strip for each clip, one below the other: time runs to the right."""
         return images.grid(examples.flatten(0, 1), columns=examples.shape[1])
@@ -86,7 +92,7 @@ class Clips(Kind):
             try:
                 import av  # noqa: F401
             except ImportError:
-                raise UsageError(f"save=mp4 {EXTRA}; gif and webp need none") from None
+                raise UsageError(f"save=mp4 {films.NO_VIDEOS}; gif and webp need none") from None
 
     def read(self, path: str, size: tuple[int, ...]) -> Tensor:
         """The first frames of a film, resized and centre-cropped, read as the training clips were."""
@@ -96,9 +102,9 @@ class Clips(Kind):
 
     def film(self, path: str, size: tuple[int, ...]) -> Tensor:
         """See `Kind`; frames are resized and centre-cropped, read as the training clips were."""
-        array = np.load(path)  # noqa: TID251  until films are read
-        frames = torch.from_numpy(array if array.ndim == 4 else array[..., None]).permute(0, 3, 1, 2)
-        return self.encode(frames[None])[0]
+        require(size[0] in MODES, f"{path!r}: this model's clips have {size[0]} channels; films have 1, 3 or 4")
+        how = Reading(size[0], self.background, self.range)
+        return self.encode(films.read(path, how, (size[2], size[3]), LONGEST)[None])[0]
 
     def shade(self, path: str, size: tuple[int, ...]) -> Tensor:
         """See `Kind`; one picture for all frames, [1, 1, H, W]."""

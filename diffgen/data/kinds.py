@@ -125,6 +125,14 @@ class Kind:
         """
         raise NotImplementedError
 
+    def played_at(self, fps: float) -> "Kind":
+        """The same kind, whose films are written with so many frames per second.
+
+        Raises:
+            UsageError: Examples of this kind are no clips.
+        """
+        raise UsageError(f"fps={fps:g} is for clips, and this model makes {self.unit}: leave it out")
+
     def lines(self, examples: Tensor) -> list[str]:
         """Stored examples [n, ...] as text, one each."""
         raise NotImplementedError

@@ -1,7 +1,8 @@
 """Digits that move and bounce: clips that are made when asked for, whose labels and paths are known.
 
-As in Moving MNIST (Srivastava et al. 2015), digits move with constant speed on straight lines, and walls reflect
-them. Nothing is stored but the digits; clip number i is a function of the seed and i.
+As in Moving MNIST (Srivastava et al. 2015), digits move with constant speed on straight lines, and walls reflect them.
+Here they move by whole pixels, so that a digit is the very same on every frame. Nothing is stored but the digits; clip
+number i is a function of the seed and i.
 """
 
 import hashlib
@@ -22,8 +23,8 @@ from diffgen.data.clips import Clips
 from diffgen.data.digits import digits as small_digits
 from diffgen.nets.base import DataShape
 
-SLOWEST, FASTEST = 1 / 32, 3 / 32
-"""Speeds in sides of the frame, a frame."""
+FASTEST = 1 / 16
+"""Sides of the frame by which a digit moves along either axis in a frame, at most."""
 
 MOST_HELD_OUT = 10_000
 """Clips of the test split."""
@@ -90,7 +91,7 @@ class Truth(NamedTuple):
     Attributes:
         labels: int64 [n, digits].
         sprites: The digits, uint8 [n, digits, side, side].
-        corners: Where the upper left corner of each is, (row, column), float32 [n, T, digits, 2] in [0, room].
+        corners: Where the upper left corner of each is, (row, column), int64 [n, T, digits, 2] in [0, room].
     """
 
     labels: Tensor
@@ -125,15 +126,15 @@ class Moving(Source):
     def truth(self, entries: Tensor) -> Truth:
         """What the clips of these numbers, int64 [n], show."""
         count, seed = self.motion.digits, self.motion.seed if self.split == "train" else 0
-        u, rng = torch.empty(len(entries), count, 5), torch.Generator()  # one for all: to make one takes as long
+        fastest = round(FASTEST * self.motion.canvas)
+        steps = torch.cartesian_prod(*[torch.arange(-fastest, fastest + 1)] * 2)
+        steps = steps[steps.any(1)]  # those that go somewhere
+        u, rng = torch.empty(len(entries), count, 4, dtype=torch.float64), torch.Generator()  # one for all: it is slow
         for row, entry in zip(u, entries.tolist(), strict=True):
-            torch.rand(count, 5, generator=rng.manual_seed(mix(seed, f"moving {self.split}", entry)), out=row)
-        which = (u[..., 0].double() * len(self.digits)).long()
-        speed = self.motion.canvas * (SLOWEST + (FASTEST - SLOWEST) * u[..., 1])
-        angle = 2 * torch.pi * u[..., 2]
-        velocity = speed[..., None] * torch.stack([angle.sin(), angle.cos()], -1)
-        time = torch.arange(self.motion.frames)[:, None, None]
-        corners = reflected(self.room * u[:, None, :, 3:] + velocity[:, None] * time, self.room)
+            row.uniform_(generator=rng.manual_seed(mix(seed, f"moving {self.split}", entry)))
+        which, step = ((u[..., i] * choices).long() for i, choices in enumerate((len(self.digits), len(steps))))
+        start = (u[:, None, :, 2:] * (self.room + 1)).long()
+        corners = reflected(start + steps[step][:, None] * torch.arange(self.motion.frames)[:, None, None], self.room)
         return Truth(self.digits.labels[which], self.digits.pixels[which, 0], corners)
 
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
@@ -150,24 +151,25 @@ class Moving(Source):
         return other
 
 
-def reflected(place: Tensor, room: float) -> Tensor:
+def reflected(place: Tensor, room: int) -> Tensor:
     """Where something is that moves on a line between two walls, at 0 and `room`, had there been none: a triangle."""
     return room - (place.remainder(2 * room) - room).abs()
 
 
 def drawn(sprites: Tensor, corners: Tensor, canvas: int) -> Tensor:
-    """Frames of sprites at real places, interpolated linearly between pixels, so that their centroids move exactly.
+    """Frames of sprites at their places; where they overlap, the brighter one.
 
     Args:
         sprites: uint8 [n, digits, side, side].
-        corners: [n, T, digits, 2], (row, column) in [0, canvas - side].
+        corners: int64 [n, T, digits, 2], (row, column) in [0, canvas - side].
         canvas: Side of a frame.
 
     Returns:
-        uint8 [n, T, canvas, canvas]; where digits overlap, the brighter one.
+        uint8 [n, T, canvas, canvas].
     """
-    side = torch.arange(sprites.shape[-1], device=sprites.device)
-    pixels = torch.arange(canvas, device=sprites.device)[:, None]
-    rows, columns = ((1 - (pixels - side - c[..., None, None]).abs()).clamp(min=0) for c in corners.unbind(-1))
-    frames = rows @ sprites[:, None].float() @ columns.transpose(-1, -2)
-    return frames.amax(2).round().to(torch.uint8)
+    side, pixels = sprites.shape[-1], torch.arange(canvas, device=sprites.device)
+    rows, columns = (pixels - corner[..., None] for corner in corners.unbind(-1))  # of the sprite, at each pixel
+    edged = F.pad(sprites, (1, 1, 1, 1))[:, None].expand(-1, corners.shape[1], -1, -1, -1)
+    rows, columns = ((place + 1).clamp(0, side + 1) for place in (rows, columns))
+    found = edged.gather(-2, rows[..., None].expand(*rows.shape, side + 2))
+    return found.gather(-1, columns[..., None, :].expand(*found.shape[:-1], canvas)).amax(2)

@@ -1,5 +1,6 @@
 """Pictures in files as a data set: any size and channels, classes from sub-folders or a file of labels, or none."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffgen.core.errors import DataError, UsageError, require
 from diffgen.data import survey
-from diffgen.data.base import DATASETS, RESIDENT_BYTES, Images, Source, Stored
-from diffgen.data.kinds import Pixels
+from diffgen.data.base import DATASETS, RESIDENT_BYTES, Images, InMemory, Source, Stored
+from diffgen.data.kinds import Kind, Pixels
 from diffgen.data.labels import Labelled, labelled
 from diffgen.data.places import Folder, LeftOut, Place, Zip
 from diffgen.data.reading import Reading, Seen, UndecodableError, UnsuitableError
@@ -99,8 +100,7 @@ def opened(
     """The pictures of a place with their labels, in memory if they fit."""
     require(0 <= workers <= 256, f"workers={workers} must be in [0, 256]")
     pictures = Pictures(place, labelled, reading, size, workers)
-    read = pictures.in_memory if pictures.nbytes <= RESIDENT_BYTES else pictures.streamed
-    return read(skip=undecodable == "skip")
+    return pictures.read(skip=undecodable == "skip")
 
 
 def place_of(root: str) -> Place:
@@ -128,22 +128,23 @@ class Pictures(Source, Dataset[Item]):
         self.home = f"streamed by {workers} workers" if workers else "streamed by the main process"
         self.wanted = sides(size)
         self.height, self.width = self.wanted or self._first_size()
-        self.kind: Pixels = Pixels(background=reading.background, range=reading.range)
+        self.kind: Kind = Pixels(background=reading.background, range=reading.range)
         self.shape = DataShape((reading.channels, self.height, self.width), len(self.classes))
-        self.nbytes = len(self) * reading.channels * self.height * self.width
+        self.stored: tuple[int, ...] = self.shape.size
 
     def _first_size(self) -> tuple[int, int]:
         """The size of the first picture that can be decoded."""
         fault: UndecodableError | None = None
-        for name in self.names:
+        for entry in range(len(self.names)):
             try:
-                pixels, _ = self._read(name)
+                pixels, _ = self._read(entry)
                 return pixels.shape[1], pixels.shape[2]
             except UndecodableError as error:
                 fault = fault or error
         raise fault or DataError(f"{self.place.title} holds no pictures")
 
-    def _read(self, name: str) -> tuple[Tensor, Seen]:
+    def _read(self, entry: int) -> tuple[Tensor, Seen]:
+        name = self.names[entry]
         return self.reading.read(self.place.open(name), self.place.called(name), self.wanted)
 
     def __len__(self) -> int:
@@ -151,15 +152,14 @@ class Pictures(Source, Dataset[Item]):
 
     def __getitem__(self, entry: int) -> Item:
         """See `Item`."""
-        name = self.names[entry]
         try:
-            pixels, seen = self._read(name)
+            pixels, seen = self._read(entry)
         except DataError as error:
             return error
-        if pixels.shape[1:] == (self.height, self.width):
+        if pixels.shape[-2:] == (self.height, self.width):
             return pixels, self.labels[entry], seen
-        own, others = ("x".join(map(str, size)) for size in (pixels.shape[1:], (self.height, self.width)))
-        fact = f"{self.place.called(name)} is {own}, others {others}"
+        own, others = ("x".join(map(str, size)) for size in (pixels.shape[-2:], (self.height, self.width)))
+        fact = f"{self.place.called(self.names[entry])} is {own}, others {others}"
         return UnsuitableError(fact, "set dataset.size to resize and crop them all")
 
     def _decoded(self, entries: Iterator[list[int]], workers: int, *, pin: bool = False) -> Iterator[Decoded]:
@@ -181,13 +181,17 @@ class Pictures(Source, Dataset[Item]):
             decoded.check()
             yield Stored(*(values.to(device, non_blocking=True) for values in decoded.stored))
 
-    def in_memory(self, *, skip: bool) -> Images:
+    def read(self, *, skip: bool) -> Source:
+        """All of them, in memory if they fit; see `in_memory`."""
+        return (self.in_memory if len(self) * math.prod(self.stored) <= RESIDENT_BYTES else self.streamed)(skip=skip)
+
+    def in_memory(self, *, skip: bool) -> InMemory:
         """Decode everything once.
 
         Args:
             skip: Leave out and list what is no whole picture, instead of raising.
         """
-        pixels = torch.empty(len(self), *self.shape.size, dtype=torch.uint8)
+        pixels = torch.empty(len(self), *self.stored, dtype=torch.uint8)
         kept, seen = list[int](), list[Seen]()
         for chosen, decoded in self._in_turn(range(len(self)), skip=skip):
             # copied at once: workers' batches hold file handles
@@ -195,10 +199,10 @@ class Pictures(Source, Dataset[Item]):
             kept += chosen
             seen += decoded.seen
         self._keep(kept)
-        images = Images(pixels[: len(kept)], torch.tensor(self.labels), self.classes, self.kind)
-        images.left_out, images.found = self.left_out, self._found(seen)
-        images.notes = (*self.notes, *survey.notes(images.pixels, self.classes, self.place.root))
-        return images
+        found = self._all(pixels[: len(kept)], torch.tensor(self.labels))
+        found.left_out, found.found, found.groups = self.left_out, self._found(seen), self.groups
+        found.notes = (*self.notes, *self._doubts(found.stored))
+        return found
 
     def streamed(self, *, skip: bool) -> "Pictures":
         """Itself, after a look at some of the pictures, or at all if `skip` asks which of them are whole."""
@@ -213,8 +217,14 @@ class Pictures(Source, Dataset[Item]):
             self._keep(kept)
         some = torch.cat(pixels)
         self.found = self._found(seen)
-        self.notes = (*self.notes, *survey.notes(some, self.classes, self.place.root, looked_at=len(some)))
+        self.notes = (*self.notes, *self._doubts(some, looked_at=len(some)))
         return self
+
+    def _all(self, stored: Tensor, labels: Tensor) -> InMemory:
+        return Images(stored, labels, self.classes, self.kind)
+
+    def _doubts(self, some: Tensor, looked_at: int | None = None) -> list[str]:
+        return survey.notes(some, self.classes, self.place.root, looked_at=looked_at)
 
     def _in_turn(self, entries: range, *, skip: bool) -> Iterator[tuple[list[int], Decoded]]:
         """Those of the entries that could be read, with what was read, decoded by workers where there are many."""
@@ -231,6 +241,7 @@ class Pictures(Source, Dataset[Item]):
             raise DataError(f"none of the {len(self)} pictures of {self.place.title} can be decoded")
         gone = sorted(set(range(len(self))) - set(entries))
         self.left_out = (*self.left_out, *(LeftOut(self.names[entry], "cannot be decoded") for entry in gone))
+        self.groups = None if self.groups is None else self.groups[entries]
         self.names = [self.names[entry] for entry in entries]
         self.labels = [self.labels[entry] for entry in entries]
 

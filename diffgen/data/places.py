@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
@@ -60,15 +60,16 @@ class Place(Protocol):
 class Folder:
     """Pictures below a folder; links are followed."""
 
-    def __init__(self, root: Path) -> None:
-        """List them.
+    def __init__(self, root: Path, also: Collection[str] = ()) -> None:
+        """List them, and files with other endings that are asked for.
 
         Raises:
             DataError: The folder cannot be read.
         """
         self.root: Path = root
         self.title = str(root)
-        found = list(_walk(root, "", ()))
+        walked = _walk(root, "", ())
+        found = [(name, "" if reason in also else reason) for name, reason in walked]
         self.names = sorted((name for name, reason in found if not reason), key=_parts)
         self.left_out = sorted(LeftOut(name, reason) for name, reason in found if reason)
 

@@ -116,10 +116,12 @@ class Reading:
             raise _fault(name, error) from None
         except Exception as error:  # decoders raise anything on damaged files
             raise UndecodableError(f"{name} cannot be decoded: {error}") from None
-        if size and picture.size != size[::-1]:
-            picture = ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
-        pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), seen
+        return _pixels(picture, size), seen
+
+    def told(self, loaded: "Loaded", name: str, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
+        """The same of what is decoded already, as a frame of a film."""
+        picture, seen = self._told(loaded, name)
+        return _pixels(picture, size), seen
 
     def _loaded(self, file: Path | bytes, name: str) -> "Loaded":
         try:
@@ -144,6 +146,13 @@ class Reading:
         if loaded.deep:
             _check_deep(picture, self.range, name)
         return picture, Seen(mode, size, shows, loaded.frames)
+
+
+def _pixels(picture: Image.Image, size: tuple[int, int] | None) -> Tensor:
+    if size and picture.size != size[::-1]:
+        picture = ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def _fault(name: str, error: OSError) -> DataError:

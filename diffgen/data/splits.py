@@ -54,13 +54,14 @@ class Splits:
         return [*self.train.left_out, *(LeftOut(f"held out: {name}", reason) for name, reason in others)]
 
 
-def held_out(size: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def held_out(size: int, share: float, seed: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Which of so many examples are trained on, and which are held out: a function of the seed.
 
     Args:
         size: How many there are.
         share: Of them to hold out, in (0, 1); at least one is.
         seed: Of the choice.
+        groups: Of each example, int64 [size]; a share of these is held out, each whole; None: each is alone.
 
     Returns:
         The numbers of both, each in rising order.
@@ -68,6 +69,10 @@ def held_out(size: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: Nothing would be left to train on.
     """
+    if groups is not None:
+        numbers, whose = groups.unique(return_inverse=True)
+        kept, apart = held_out(len(numbers), share, seed)
+        return (*(torch.isin(whose, chosen).nonzero()[:, 0] for chosen in (kept, apart)),)  # type: ignore[return-value]
     count = max(1, round(share * size))
     if count >= size:
         raise DataError(f"dataset.held_out={share:g} of {size} examples leaves none to train on")

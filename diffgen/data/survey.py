@@ -34,7 +34,7 @@ def found(
     some = f" (of {len(seen):,} looked at)" if len(seen) < total else ""
     parts = [
         f"{total:,} picture{'s' * (total != 1)}{some}: {counted(picture.mode for picture in seen)}",
-        _sizes(seen, size),
+        sizes(seen, size),
     ]
     transparent, frames = (sum(getattr(picture, what) for picture in seen) for what in ("transparent", "frames"))
     parts += [f"{transparent:,} with transparent pixels, laid on {reading.background}"] if transparent else []
@@ -57,11 +57,12 @@ def counted(words: Iterable[str]) -> str:
     return ", ".join([f"{count:,} {word}" for word, count in common[:FEW]] + ([f"{rest:,} others"] if rest else []))
 
 
-def _sizes(seen: Sequence[Seen], size: tuple[int, int]) -> str:
-    sizes = sorted({picture.size for picture in seen}, key=lambda each: (each[0] * each[1], each))
-    words = ["x".join(map(str, each)) for each in sizes]
+def sizes(seen: Sequence[Seen], size: tuple[int, int]) -> str:
+    """The sizes of some pictures, and what became of them."""
+    different = sorted({picture.size for picture in seen}, key=lambda each: (each[0] * each[1], each))
+    words = ["x".join(map(str, each)) for each in different]
     told = words[0] if len(words) == 1 else f"{words[0]} to {words[-1]} ({len(words)} sizes)"
-    return told if sizes == [size] else f"{told}, made {size[0]}x{size[1]}"
+    return told if different == [size] else f"{told}, made {size[0]}x{size[1]}"
 
 
 def named(classes: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from diffgen.nets.base import DataShape
 NEAR_ZERO = 1e-5  # gain of layers that end a residual branch: zero but for symmetry (Karras et al. 2022, table 7)
 
 
-def init_xavier(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
+def init_xavier(layer: nn.Conv2d | nn.Conv3d | nn.Linear, gain: float = 1.0) -> None:
     """Xavier-uniform weights times `gain`, zero bias."""
     nn.init.xavier_uniform_(layer.weight)
     with torch.no_grad():

@@ -7,6 +7,7 @@ initialisation of every layer that ends a residual branch.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from diffgen.core.errors import require
 from diffgen.nets.base import MODELS, DataShape
 from diffgen.nets.layers import NEAR_ZERO, Embedding, attend, conv, linear, norm
+from diffgen.nets.temporal import as_clips, as_frames, between_frames
 
 
 class ResBlock(nn.Module):
@@ -32,8 +34,12 @@ class ResBlock(nn.Module):
         skip_scale: float,
         heads: int = 0,
         resample: Literal["none", "down", "up"] = "none",
+        time: Callable[[int], nn.Module] | None = None,
     ) -> None:
-        """Args: channels in and out, width of the embedding, and the number of attention heads (0: no attention)."""
+        """Args: channels in and out, width of the embedding, and the number of attention heads (0: no attention).
+
+        `time` makes the layers between the frames of clips; pictures have none.
+        """
         super().__init__()
         self.resample, self.dropout, self.skip_scale = resample, dropout, skip_scale
         self.norm0, self.conv0 = norm(c_in), conv(c_in, c_out)
@@ -42,6 +48,7 @@ class ResBlock(nn.Module):
         project = c_in != c_out or resample != "none"
         self.skip = conv(c_in, c_out, 1) if project else nn.Identity()
         self.attention = Attention(c_out, heads, skip_scale) if heads else nn.Identity()
+        self.time = time(c_out) if time else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor, size: torch.Size | None = None) -> Tensor:
         """x [B, c_in, H, W], embedding [B, width]; `size` is the (H, W) to reach when resampling up."""
@@ -49,7 +56,7 @@ class ResBlock(nn.Module):
         h = h + self.embed(embedding)[:, :, None, None]
         h = self.conv1(F.dropout(F.silu(self.norm1(h)), self.dropout, self.training))
         x = (self.skip(self._resize(x, size)) + h) * self.skip_scale
-        return self.attention(x)
+        return self.time(self.attention(x))
 
     def _resize(self, x: Tensor, size: torch.Size | None) -> Tensor:
         if self.resample == "down":
@@ -119,11 +126,12 @@ class UNet(nn.Module):
         skip_scale: float,
         decoder_attention: Literal["all", "last"],
         patch: int,
+        time_layers: tuple[Literal["conv", "attention"], ...],
     ) -> None:
         """Build the network for a data shape; any height and width that `patch` divides.
 
         Args:
-            shape: Channels, height, width and number of classes of the data.
+            shape: Channels, frames of clips, height, width and number of classes of the data.
             channels: Width of the first level.
             channel_mult: Width of each level in units of `channels`; each level halves the resolution.
             blocks: Residual blocks a level in the encoder; the decoder has one more.
@@ -134,18 +142,22 @@ class UNet(nn.Module):
             skip_scale: Factor on residual sums, 1 (DDPM) or sqrt(1/2) (DDPM++).
             decoder_attention: Whether every decoder block of a chosen resolution attends, or the last only.
             patch: Space-to-depth factor of the stem; 2 quarters the cost of small images.
+            time_layers: What lets the frames of clips know of each other after each block, in this order; pictures
+                have none of it.
         """
         super().__init__()
         self._check(shape, channels, channel_mult, blocks, heads, dropout, patch)
         self.patch = patch
+        self.frames = shape.size[1] if len(shape.size) == 4 else 0
         width, widths = 4 * channels, [channels * mult for mult in channel_mult]
         heights = [math.ceil(shape.height / patch / 2**level) for level in range(len(widths))]
-        block = partial(ResBlock, width=width, dropout=dropout, skip_scale=skip_scale)
+        time = partial(between_frames, time_layers, max(heads, 1), self.frames) if self.frames else None
+        block = partial(ResBlock, width=width, dropout=dropout, skip_scale=skip_scale, time=time)
         down = Downsample if resample == "conv" else partial(block, resample="down")
         up = Upsample if resample == "conv" else partial(block, resample="up")
 
         self.embedding = Embedding(channels, width, shape)
-        self.stem = conv(shape.channels * patch**2, channels)
+        self.stem = conv((shape.channels + shape.given) * patch**2, channels)
         c, skips = channels, [channels]
         self.encoder = nn.ModuleList()
         for level, c_out in enumerate(widths):
@@ -182,8 +194,8 @@ class UNet(nn.Module):
         patch: int,
     ) -> None:
         require(
-            len(shape.size) == 3,
-            f"name=unet takes pictures [C, H, W], and the data is {shape}: choose model=mlp or dit_tiny",
+            len(shape.size) in (3, 4),
+            f"name=unet takes pictures [C, H, W] and clips, and the data is {shape}: choose model=mlp or dit_tiny",
         )
         require(
             4 <= channels <= 4096 and channels % 4 == 0,
@@ -207,15 +219,22 @@ class UNet(nn.Module):
         """F(x).
 
         Args:
-            x: [B, C, H, W].
+            x: [B, C, H, W], or [B, C, T, H, W].
             condition: The schedule's noise_cond, [B].
             label: int64 [B], negative for none.
             augment: What was done to the training images, [B, augment_labels]; None for untouched ones.
 
         Returns:
-            [B, C, H, W].
+            Like x, without the channels that tell what is known.
         """
         embedding = self.embedding(condition, label, augment)
+        if not self.frames:
+            return self._pictures(x, embedding)
+        frames = self._pictures(as_frames(x), embedding.repeat_interleave(self.frames, 0))
+        return as_clips(frames, self.frames)
+
+    def _pictures(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """[B, C, H, W], embedding [B, width] -> [B, C, H, W]."""
         h = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips = [h]
         for layer in self.encoder:

@@ -73,6 +73,7 @@ class UNet2D(UNet):
             skip_scale=1.0,
             decoder_attention="all",
             patch=1,
+            time_layers=(),
         )
         self._check_details(shape, len(channel_mult), groups, eps, frequency_shift)
         self.embedding.sinusoidal = SinusoidalEmbedding(channels, frequency_shift)

@@ -45,7 +45,8 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         order = prepare(settings, sampler, task, checkpoint.load(Path(str(settings.ckpt))), accelerator.device)
         labels, sampling, trained = order.labels, order.sampling, order.sampling.trained
         out = Path(settings.out) if settings.out else default_out
-        folder = Folder(out, trained.kind, settings.saves, trained.classes, films=order.plan.frames > 0)
+        kind = trained.kind if settings.fps is None else trained.kind.played_at(settings.fps)
+        folder = Folder(out, kind, settings.saves, trained.classes, films=order.plan.frames > 0)
         folder.check()
         on_main(accelerator, lambda: folder.prepare(overwrite=settings.overwrite))
         reporter = Reporter(speaks=accelerator.is_main_process)
@@ -170,8 +171,9 @@ def _tell(
         reporter.say(f"codes that are no token's, and became the nearest: {strays:.2%}")
     more = f"   more: {', '.join(settings.saves)} in {out}" if set(settings.saves) - {"grid"} else ""
     drawn = told(labels, sampling.trained.classes)
-    what = "text" if sampling.trained.kind.textual else "grid"
-    reporter.say(f"{what}: {out / folder.first}{f' ({drawn})' if drawn else ''}{more}")
+    what = "text" if folder.kind.textual else "grid"
+    film = f"   film: {out / 'samples.gif'}" if folder.kind.moving else ""
+    reporter.say(f"{what}: {out / folder.first}{f' ({drawn})' if drawn else ''}{film}{more}")
 
 
 def _draw_all(order: Order, accelerator: Accelerator, reporter: Reporter, files: Files) -> Tensor:

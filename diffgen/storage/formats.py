@@ -13,6 +13,13 @@ AS_FOUND: dict[str, dict[str, Any]] = {
 """The same of the config of a data set."""
 
 
+LATER: dict[str, dict[str, Any]] = {
+    "unet": {"time_layers": ["conv", "attention"]},
+    "dit": {"patch_time": None, "attention": "full"},
+}
+"""What a model's config did not say before there were clips."""
+
+
 def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
     """A config of a checkpoint or a run as this version would have written it.
 
@@ -29,7 +36,17 @@ def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
         pixels = data.get("pixels", True)
         kind = {"name": "pixels" if pixels else "vectors"}
         config = {**config, "data": {"kind": kind, "size": sides if pixels else sides[:1], **kept}}
-    return {"objective": {"name": "denoise"}, **config, **_of_data(config)}
+    return {"objective": {"name": "denoise"}, **config, **_of_data(config), **_of_clips(config)}
+
+
+def _of_clips(config: dict[str, Any]) -> dict[str, Any]:
+    """Those of its parts that have settings of clips, which earlier versions did not know."""
+    model, train, told = config.get("model"), config.get("train"), dict[str, Any]()
+    if isinstance(model, dict):
+        told["model"] = {**LATER.get(str(model.get("name")), {}), **model}
+    if isinstance(train, dict):
+        told["train"] = {"known_frames": 0.0, **train}
+    return told
 
 
 def _of_data(config: dict[str, Any]) -> dict[str, Any]:
