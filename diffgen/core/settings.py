@@ -259,10 +259,23 @@ OF_TEXT = ("ngrams", "runs", "entropy", "right", "bits")
 """And of text: distance of n-gram statistics, runs that stand in the training text, entropy of single tokens, share of
 right samples where the data can tell, bits per character."""
 
-METRICS = (*OF_IMAGES, *(name for name in OF_TEXT if name not in OF_IMAGES))
+OF_CLIPS = ("fd_frames", "fd_pairs", "motion", "checks", *OF_MODEL)
+"""And of clips: Frechet distance of single frames and of consecutive ones, how much moves, and, where data can tell,
+whether a clip shows one and the same thing on the path that it should."""
 
-UNASKED = {"images": ("fd", "kd", "is", "pr", "dc", "agreement", "copies"), "text": OF_TEXT}
+METRICS = tuple(dict.fromkeys((*OF_IMAGES, *OF_TEXT, *OF_CLIPS)))
+
+UNASKED = {
+    "images": ("fd", "kd", "is", "pr", "dc", "agreement", "copies"),
+    "text": OF_TEXT,
+    "clips": ("fd_frames", "fd_pairs", "motion", "checks"),
+}
 """What `metrics=auto` stands for."""
+
+What = Literal["images", "text", "clips"]
+"""What can be judged."""
+
+OF: dict[What, tuple[str, ...]] = {"images": OF_IMAGES, "text": OF_TEXT, "clips": OF_CLIPS}
 
 TOGETHER = ("auto", "all")
 
@@ -313,7 +326,7 @@ class EvalSettings(DrawSettings):
         """The metrics, as a tuple, once `suited` has been asked what there are."""
         return tuple(OF_INCEPTION.get(name, name) for name in self.named)
 
-    def suited(self, what: Literal["images", "text"], *, without: Mapping[str, str] | None = None) -> "EvalSettings":
+    def suited(self, what: What, *, without: Mapping[str, str] | None = None) -> "EvalSettings":
         """The same with the metrics that `auto` and `all` stand for.
 
         Args:
@@ -324,7 +337,7 @@ class EvalSettings(DrawSettings):
             UsageError: Another one was named.
         """
         why = dict(without or {}) | ({} if self.ckpt else dict.fromkeys(OF_MODEL, ""))
-        known = [name for name in (OF_TEXT if what == "text" else OF_IMAGES) if name not in why]
+        known = [name for name in OF[what] if name not in why]
         for name, metric in zip(self.named, self.wanted, strict=True):
             told = why.get(metric) or f"metrics={name} is not a metric of {what}"
             require(metric in (*known, *TOGETHER), f"{told}: choose some of [{', '.join(known)}, all]")

@@ -88,6 +88,14 @@ class Source(ABC):
         """Whether a text is one that the data could have; None where nothing can tell."""
         return None
 
+    def straight(self, clips: Tensor) -> Tensor | None:
+        """Whether what clips show moves as in the data, bool [n]; None where nothing can tell.
+
+        Args:
+            clips: As they are stored, uint8 [n, T, C, H, W].
+        """
+        return None
+
     @abstractmethod
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
         """For each int64 tensor of entries: these examples and their labels, on the device."""
@@ -143,6 +151,10 @@ class Part(Source):
     def right(self, text: str) -> bool | None:
         """See `Source`."""
         return self.whole.right(text)
+
+    def straight(self, clips: Tensor) -> Tensor | None:
+        """See `Source`."""
+        return self.whole.straight(clips)
 
     def of(self, kind: Kind) -> Source:
         """See `Source`."""

@@ -26,6 +26,9 @@ from diffgen.nets.base import DataShape
 FASTEST = 1 / 16
 """Sides of the frame by which a digit moves along either axis in a frame, at most."""
 
+CLOSE = 0.5
+"""Pixels by which a centre may be off a path that counts as one of the data."""
+
 MOST_HELD_OUT = 10_000
 """Clips of the test split."""
 
@@ -108,7 +111,7 @@ class Moving(Source):
         """Args: digits: which move; their test split for that of the clips."""
         self.digits, self.motion, self.split = digits, motion, split
         self.side = digits.shape.height
-        self.room = motion.canvas - self.side
+        self.room, self.fastest = motion.canvas - self.side, round(FASTEST * motion.canvas)
         self.classes = digits.classes if motion.digits == 1 else ()
         self.kind: Clips = Clips()
         self.shape = DataShape((1, motion.frames, motion.canvas, motion.canvas), len(self.classes))
@@ -126,8 +129,7 @@ class Moving(Source):
     def truth(self, entries: Tensor) -> Truth:
         """What the clips of these numbers, int64 [n], show."""
         count, seed = self.motion.digits, self.motion.seed if self.split == "train" else 0
-        fastest = round(FASTEST * self.motion.canvas)
-        steps = torch.cartesian_prod(*[torch.arange(-fastest, fastest + 1)] * 2)
+        steps = torch.cartesian_prod(*[torch.arange(-self.fastest, self.fastest + 1)] * 2)
         steps = steps[steps.any(1)]  # those that go somewhere
         u, rng = torch.empty(len(entries), count, 4, dtype=torch.float64), torch.Generator()  # one for all: it is slow
         for row, entry in zip(u, entries.tolist(), strict=True):
@@ -136,6 +138,20 @@ class Moving(Source):
         start = (u[:, None, :, 2:] * (self.room + 1)).long()
         corners = reflected(start + steps[step][:, None] * torch.arange(self.motion.frames)[:, None, None], self.room)
         return Truth(self.digits.labels[which], self.digits.pixels[which, 0], corners)
+
+    def straight(self, clips: Tensor) -> Tensor | None:
+        """See `Source`: whether the centre of what is seen keeps to a path of the data, on the root mean square.
+
+        Where in a digit its centre is, is not asked; of clips of two digits nothing is told.
+        """
+        if self.motion.digits > 1:
+            return None
+        phases, steps = torch.arange(2 * self.room), torch.arange(self.fastest + 1)
+        time = torch.arange(clips.shape[1])
+        paths = reflected(phases[:, None, None] + steps[:, None] * time, self.room).flatten(0, 1).double()
+        away = centres(clips).double().transpose(1, 2)[:, :, None] - paths  # [n, axes, paths, T]
+        squares = away.var(-1, correction=0).amin(-1).sum(-1)  # the mean is where in the digit its centre is
+        return squares.sqrt() < CLOSE
 
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
         """See `Source`."""
@@ -154,6 +170,15 @@ class Moving(Source):
 def reflected(place: Tensor, room: int) -> Tensor:
     """Where something is that moves on a line between two walls, at 0 and `room`, had there been none: a triangle."""
     return room - (place.remainder(2 * room) - room).abs()
+
+
+def centres(clips: Tensor) -> Tensor:
+    """Centroid of the brightness of each frame, (row, column) in pixels, float [n, T, 2]; the middle of black ones."""
+    frames = clips.float().mean(2)
+    weight = frames.sum((-2, -1), keepdim=True)
+    share = torch.where(weight > 0, frames / weight.clamp(min=1e-9), 1 / (frames.shape[-1] * frames.shape[-2]))
+    places = [torch.arange(side, device=clips.device, dtype=share.dtype) for side in frames.shape[-2:]]
+    return torch.stack([(share.sum(-1) * places[0]).sum(-1), (share.sum(-2) * places[1]).sum(-1)], -1)
 
 
 def drawn(sprites: Tensor, corners: Tensor, canvas: int) -> Tensor:

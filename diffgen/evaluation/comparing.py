@@ -22,8 +22,9 @@ def suited(trained: Trained | None, splits: Splits, name: str) -> Splits:
         UsageError: They hold neither pictures nor text that a checkpoint makes, or of another size than that makes.
     """
     kind = splits.train.kind
-    told = "diffgen-eval judges pictures, and a ckpt of text by text"
-    require(kind.judged or (trained is not None and kind.textual), f"dataset={name} holds {kind.unit}: {told}")
+    told = "diffgen-eval judges pictures, clips, and a ckpt of text by text"
+    known = kind.judged or kind.moving or (trained is not None and kind.textual)
+    require(known, f"dataset={name} holds {kind.unit}: {told}")
     if not trained:
         return splits
     same = type(trained.kind.as_numbers()) is type(kind.as_numbers())

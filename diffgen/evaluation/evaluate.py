@@ -17,17 +17,17 @@ from diffgen.core.console import ProgressLine, Reporter, clock, count, unit_of
 from diffgen.core.errors import require
 from diffgen.core.files import append_text, cache_folder, make_writable
 from diffgen.core.processes import accelerated, on_main
-from diffgen.core.settings import FEWEST, EvalSettings
+from diffgen.core.settings import FEWEST, EvalSettings, What
 from diffgen.data import Source
 from diffgen.data.splits import Splits
-from diffgen.evaluation import held_out, model, text
+from diffgen.evaluation import clips, held_out, model, text
 from diffgen.evaluation.comparing import opened, suited, told_by_classes
 from diffgen.evaluation.extractors import Extractor, shared_extractor
 from diffgen.evaluation.few import too_few
 from diffgen.evaluation.measure import Judged, Row, measured
 from diffgen.evaluation.pictures import pictures
 from diffgen.evaluation.reference import Reference
-from diffgen.evaluation.report import as_json
+from diffgen.evaluation.report import as_json, unit_in
 from diffgen.evaluation.samples import Drawn, draw_share, featured, gathered
 from diffgen.sampling.drawing import Sampling, batch_size
 from diffgen.sampling.labels import cycle_labels
@@ -80,20 +80,22 @@ def evaluate(
         textual = trained is not None and trained.kind.textual
         _check_extractor(settings, str(extractor.get("name")), textual=textual)
         splits, apart, held = opened(saved, dataset, moved, accelerator)
+        what: What = "text" if textual else "clips" if splits.train.kind.moving else "images"
         splits = suited(trained, splits, str(dataset["name"]))
         splits, classes = told_by_classes(trained, splits, str(dataset["name"]))
         if trained:
             check_guidance(settings, classes, trained.kind.unit)
         without = model.untold(trained, saved.config["schedule"]["name"]) if saved and trained else {}
         without |= text.untold(splits, str(dataset["name"])) if textual else {}
-        settings = settings.suited("text" if textual else "images", without=without)
+        settings = settings.suited(what, without=without)
         given = pictures(settings.images, splits.train, str(dataset["name"])) if settings.images else None
         out = _out(settings, saved)
         cache = Path(settings.cache) if settings.cache else cache_folder() / "eval"
         cache = cache / str(dataset["name"])
         n = _number(settings, splits, given)
         texts = text.Texts(splits, n) if textual else None
-        row: Row = {"sequences" if textual else "images": n, "dataset": dataset["name"], "seed": settings.seed, **held}
+        unit = {"text": "sequences"}.get(what, what)
+        row: Row = {unit: n, "dataset": dataset["name"], "seed": settings.seed, **held}
         started = time.monotonic()
         if saved and trained:
             sampling, facts = _sampling(settings, sampler, saved, trained, accelerator, n)
@@ -101,15 +103,21 @@ def evaluate(
         else:
             row["pictures"] = settings.images
         looks = settings.needs_samples and not textual
-        network = _extractor(extractor, splits, cache, accelerator, reporter) if looks else None
+        seen = clips.in_frames(splits) if what == "clips" else splits
+        network = _extractor(extractor, seen, cache, accelerator, reporter) if looks else None
         on_main(accelerator, lambda: make_writable(out))
         found = splits.train.found if textual else given.found if given else ""
         _header(reporter, settings, row, network, found, apart, processes.told(accelerator))
         for note in texts.notes if texts else ():
             reporter.say(note)
+        labels = [classes[i] if classes else i for i in cycle_labels(n, len(classes))]
         if network:
+            row |= {"extractor": network.name, "extractor_hash": network.hash, "features": network.dim}
+        if network and what == "clips":
+            whose = sampling if saved else given
+            row |= _of_clips(settings, whose, labels, clips.Films(splits, network, n), accelerator, reporter)
+        elif network:
             if saved:
-                labels = [classes[i] if classes else i for i in cycle_labels(n, len(classes))]
                 draw = partial(draw_share, sampling, labels, network, accelerator)
                 drawn = gathered(_draw(settings, sampling, draw, accelerator, reporter, n), accelerator, n)
                 row["nfe"] = sampling.nfe
@@ -117,7 +125,6 @@ def evaluate(
                 assert given is not None
                 with reporter.progress(n, 0) as line:
                     drawn = featured(given, network, n, lambda done: line.update(done, "pictures seen"))
-            row |= {"extractor": network.name, "extractor_hash": network.hash, "features": network.dim}
             row |= _of_images(settings, drawn, Reference(splits, network, cache), out, accelerator)
         if texts and settings.needs_samples:
             row |= _of_text(settings, sampling, texts, accelerator, reporter)
@@ -148,14 +155,15 @@ def _check_extractor(settings: EvalSettings, extractor: str, *, textual: bool) -
 
 def _number(settings: EvalSettings, splits: Splits, given: Source | None) -> int:
     """How many images or sequences to judge."""
-    known = len(held_out.judge(splits)[0])
-    textual = splits.train.kind.textual
-    most = len(given) if given is not None else min(text.MOST, known) if textual else min(MOST, len(splits.train))
+    known, kind = len(held_out.judge(splits)[0]), splits.train.kind
+    textual = kind.textual
+    most = min(MOST, len(splits.train)) if kind.judged else min(text.MOST if textual else clips.MOST, known)
+    most = len(given) if given is not None else most
     n = most if settings.n == "auto" else settings.n
-    require(given is None or n <= most, f"n={n} is more than the {most} images in {settings.images}")
+    require(given is None or n <= most, f"n={n} is more than the {most} {kind.unit} in {settings.images}")
     if not settings.needs_samples:
         return min(n, known)  # of which metrics of the model are
-    require(n >= FEWEST or textual, f"n={n} is too few: metrics of images need at least {FEWEST}")
+    require(n >= FEWEST or textual, f"n={n} is too few: metrics of {kind.unit} need at least {FEWEST}")
     return n
 
 
@@ -271,6 +279,26 @@ def _of_images(settings: EvalSettings, drawn: Drawn, reference: Reference, out: 
     return row
 
 
+def _of_clips(
+    settings: EvalSettings,
+    whose: Sampling | Source | None,
+    labels: list[int],
+    films: clips.Films,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> Row:
+    """Metrics of clips that are drawn, or read."""
+    if isinstance(whose, Sampling):
+        draw = partial(clips.draw_share, whose, labels, accelerator)
+        share = _draw(settings, whose, draw, accelerator, reporter, films.n)
+        made, row = clips.gathered(share, accelerator, films.n), {"nfe": whose.nfe}
+    else:
+        assert whose is not None
+        made, row = clips.given(whose, films.n), Row()
+    figures: Row = on_main(accelerator, lambda: clips.of_samples(settings.wanted, made, films))
+    return row | figures
+
+
 def _of_text(
     settings: EvalSettings, sampling: Sampling, texts: text.Texts, accelerator: Accelerator, reporter: Reporter
 ) -> Row:
@@ -336,7 +364,7 @@ def _header(
     apart: str,
     device: str,
 ) -> None:
-    unit = "sequences" if "sequences" in row else "images"
+    unit = unit_in(row)
     rows = {
         unit: f"{row[unit]:,}, seed {row['seed']}",
         **({"found": found} if found else {}),

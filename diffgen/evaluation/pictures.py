@@ -9,7 +9,8 @@ from diffgen.data.kinds import Pixels
 from diffgen.data.labels import Labelled, numbered
 from diffgen.data.pictures import check_some, opened, place_of
 from diffgen.data.places import Place
-from diffgen.data.reading import Reading, UnsuitableError
+from diffgen.data.reading import MAX_PIXELS, Reading, UnsuitableError
+from diffgen.data.videos import video_folder
 
 
 def pictures(images: str, reference: Source, name: str) -> Source:
@@ -27,13 +28,20 @@ def pictures(images: str, reference: Source, name: str) -> Source:
         DataError: They cannot be read, or their sizes or classes are not the reference's.
     """
     path = Path(images)
+    if reference.kind.moving and (path / "grid.png").is_file() and (path / "frames").is_dir():
+        path = path / "frames"
     if (path / "grid.png").is_file() and (path / "images").is_dir():  # as diffgen-sample leaves it
         path = path / "images"
     what = f"images={images!r}"
     if not path.exists():
         raise DataError(f"{what} is neither a folder of pictures nor an .npz file")
     try:
-        found = _of_files(path, reference, what) if path.is_dir() or path.suffix == ".zip" else _of_arrays(path, what)
+        if path.is_dir() and reference.kind.moving:
+            found = _of_films(path, reference)
+        elif path.is_dir() or path.suffix == ".zip":
+            found = _of_files(path, reference, what)
+        else:
+            found = _of_arrays(path, what)
     except UnsuitableError as error:  # a data set has settings for that, and these are judged as they are
         raise DataError(f"{error.fact}: they must be as those of dataset={name}") from None
     sizes = ["x".join(map(str, of.size)) for of in (found.shape, reference.shape)]
@@ -52,6 +60,25 @@ def _of_files(path: Path, reference: Source, what: str) -> Source:
     kind = reference.kind if isinstance(reference.kind, Pixels) else Pixels()
     reading = Reading(reference.shape.channels, kind.background, kind.range)
     return opened(place, _labelled(place, reference), reading, None, "refuse", workers=2)
+
+
+def _of_films(path: Path, reference: Source) -> Source:
+    """Films, of each of which the first frames are a clip as the reference's are."""
+    channels, frames, *_ = reference.shape.size
+    return video_folder(
+        root=str(path),
+        frames=frames,
+        stride=1,
+        clips=1,
+        size=None,
+        channels=channels,
+        fps=None,
+        background="white",
+        range=None,
+        undecodable="refuse",
+        max_pixels=MAX_PIXELS,
+        workers=2,
+    )
 
 
 def _labelled(place: Place, reference: Source) -> Labelled:

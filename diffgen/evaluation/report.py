@@ -24,6 +24,13 @@ NAMES = {
     "agreement": "agreement with labels",
     "copies": "near-copies of training images",
     "cas": "classification accuracy score",
+    "fd_frames": "Frechet distance of frames",
+    "fd_pairs": "Frechet distance of pairs",
+    "motion": "motion, grey levels off",
+    "label": "frames read as asked",
+    "identity": "one label on all frames",
+    "shape": "one shape on all frames",
+    "straight": "on straight lines with bounces",
     "ngram_1": "1-gram divergence, bits",
     "ngram_2": "2-gram divergence, bits",
     "ngram_3": "3-gram divergence, bits",
@@ -49,6 +56,9 @@ BETTER = {
     "fd": "lower",
     "kd": "lower",
     "copies": "lower",
+    "fd_frames": "lower",
+    "fd_pairs": "lower",
+    "motion": "lower",
     "ngram_1": "lower",
     "ngram_2": "lower",
     "ngram_3": "lower",
@@ -89,6 +99,7 @@ IN_ONE_TABLE = (
     "guidance",
     "images",
     "sequences",
+    "clips",
 )
 
 AXES = {"nfe": "network calls (NFE)", "sigma_rel": "width of the average, sigma_rel", "images_seen": "training images"}
@@ -121,15 +132,21 @@ def _notes(row: Row) -> Iterator[str]:
     if left := row.get("left_out"):
         yield f"left out, for want of labels, classes or held-out images: {', '.join(left)}"
     if row.get("bits_of", row.get("vlb_of")) == "train" or ("denoising_train" in row and "denoising_test" not in row):
-        unit = "sequences" if "sequences" in row else "images"
+        unit = unit_in(row)
         yield f"no {unit} are held out: figures of the model are of {unit} that it was trained on; {ADVICE}"
     if rounded := row.get("rounded"):
         yield f"{rounded:,} images have values between the levels of the model: bits are of the nearest ones"
-    if row.get("floor_images", math.inf) < row.get("images", 0):
-        fewer, judged = row["floor_images"], row["images"]
-        yield f"held-out floors are of {fewer:,} images, not {judged:,}: with fewer, distances rise and coverage falls"
+    unit = unit_in(row)
+    if row.get(f"floor_{unit}", math.inf) < row.get(unit, 0):
+        fewer, judged = row[f"floor_{unit}"], row[unit]
+        yield f"held-out floors are of {fewer:,} {unit}, not {judged:,}: with fewer, distances rise and coverage falls"
     for why, keys in _by_reason(too_few(row)).items():
         yield f"too few images: {', '.join(keys)}: {why}"
+
+
+def unit_in(row: Row) -> str:
+    """What a row is of: images, sequences or clips."""
+    return next((unit for unit in ("sequences", "clips") if unit in row), "images")
 
 
 def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
@@ -147,7 +164,7 @@ def name(key: str, row: Row) -> str:
     if row.get("extractor") == "dinov2" and key == "fd":
         return "FD-DINOv2"
     if key in ("bits", "vlb"):
-        of = "text" if "sequences" in row else "images"
+        of = {"sequences": "text"}.get(unit_in(row), unit_in(row))
         return row.get(f"{key}_in", NAMES[key]) + OF[key][row.get(f"{key}_of", "test")].replace("images", of)
     if key == "copies" and row.get("copies_in") == "pixels":
         return "near-copies, in pixels"

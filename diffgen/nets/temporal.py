@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffgen.nets.layers import NEAR_ZERO, SinusoidalEmbedding, attend, init_xavier, linear, norm
+from diffgen.nets.layers import NEAR_ZERO, SinusoidalEmbedding, attend, conv, init_xavier, linear, norm
 
 PLACES = 64
 """Numbers that tell which frame it is."""
@@ -27,20 +27,20 @@ def as_clips(frames: Tensor, t: int) -> Tensor:
 
 
 class TimeConv(nn.Module):
-    """A residual convolution over three frames."""
+    """A residual convolution over three frames, the one before, itself and the next, whose channels it joins."""
 
     def __init__(self, channels: int, frames: int) -> None:
         """Args: frames: of a clip."""
         super().__init__()
         self.frames = frames
-        self.norm = norm(channels)
-        self.conv = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-        init_xavier(self.conv, NEAR_ZERO)
+        self.norm, self.conv = norm(channels), conv(3 * channels, channels, 1, gain=NEAR_ZERO)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B T, C, H, W] -> the same."""
-        h = as_clips(F.silu(self.norm(x)), self.frames)
-        return x + as_frames(self.conv(h))
+        h = F.silu(self.norm(x)).unflatten(0, (-1, self.frames))
+        nothing = torch.zeros_like(h[:, :1])
+        before, after = torch.cat([nothing, h[:, :-1]], 1), torch.cat([h[:, 1:], nothing], 1)
+        return x + self.conv(torch.cat([before, h, after], 2).flatten(0, 1))
 
 
 class TimeAttention(nn.Module):
@@ -59,23 +59,23 @@ class TimeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B T, C, H, W] -> the same."""
         b, c, height, width = x.shape
-        h = self.norm(x).reshape(-1, self.frames, c, height * width).permute(0, 3, 1, 2)  # [B, H W, T, C]
-        h = h + self.place(self.which(torch.arange(self.frames, device=x.device)).to(h))
-        q, k, v = (layer(h).unflatten(-1, (self.heads, -1)).transpose(2, 3) for layer in (self.q, self.k, self.v))
-        h = self.out(attend(q, k, v).transpose(2, 3).flatten(3))
-        return x + h.permute(0, 2, 3, 1).reshape(b, c, height, width)
+        h = self.norm(x).reshape(-1, self.frames, c, height * width).permute(0, 3, 1, 2)
+        h = h.flatten(0, 1) + self.place(self.which(torch.arange(self.frames, device=x.device)).to(h))  # [B H W, T, C]
+        q, k, v = (layer(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        h = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        return x + h.unflatten(0, (-1, height * width)).permute(0, 2, 3, 1).reshape(b, c, height, width)
 
 
 LAYERS = {"conv": lambda channels, heads, frames: TimeConv(channels, frames), "attention": TimeAttention}
 
 
-def between_frames(names: Sequence[str], heads: int, frames: int, channels: int) -> nn.Module:
-    """Layers of these names, one after the other.
+def between_frames(names: Sequence[str], frames: int, heads: int, channels: int) -> nn.Module:
+    """Layers of these names, one after the other; attention only where there are heads.
 
     Args:
         names: `conv`, `attention`.
-        heads: Of attention.
         frames: Of a clip.
+        heads: Of attention.
         channels: Of a frame.
     """
-    return nn.Sequential(*(LAYERS[name](channels, heads, frames) for name in names))
+    return nn.Sequential(*(LAYERS[name](channels, heads, frames) for name in names if heads or name == "conv"))

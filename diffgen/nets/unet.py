@@ -34,7 +34,7 @@ class ResBlock(nn.Module):
         skip_scale: float,
         heads: int = 0,
         resample: Literal["none", "down", "up"] = "none",
-        time: Callable[[int], nn.Module] | None = None,
+        time: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         """Args: channels in and out, width of the embedding, and the number of attention heads (0: no attention).
 
@@ -48,7 +48,7 @@ class ResBlock(nn.Module):
         project = c_in != c_out or resample != "none"
         self.skip = conv(c_in, c_out, 1) if project else nn.Identity()
         self.attention = Attention(c_out, heads, skip_scale) if heads else nn.Identity()
-        self.time = time(c_out) if time else nn.Identity()
+        self.time = time(heads, c_out) if time else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor, size: torch.Size | None = None) -> Tensor:
         """x [B, c_in, H, W], embedding [B, width]; `size` is the (H, W) to reach when resampling up."""
@@ -151,7 +151,7 @@ class UNet(nn.Module):
         self.frames = shape.size[1] if len(shape.size) == 4 else 0
         width, widths = 4 * channels, [channels * mult for mult in channel_mult]
         heights = [math.ceil(shape.height / patch / 2**level) for level in range(len(widths))]
-        time = partial(between_frames, time_layers, max(heads, 1), self.frames) if self.frames else None
+        time = partial(between_frames, time_layers, self.frames) if self.frames else None
         block = partial(ResBlock, width=width, dropout=dropout, skip_scale=skip_scale, time=time)
         down = Downsample if resample == "conv" else partial(block, resample="down")
         up = Upsample if resample == "conv" else partial(block, resample="up")
