@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from diffgen.build import dataset_settings
 from diffgen.core.registry import build
 from diffgen.data import DATASETS
 from diffgen.diffusion.schedules import SCHEDULES, Schedule
@@ -25,4 +26,5 @@ def schedule(name: str, **changes: Any) -> Schedule:
 def dataset(name: str, **changes: Any) -> Any:
     """A data set, without the recipe that its file includes."""
     settings = row("dataset", name, **changes)
-    return build(DATASETS, {key: value for key, value in settings.items() if key != "defaults"})
+    own, *_ = dataset_settings({key: value for key, value in settings.items() if key != "defaults"})
+    return build(DATASETS, own)

@@ -148,10 +148,12 @@ class Moving(Source):
             return None
         phases, steps = torch.arange(2 * self.room), torch.arange(self.fastest + 1)
         time = torch.arange(clips.shape[1])
-        paths = reflected(phases[:, None, None] + steps[:, None] * time, self.room).flatten(0, 1).double()
-        away = centres(clips).double().transpose(1, 2)[:, :, None] - paths  # [n, axes, paths, T]
-        squares = away.var(-1, correction=0).amin(-1).sum(-1)  # the mean is where in the digit its centre is
-        return squares.sqrt() < CLOSE
+        paths = reflected(phases[:, None] + steps[:, None, None] * time, self.room).double()
+        away = centres(clips).double().transpose(1, 2)[:, :, None, None] - paths  # [n, axes, steps, phases, T]
+        rows, columns = away.var(-1, correction=0).amin(-1).unbind(1)  # the mean is where in the digit its centre is
+        both = rows[:, :, None] + columns[:, None]
+        both[:, 0, 0] = torch.inf  # a digit that stands still
+        return both.amin((1, 2)).sqrt() < CLOSE
 
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
         """See `Source`."""

@@ -25,6 +25,9 @@ Start = Callable[[list[int]], Tensor]
 Wrap = Callable[[Denoise], Denoise]
 """A denoiser -> the one that a sampler sees."""
 
+LONGEST = 4096
+"""Frames of a clip that is longer than the network's."""
+
 
 class Facts(NamedTuple):
     """What a task declares of itself.
@@ -191,7 +194,8 @@ def predict(run: Run, *, video: str | None, known: int | None, length: int | Non
     """
     frames = run.size[1]
     require(video is not None or length is not None, "video is missing: task.video=PATH, or task.length=32 without one")
-    require(length is None or 2 <= length <= 4096, f"length={length} must be in [2, 4096]")
+    told = f"length={length} must be in [{frames}, {LONGEST}]: this model's clips have {frames} frames"
+    require(length is None or frames <= length <= LONGEST, told)
     film = run.film(video) if video is not None else None
     known = min(frames // 2, frames if film is None else film.shape[1]) if known is None else known
     require(1 <= known < frames, f"known={known} must be in [1, {frames - 1}]: this model's clips have {frames} frames")

@@ -9,6 +9,7 @@ normed and rotated by their positions (Su et al. 2024), and the feed-forward lay
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -118,36 +119,36 @@ class Block(nn.Module):
 
 
 class Patches(nn.Module):
-    """Both ends of the network for real numbers [B, C, *sides]; a site is a patch, cut `patch` along every side."""
+    """Both ends of the network for real numbers [B, C, *sides]; a site is a patch, of a size along every side."""
 
-    def __init__(self, shape: DataShape, width: int, patch: int, bottleneck: int | None, inputs: int) -> None:
+    def __init__(self, shape: DataShape, width: int, patch: list[int], bottleneck: int | None, inputs: int) -> None:
         """Args: inputs: How many examples are stacked along the channels; 2 where the estimate is one."""
         super().__init__()
         sides, axes = shape.size[1:], len(shape.size) - 1
-        require(
-            1 <= patch <= 64 and all(side % patch == 0 for side in sides),
-            f"patch={patch} must divide the sides of the data, {'x'.join(map(str, sides))}",
-        )
+        for side, along in zip(sides, patch, strict=True):
+            cut = f"patch={patch[-1]}, patch_time={patch[0]}" if axes == 3 else f"patch={along}"
+            whole = 1 <= along <= 64 and side % along == 0
+            require(whole, f"{cut} must divide the sides of the data, {'x'.join(map(str, sides))}")
         self.size, self.width, self.patch = shape.size, width, patch
-        self.grid = [side // patch for side in sides]
+        self.grid = [side // along for side, along in zip(sides, patch, strict=True)]
         at = range(2, 2 + 2 * axes, 2)  # of the sites in [B, C, site, within, site, within, ...]
         self.order = [0, *at, 1, *(axis + 1 for axis in at)]
-        values = shape.channels * patch**axes
-        taken = (inputs * shape.channels + shape.given) * patch**axes
+        values = shape.channels * math.prod(patch)
+        taken = (inputs * shape.channels + shape.given) * math.prod(patch)
         narrow = [nn.Linear(taken, bottleneck, bias=False)] if bottleneck else []
         self.stem = nn.Sequential(*narrow, linear(bottleneck or taken, width))
         self.head = zero_linear(width, values)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs C, *sides] -> [B, N, width]."""
-        cut = x.reshape(x.shape[0], -1, *(n for side in self.grid for n in (side, self.patch)))
+        cut = x.reshape(x.shape[0], -1, *(n for pair in zip(self.grid, self.patch, strict=True) for n in pair))
         sites = cut.permute(self.order).reshape(x.shape[0], math.prod(self.grid), -1)
         positions = torch.cat(rotations(self.grid, self.width, x.device), 1)
         return self.stem(sites) + positions
 
     def back(self, h: Tensor) -> Tensor:
         """[B, N, width] -> [B, C, *sides]."""
-        cut = self.head(h).reshape(h.shape[0], *self.grid, self.size[0], *[self.patch] * len(self.grid))
+        cut = self.head(h).reshape(h.shape[0], *self.grid, self.size[0], *self.patch)
         return cut.permute(sorted(range(len(self.order)), key=self.order.__getitem__)).reshape(-1, *self.size)
 
 
@@ -196,6 +197,8 @@ class DiT(nn.Module):
         depth: int,
         heads: int,
         patch: int,
+        patch_time: int | None,
+        attention: Literal["full", "factorised"],
         bottleneck: int | None,
         dropout: float,
         class_tokens: int,
@@ -210,6 +213,9 @@ class DiT(nn.Module):
             depth: Blocks.
             heads: Attention heads; they divide the width into even parts.
             patch: Side of a patch, along every side of the data; tokens are a site each.
+            patch_time: Frames of a patch, of clips; null: `patch`.
+            attention: Of clips: `full`, all sites see each other, or `factorised`, in turn those of a frame and those
+                of a place (Ma et al. 2024, Latte).
             bottleneck: Width between the two layers that take patches in (JiT); null: one layer.
             dropout: Probability at the end of every branch.
             class_tokens: Sites beside the example's that hold the embedding (JiT's in-context tokens).
@@ -220,12 +226,16 @@ class DiT(nn.Module):
         _check_sizes(width, depth, heads, dropout, bottleneck)
         _check_tokens(depth, class_tokens, class_tokens_from)
         _check_shape(shape, width, heads, self_condition=self_condition)
+        clips = len(shape.size) == 4 and not shape.vocabulary
+        told = f"attention=factorised is for clips without class tokens, and the data is {shape}: attention=full"
+        require(attention == "full" or (clips and not class_tokens), told)
         self.channels, self.self_condition, self.class_tokens_from = width // heads, self_condition, class_tokens_from
         self.embedding = Embedding(NOISE_CHANNELS, width, shape)
         if shape.vocabulary:
             self.ends: Patches | Tokens = Tokens(shape, width)
         else:
-            self.ends = Patches(shape, width, patch, bottleneck, inputs=1 + self_condition)
+            self.ends = Patches(shape, width, _patch(shape, patch, patch_time), bottleneck, inputs=1 + self_condition)
+        self.factorised = attention == "factorised"
         self.class_tokens = nn.Parameter(0.02 * torch.randn(class_tokens, width)) if class_tokens else None
         self.blocks = nn.ModuleList([Block(width, heads, dropout) for _ in range(depth)])
         # of the blocks, but not in them: Muon takes the matrices in blocks, and these are Adam's
@@ -254,7 +264,7 @@ class DiT(nn.Module):
         """
         embedding = self.embedding(condition, label, augment)
         if self.self_condition:
-            x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate], 1)
+            x = torch.cat([x, torch.zeros_like(x[:, : self.ends.size[0]]) if estimate is None else estimate], 1)
         h = self.ends(x)
         sites = h.shape[1]
         rotation = rotations(self.ends.grid, self.channels, x.device)
@@ -262,9 +272,35 @@ class DiT(nn.Module):
             if self.class_tokens is not None and number == self.class_tokens_from:
                 h = torch.cat([embedding[:, None] + self.class_tokens, h], 1)
                 rotation = unturned(rotation, len(self.class_tokens))
-            h = block(h, modulation(embedding), rotation)
+            if self.factorised:
+                h = self._apart(h, block, modulation(embedding), rotation, over_time=number % 2 == 1)
+            else:
+                h = block(h, modulation(embedding), rotation)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=2)
         return self.ends.back(self.norm(h[:, -sites:]) * (1 + scale) + shift)
+
+    def _apart(
+        self, h: Tensor, block: nn.Module, modulation: Tensor, rotation: tuple[Tensor, Tensor], *, over_time: bool
+    ) -> Tensor:
+        """A block over the sites of each frame alone, or of each place alone: [B, N, width] -> the same.
+
+        Within a frame, or at a place, the axes that do not change turn queries and keys alike, and so nothing.
+        """
+        frames = self.ends.grid[0]
+        sites = h.unflatten(1, (frames, -1))
+        sites = sites.transpose(1, 2) if over_time else sites
+        turned = tuple(each.unflatten(0, (frames, -1)) for each in rotation)
+        own = tuple(each[:, 0] if over_time else each[0] for each in turned)
+        groups = block(sites.flatten(0, 1), modulation.repeat_interleave(sites.shape[1], 0), own)
+        sites = groups.unflatten(0, (len(h), -1))
+        return (sites.transpose(1, 2) if over_time else sites).flatten(1, 2)
+
+
+def _patch(shape: DataShape, patch: int, patch_time: int | None) -> list[int]:
+    """The size of a patch along each side."""
+    axes = len(shape.size) - 1
+    require(patch_time is None or axes == 3, f"patch_time={patch_time} is for clips, and the data is {shape}: null")
+    return [patch if patch_time is None else patch_time, patch, patch] if axes == 3 else [patch] * axes
 
 
 def unturned(rotation: tuple[Tensor, Tensor], n: int) -> tuple[Tensor, Tensor]:

@@ -40,11 +40,11 @@ class MLP(nn.Module):
         super().__init__()
         require(4 <= width <= 65536 and width % 2 == 0, f"width={width} must be even and in [4, 65536]")
         require(1 <= blocks <= 256, f"blocks={blocks} must be in [1, 256]")
-        size = math.prod(shape.size)
+        self.size = shape.size
         self.embedding = Embedding(width, width, shape)
-        self.stem = linear(size, width)
+        self.stem = linear(math.prod(shape.seen), width)
         self.blocks = nn.ModuleList([Block(width) for _ in range(blocks)])
-        self.head = linear(width, size)
+        self.head = linear(width, math.prod(shape.size))
         init_xavier(self.head, NEAR_ZERO)
 
     def forward(self, x: Tensor, condition: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
@@ -62,4 +62,4 @@ class MLP(nn.Module):
         h = self.stem(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)
-        return self.head(F.silu(h)).reshape(x.shape)
+        return self.head(F.silu(h)).reshape(-1, *self.size)

@@ -149,6 +149,8 @@ class UNet(nn.Module):
         self._check(shape, channels, channel_mult, blocks, heads, dropout, patch)
         self.patch = patch
         self.frames = shape.size[1] if len(shape.size) == 4 else 0
+        told = "time_layers=[] would leave the frames of clips alone: [conv, attention], [conv] or [attention]"
+        require(bool(time_layers) or not self.frames, told)
         width, widths = 4 * channels, [channels * mult for mult in channel_mult]
         heights = [math.ceil(shape.height / patch / 2**level) for level in range(len(widths))]
         time = partial(between_frames, time_layers, self.frames) if self.frames else None

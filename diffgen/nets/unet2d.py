@@ -61,6 +61,10 @@ class UNet2D(UNet):
             padding: Of a strided convolution: on `both` sides, or `after`, below and on the right.
             frequency_shift: s of the frequencies 1e-4^(i / (channels / 2 - s)) of the time embedding: 0, or 1 in DDPM.
         """
+        require(
+            len(shape.size) == 3 and not shape.given,
+            f"name=unet2d takes pictures [C, H, W], and the data is {shape}: choose model=video_tiny",
+        )
         super().__init__(
             shape,
             channels=channels,

@@ -47,13 +47,16 @@ def run(n: int, ts: torch.Tensor = TS) -> Run:
     def shade(path: str) -> torch.Tensor:
         return (PICTURES[path].mean(0, keepdim=True) + 1) * 127.5
 
-    def keep(x0: torch.Tensor, free: torch.Tensor) -> Any:
+    def keep(x0: torch.Tensor, free: torch.Tensor, window: int = 0) -> Any:
         return Denoise().keep(x0, free, start)
 
     def template(text: str, mark: str) -> Any:
         return Pixels().template(text, mark, SHAPE)
 
-    return Run(FLOW, ts, noise, PICTURES.__getitem__, shade, denoise, n, start, keep, template)
+    def film(path: str) -> torch.Tensor:
+        return Pixels().film(path, SHAPE)
+
+    return Run(FLOW, ts, noise, PICTURES.__getitem__, shade, film, SHAPE, denoise, n, start, keep, template)
 
 
 def plan(n: int = 3, **config: Any) -> Plan:

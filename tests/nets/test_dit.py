@@ -130,7 +130,7 @@ def test_every_parameter_learns(shape: DataShape, changes: dict[str, Any]) -> No
 @pytest.mark.parametrize("size", [(3, 6), (2, 4, 6), (2, 2, 4, 6)])
 def test_a_patch_is_a_site(size: tuple[int, ...]) -> None:
     """Values of a patch reach its own site and no other, and a site is written to where it was read."""
-    ends = Patches(DataShape(size), 24, 2, None, inputs=1)
+    ends = Patches(DataShape(size), 24, [2] * (len(size) - 1), None, inputs=1)
     x = torch.zeros(1, *size)
     x[(0, 1, *(side - 1 for side in size[1:]))] = 1  # the last value of the last patch, of channel 1
     sites = (ends(x) - ends(torch.zeros_like(x))).detach()

@@ -17,7 +17,7 @@ from diffgen.nets.unet import Attention
 
 SMALL: dict[str, Any] = {
     "name": "unet", "channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [], "heads": 1,
-    "dropout": 0.0, "resample": "conv", "skip_scale": 1.0, "decoder_attention": "all", "patch": 1,
+    "dropout": 0.0, "resample": "conv", "skip_scale": 1.0, "decoder_attention": "all", "patch": 1, "time_layers": [],
 }  # fmt: skip
 
 

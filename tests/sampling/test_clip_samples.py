@@ -1,0 +1,313 @@
+"""Clips from the commands: trained, previewed, sampled, continued, filled in, made longer, judged and refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import conftest
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rows import dataset
+from torch import Tensor
+
+import diffgen
+from diffgen.core.errors import UsageError
+from diffgen.storage import checkpoint
+
+Command = Callable[..., Any]
+
+SMALL = [
+    "dataset=moving_digits",
+    "dataset.n=500",
+    "dataset.frames=4",
+    "model=unet_tiny",
+    "model.channels=8",
+    "model.patch=4",
+    "sampler.steps=3",
+    "preview.n=3",
+    "train.batch_size=8",
+    "train.log_every=16",
+]
+ENDS = ["train.images=64", "train.preview_every=64", "train.checkpoint_every=32"]
+
+
+def trained(run: Path, *settings: str) -> Path:
+    from diffgen.training.trainer import train
+
+    config = conftest.compose_config("train", [*SMALL, *ENDS, *settings]) | {"run_dir": str(run)}
+    train(config, conftest.configs.as_yaml(config), "unused")
+    return run
+
+
+@pytest.fixture(scope="module")
+def informed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is told of known frames. Read only."""
+    return trained(tmp_path_factory.mktemp("clips") / "informed", "train.known_frames=0.5")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is told of nothing. Read only."""
+    return trained(tmp_path_factory.mktemp("clips") / "plain", "train.known_frames=0", "model.time_layers=[conv]")
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Tensor:
+    """A clip that no run was trained on, uint8 [4, 1, 16, 16]; as real.gif, real/ and real.npy, too."""
+    source = dataset("moving_digits", n=10, frames=4, split="test")
+    clip: Tensor = next(source.batches(iter([torch.tensor([3])]), torch.device("cpu")))[0][0]
+    films = [Image.fromarray(frame[0].numpy()) for frame in clip]
+    films[0].save(tmp_path / "real.gif", save_all=True, append_images=films[1:])
+    (tmp_path / "real").mkdir()
+    for number, frame in enumerate(films):
+        frame.save(tmp_path / "real" / f"{number}.png")
+    np.save(tmp_path / "real.npy", clip[:, 0].numpy())
+    return clip
+
+
+def drawn(out: str) -> np.ndarray:
+    saved: np.ndarray = np.load(Path(out) / "samples.npz")["arr_0"]
+    return saved
+
+
+def test_previews_are_a_strip_and_a_film(informed: Path) -> None:
+    with (
+        Image.open(informed / "samples" / "00000064.png") as strip,
+        Image.open(informed / "samples" / "00000064.gif") as film,
+    ):
+        assert strip.width > strip.height and film.n_frames == 4
+    config = checkpoint.load(informed).config
+    assert config["data"]["size"] == [1, 4, 16, 16] and config["data"]["given"] == 2
+    assert config["data"]["kind"]["name"] == "video"
+
+
+def test_samples_are_strips_a_film_and_what_is_asked_for(command: Command, informed: Path) -> None:
+    done = command("sample", f"ckpt={informed}", "n=3", "save=[webp,frames,npz]", "fps=20", "out=o")
+    assert done.code == 0, done.err
+    assert "clips  3 of 1x4x16x16" in done.out and "film: o/samples.gif" in done.out
+    clips = drawn("o")
+    assert clips.shape == (3, 4, 16, 16, 1) and clips.dtype == np.uint8
+    assert np.load("o/samples.npz")["arr_1"].tolist() == [0, 1, 2]
+    for name in ("gif", "webp"):
+        with Image.open(f"o/samples.{name}") as film:
+            assert film.n_frames == 4
+            film.load()
+            assert film.info["duration"] == 50
+    frames = [np.asarray(Image.open(f"o/frames/00000{i}/000{t}.png")) for i in range(3) for t in range(4)]
+    assert np.array_equal(np.stack(frames).reshape(3, 4, 16, 16, 1), clips)
+    again = command("sample", f"ckpt={informed}", "n=2", "save=[frames]", "out=o")
+    assert again.code == 2 and "already holds grid.png" in again.err
+    fewer = command("sample", f"ckpt={informed}", "n=2", "save=[frames]", "out=o", "overwrite=true")
+    assert fewer.code == 0 and sorted(path.name for path in Path("o/frames").iterdir()) == ["000000", "000001"]
+
+
+def test_what_is_drawn_is_read_back_as_the_data_that_it_is(command: Command, informed: Path) -> None:
+    assert command("sample", f"ckpt={informed}", "n=3", "save=[frames,npz]", "out=o").code == 0
+    arrays = dataset("arrays", path="o/samples.npz")
+    films = dataset("video_folder", root="o/frames", frames=4, channels=1, workers=0)
+    assert torch.equal(arrays.stored, films.stored) and arrays.labels.tolist() == [0, 1, 2]
+    assert arrays.classes == tuple("0123456789") and arrays.kind.array(arrays.stored).shape == (3, 4, 16, 16, 1)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ancestral", "unipc"])
+def test_a_clip_depends_on_its_seed_and_number_alone(command: Command, informed: Path, sampler: str) -> None:
+    for n, batch in ((5, 5), (5, 2), (2, 1)):
+        more = ("task=predict", "task.length=7", f"sampler={sampler}", "sampler.steps=3", "save=[npz]", "label=each")
+        done = command("sample", f"ckpt={informed}", f"n={n}", f"batch_size={batch}", f"out=o{n}{batch}", *more)
+        assert done.code == 0, done.err
+    assert np.array_equal(drawn("o55"), drawn("o52")) and np.array_equal(drawn("o55")[:2], drawn("o21"))
+
+
+@pytest.mark.parametrize("run", ["informed", "plain"])
+@pytest.mark.parametrize("sampler", ["heun", "ancestral", "dpmpp_2m"])
+def test_known_frames_are_kept_to_the_pixel(
+    command: Command, request: pytest.FixtureRequest, real: Tensor, run: str, sampler: str
+) -> None:
+    ckpt, known = request.getfixturevalue(run), real.permute(0, 2, 3, 1).numpy()
+    for path in ("real.gif", "real", "real.npy"):
+        more = (f"sampler={sampler}", "sampler.steps=3", "save=[npz]", "overwrite=true", "out=o")
+        done = command("sample", f"ckpt={ckpt}", "n=3", "task=predict", f"task.video={path}", "task.known=2", *more)
+        assert done.code == 0, done.err
+        clips = drawn("o")
+        assert (clips[:, :2] == known[:2]).all() and not (clips[:, 2:] == known[2:]).all()
+        assert not np.array_equal(clips[0], clips[1])
+    done = command("sample", f"ckpt={ckpt}", "n=2", "task=inbetween", "task.video=real.gif", *more)
+    assert done.code == 0, done.err
+    assert (drawn("o")[:, [0, 3]] == known[[0, 3]]).all() and not (drawn("o")[:, 1:3] == known[1:3]).all()
+
+
+def test_what_is_told_matters_to_a_network_that_is_told(command: Command, informed: Path, real: Tensor) -> None:
+    """The same start and the same frames put in: only what the network is told differs from a network that is not."""
+    command("sample", f"ckpt={informed}", "n=2", "task=predict", "task.video=real.gif", "save=[npz]", "out=a")
+    told = drawn("a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffgen.diffusion.denoiser.Denoiser.knowing", lambda self, told: self)
+        command("sample", f"ckpt={informed}", "n=2", "task=predict", "task.video=real.gif", "save=[npz]", "out=b")
+    assert not np.array_equal(told, drawn("b"))
+
+
+@pytest.mark.parametrize(("known", "length"), [(1, 5), (2, 9), (3, 6), (2, 4)])
+def test_clips_longer_than_the_network_s_go_on_from_their_last_frames(
+    command: Command, informed: Path, real: Tensor, known: int, length: int
+) -> None:
+    sample = ("sample", f"ckpt={informed}", "n=2", f"task.known={known}", "save=[npz]", "task=predict")
+    done = command(*sample, "task.video=real.gif", f"task.length={length}", "out=o")
+    assert done.code == 0, done.err
+    clips = drawn("o")
+    assert clips.shape == (2, length, 16, 16, 1)
+    assert (clips[:, :known] == real.permute(0, 2, 3, 1).numpy()[:known]).all()
+    if length > 4:
+        assert command(*sample, "task.video=real.gif", "out=short").code == 0
+        assert np.array_equal(drawn("short"), clips[:, :4])
+    with Image.open("o/samples.gif") as film:
+        assert film.n_frames <= length
+
+
+def test_a_mask_is_one_picture_for_all_frames(command: Command, informed: Path, real: Tensor) -> None:
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, 8:] = 255
+    Image.fromarray(mask).save("mask.png")
+    task = ("task=inpaint", "task.image=real.gif", "task.mask=mask.png")
+    done = command("sample", f"ckpt={informed}", "n=2", *task, "save=[npz]", "out=o")
+    assert done.code == 0, done.err
+    assert (drawn("o")[:, :, :, :8] == real.permute(0, 2, 3, 1).numpy()[:, :, :8]).all()
+    for other in (["task=img2img", "task.image=real", "sampler.steps=6"], ["task=interpolate", "task.seeds=[1,2]"]):
+        done = command("sample", f"ckpt={informed}", "n=2", *other, "save=[npz]", "out=o", "overwrite=true")
+        assert done.code == 0 and drawn("o").shape == (2, 4, 16, 16, 1), done.err
+    assert command("sample", f"ckpt={informed}", "n=2", "task=trajectory", "out=t").code == 0
+    assert Path("t/trajectory.gif").is_file()
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(command: Command) -> None:
+    few = ("train.known_frames=0.5", "lr_schedule.decay=constant", "train.checkpoint_every=16", "preview.n=1")
+    assert command("train", *SMALL, *few, "train.images=32", "run_dir=whole").code == 0
+    assert command("train", *SMALL, *few, "train.images=16", "run_dir=half").code == 0
+    done = command("train", *SMALL, *few, "train.images=32", "run_dir=half")
+    assert "resumed at 16 images" in done.out, done.err
+    for name in ("model", "state"):
+        one, two = (Path(run, "checkpoints/00000032", f"{name}.safetensors") for run in ("whole", "half"))
+        assert one.read_bytes() == two.read_bytes(), name
+
+
+def test_films_in_files_train_to_the_weights_of_the_same_clips_in_an_array(command: Command) -> None:
+    """A folder of GIFs, folders of frames, and an .npz."""
+    source = dataset("moving_digits", n=12, frames=4)
+    clips, labels = next(source.batches(iter([torch.arange(12)]), torch.device("cpu")))
+    order = sorted(range(12), key=lambda i: (int(labels[i]), i))
+    for i, clip in enumerate(clips):
+        film = [Image.fromarray(frame[0].numpy()) for frame in clip]
+        for form in ("gif", "png"):
+            Path(form, str(int(labels[i]))).mkdir(parents=True, exist_ok=True)
+        film[0].save(f"gif/{int(labels[i])}/{i:02d}.gif", save_all=True, append_images=film[1:])
+        Path(f"png/{int(labels[i])}/{i:02d}").mkdir()
+        for t, frame in enumerate(film):
+            frame.save(f"png/{int(labels[i])}/{i:02d}/{t}.png")
+    names = np.array(sorted({str(int(label)) for label in labels}))
+    numbers = np.searchsorted(names, [str(int(labels[i])) for i in order])
+    np.savez("clips.npz", arr_0=clips[order].permute(0, 1, 3, 4, 2).numpy(), arr_1=numbers, classes=names)
+    few = [setting for setting in SMALL if not setting.startswith("dataset")] + ["train.images=32"]
+    weights = []
+    for number, form in enumerate(("gif", "png")):
+        folder = (f"dataset.root={form}", "dataset.frames=4", "dataset.channels=1", "dataset.workers=0")
+        done = command("train", "dataset=video_folder", *folder, *few, f"run_dir=run{number}")
+        assert done.code == 0, done.err
+        assert "12 films give 12 clips of 4 frames; 16x16; none left out" in done.out
+        weights.append(checkpoint.load(Path(f"run{number}")).weights)
+    done = command("train", "dataset=arrays", "dataset.path=clips.npz", *few, "run_dir=run2")
+    assert done.code == 0, done.err
+    weights.append(checkpoint.load(Path("run2")).weights)
+    for other in weights[1:]:
+        assert all(torch.equal(weight, other[name]) for name, weight in weights[0].items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_same_numbers_as_one(command: Command, python: Any) -> None:
+    few = [
+        *SMALL,
+        "train.known_frames=0.5",
+        "train.images=32",
+        "train.grad_clip=null",
+        "optimizer=sgd",
+        "optimizer.lr=0.01",
+    ]
+    assert command("train", *few, "run_dir=one").code == 0
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29577", "-m", "diffgen.cli.train")
+    done = python(*torchrun, *few, "run_dir=two")
+    assert done.returncode == 0, done.stderr
+    one, two = (checkpoint.load(Path(run)).weights for run in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+REFUSED = {
+    "task=predict": "task.video is missing: task.video=PATH, or task.length=32 without one",
+    "task=predict task.video=nothing.gif": "'nothing.gif' does not exist",
+    "task=predict task.video=real.gif task.known=4": "task.known=4 must be in [1, 3]: this model's clips have 4 frames",
+    "task=predict task.video=real.gif task.known=0": "task.known=0 must be in [1, 3]",
+    "task=predict task.video=one.png task.known=2": "known=2 is more than the 1 frames of video='one.png'",
+    "task=predict task.length=3": "task.length=3 must be in [4, 4096]: this model's clips have 4 frames",
+    "task=inbetween": "task.video is missing",
+    "task=inbetween task.video=real.gif task.known=2": "task.known=2 at either end must leave some of this model's 4",
+    "task=inbetween task.video=one.png": "known=1 at either end is more than the 1 frames of the video",
+    "task=img2img task.image=one.png": "'one.png' has 1 frames, and this model's clips have 4",
+    "task=infill task.text=a": "task=infill is for text",
+    "fps=0": "fps=0.0 must be in [0.1, 240]",
+    "save=[png]": "save='png' is unknown; choose one of [frames, gif, grid, mp4, npz, webp]; this model makes clips",
+}
+
+
+@pytest.mark.parametrize("settings", REFUSED)
+def test_what_cannot_be_done_is_one_sentence(command: Command, informed: Path, real: Tensor, settings: str) -> None:
+    Image.fromarray(real[0, 0].numpy()).save("one.png")
+    done = command("sample", f"ckpt={informed}", "n=2", "out=o", *settings.split(" "))
+    assert done.code in (2, 3) and REFUSED[settings] in done.err, done.err
+    assert len(done.err.strip().splitlines()) == 1 and not Path("o").exists()
+
+
+def test_pictures_have_no_frames(command: Command, tiny_run: Path) -> None:
+    for setting, told in {
+        "task=predict": "task=predict is for clips, and this model makes images",
+        "fps=5": "fps=5 is for clips, and this model makes images: leave it out",
+    }.items():
+        done = command("sample", f"ckpt={tiny_run}", "n=2", "out=o", setting)
+        assert done.code == 2 and told in done.err and not Path("o").exists()
+    done = command("train", "train.known_frames=0.5", "run_dir=run")
+    assert done.code == 2 and "train.known_frames=0.5 is for clips: images have no frames" in done.err
+
+
+def test_from_python(informed: Path) -> None:
+    run = diffgen.load(informed)
+    clips = run.sample(3, steps=3)
+    assert clips.shape == (3, 4, 1, 16, 16)
+    assert run.grid(clips).width > run.grid(clips).height
+    film = run.film(clips, fps=10)
+    assert film.data.startswith(b"GIF89a") and "image/gif" in film._repr_mimebundle_()
+    longer = run.sample(2, task="predict", length=6, steps=3)
+    assert longer.shape == (2, 6, 1, 16, 16) and run.grid(longer).width > run.grid(clips).width
+    with pytest.raises(UsageError, match=r"images of torch.uint8 \[3, 1, 16, 16\] are no clips of this run"):
+        run.film(clips[:, 0])
+
+
+def test_clips_are_judged(command: Command, informed: Path) -> None:
+    few = ("metrics=[fd_frames,fd_pairs,motion,checks]", "n=12", "extractor=classifier", "extractor.epochs=1", "out=e")
+    done = command("eval", f"ckpt={informed}", *few, "extractor.width=4", "sampler.steps=2")
+    assert done.code == 0, done.err
+    row = json.loads(Path("e/results.jsonl").read_text())
+    assert row["clips"] == 12 and row["straight_floor_test"] == 1 and row["floor_clips"] == 12
+    assert {"fd_frames", "fd_pairs", "motion", "label", "identity", "shape"} <= row.keys()
+    assert (
+        command(
+            "sample", f"ckpt={informed}", "n=12", "save=[npz,frames]", "sampler.steps=2", "out=o", "guidance=1"
+        ).code
+        == 0
+    )
+    for path in ("o/samples.npz", "o"):
+        images = (f"images={path}", "dataset=moving_digits", "dataset.frames=4", "dataset.n=500")
+        done = command("eval", *images, *few, "extractor.width=4")
+        assert done.code == 0, done.err
+        again = json.loads(Path("e/results.jsonl").read_text().splitlines()[-1])
+        assert again["fd_pairs"] == pytest.approx(row["fd_pairs"], rel=1e-4) and again["straight"] == row["straight"]
+    done = command("eval", f"ckpt={informed}", "metrics=fd", "out=e2")
+    assert done.code == 2 and "metrics=fd is not a metric of clips" in done.err
