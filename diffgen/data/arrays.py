@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffgen.core.errors import DataError, UsageError, require
 from diffgen.data import survey
+from diffgen.data.array_file import load
 from diffgen.data.base import DATASETS, RESIDENT_BYTES, Images, InMemory, Source
 from diffgen.data.clips import Clips
 from diffgen.data.kinds import Pixels
@@ -120,22 +121,6 @@ def in_memory(
     )
     images.notes = (*own.notes, *_unused(found, name, what), *survey.notes(pixels, own.classes, None))
     return images
-
-
-def load(path: Path, what: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npy or .npz file, of plain numbers or text and never objects; one of an .npy is mapped.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        file = np.load(path, allow_pickle=False, mmap_mode="c")  # noqa: TID251  arrays alone, never objects
-        if isinstance(file, np.ndarray):
-            return {"images": file}
-        with file:
-            return {name: file[name] for name in file.files}
-    except Exception:  # readers of headers raise anything
-        raise DataError(f"{what} is no .npy or .npz of numbers that can be read") from None
 
 
 def _unused(found: Mapping[str, np.ndarray], images: str, what: str) -> list[str]:
