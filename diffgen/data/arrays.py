@@ -105,6 +105,8 @@ def in_memory(
     """
     name = _named(found, what)
     array, frames = found[name], found[name].shape[1] if found[name].ndim == 5 else 0
+    if array.ndim == 5 and (frames < 2 or not array.size):
+        raise DataError(f"{what}, array {name!r} has the shape {list(array.shape)}: clips have two frames or more")
     pictures = array.reshape(-1, *array.shape[2:]) if frames else array
     values = _channels_first(pictures, layout, f"{what}, array {name!r}")
     pixels, settled_range = _pixels(values, given, f"{what}, array {name!r}", size)

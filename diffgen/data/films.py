@@ -1,6 +1,7 @@
 """From a film to its frames: animated pictures, folders of numbered frames, arrays, and videos through PyAV."""
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image, ImageFile
@@ -64,14 +65,14 @@ class Film:
         if self.folder:
             return len(self.files)
         with reading.faults(self.name):
-            return _count_video(self) if self.video else _count_pages(self.files[0])
+            return _count_video(self) if self.video else _count_pages(self)
 
-    def fps(self) -> float | None:
+    def fps(self, how: Reading) -> float | None:
         """Frames per second, if the file says so."""
         if self.folder:
             return None
         with suppress(UndecodableError), reading.faults(self.name):
-            rate = _rate_of_video(self) if self.video else _rate_of_pages(self.files[0])
+            rate = _rate_of_video(self) if self.video else _rate_of_pages(self, how)
             return rate if rate and 0.1 <= rate <= 240 else None
         return None
 
@@ -122,15 +123,42 @@ def _hidden(image: ImageFile.ImageFile) -> int:
     return int(bool(image.info.get("default_image")))
 
 
-def _count_pages(file: Path) -> int:
+def _count_pages(film: Film) -> int:
+    file = film.files[0]
     with UNBOUNDED, _opened(file) as image:
+        if image.format == "GIF" and not gif_ends(file):
+            raise UndecodableError(f"{film.name} cannot be decoded: it is cut off")
         return getattr(image, "n_frames", 1) - _hidden(image)
 
 
-def _rate_of_pages(file: Path) -> float | None:
-    with UNBOUNDED, _opened(file) as image:
-        with suppress(EOFError):
-            image.seek(1)  # WebP says how long a frame is once it is there
+def gif_ends(file: Path) -> bool:
+    """Whether a GIF goes on to its end: of one that is cut off Pillow counts the frames that are left."""
+    with file.open("rb") as gif:
+        _skip_palette(gif, gif.read(13)[10:11])
+        while mark := gif.read(1):
+            if mark == b";":
+                return True
+            if mark == b"!":
+                gif.seek(1, os.SEEK_CUR)
+            elif mark == b",":
+                _skip_palette(gif, gif.read(9)[8:])
+                gif.seek(1, os.SEEK_CUR)
+            else:
+                continue
+            while size := int.from_bytes(gif.read(1)):
+                gif.seek(size, os.SEEK_CUR)
+    return False
+
+
+def _skip_palette(gif: BinaryIO, flags: bytes) -> None:
+    if flags and flags[0] & 128:
+        gif.seek(3 << (flags[0] & 7) + 1, os.SEEK_CUR)
+
+
+def _rate_of_pages(film: Film, how: Reading) -> float | None:
+    with UNBOUNDED, _opened(film.files[0]) as image:
+        how.check_size(image.height, image.width, film.name)
+        image.load()  # WebP says then how long a frame is
         milliseconds = image.info.get("duration")
         return 1000 / milliseconds if isinstance(milliseconds, int | float) and milliseconds > 0 else None
 
@@ -256,8 +284,11 @@ class Films(Folder):
                 continue
             if length >= frames:
                 found[name] = length
+            elif length > 1:
+                self.left_out.append(LeftOut(name, "too short"))
             else:
-                self.left_out.append(LeftOut(name, "a single frame" if length == 1 else "too short"))
+                only = self.films[name].files[0].relative_to(self.root).as_posix()
+                self.left_out.append(LeftOut(only, "a single frame"))
         self.names, self.left_out = list(found), sorted(self.left_out)
         return found
 
@@ -272,7 +303,7 @@ class Films(Folder):
         if not odd:
             return []
         (first, why), more = odd[0], f", and {len(odd) - 1:,} folders more are odd, too" if odd[1:] else ""
-        return [f"{first}: {why}{more}; frames are taken in the order of their numbers, one after the other"]
+        return [f"{first}: {why}{more}; frames are taken one after the other, in the order of their names"]
 
 
 def _suffix(name: str) -> str:

@@ -178,7 +178,7 @@ def faults(name: str) -> Iterator[None]:
             raise DataError(f"{name} cannot be read: {error.strerror}") from None
         raise UndecodableError(f"{name} cannot be decoded: {error}") from None
     except Exception as error:  # decoders raise anything on damaged files
-        raise UndecodableError(f"{name} cannot be decoded: {error}") from None
+        raise UndecodableError(f"{name} cannot be decoded: {getattr(error, 'strerror', None) or error}") from None
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------

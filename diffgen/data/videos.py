@@ -74,7 +74,7 @@ def video_folder(
     whole = place.lengths(cut.span, skip=undecodable == "skip")
     if not whole:
         told = f"no films of {cut.span} frames or more ({survey.told_left_out(place.left_out)})"
-        raise DataError(f"dataset.root={root!r} holds {told}: dataset.frames and dataset.stride say how long clips are")
+        raise DataError(f"dataset.root={root!r} holds {told}")
     return Videos(place, whole, cut, reading, size, fps, workers).read(skip=undecodable == "skip")
 
 
@@ -126,7 +126,7 @@ class Videos(Pictures):
         numbers = {film: number for number, film in enumerate(films.names)}
         own = [of_films.numbers[numbers[film]] for film, _ in self.clips]
         super().__init__(films, Labelled(of_films.classes, own, of_films.notes), reading, size, workers)
-        self.names = [f"{film} from frame {start}" for film, start in self.clips]
+        self.names = [film for film, _ in self.clips]
         self.groups = torch.tensor([numbers[film] for film, _ in self.clips])
         self.kind = Clips(background=reading.background, range=reading.range, fps=fps or self._fps())
         self.stored = (cut.frames, reading.channels, self.height, self.width)
@@ -135,7 +135,7 @@ class Videos(Pictures):
 
     def _fps(self) -> float:
         """Of the first film, as far as it says."""
-        rate = self.films.films[self.films.names[0]].fps()
+        rate = self.films.films[self.films.names[0]].fps(self.reading)
         return max(rate / self.cut.stride, 0.1) if rate else 8.0
 
     def __len__(self) -> int:
@@ -146,6 +146,7 @@ class Videos(Pictures):
         return self.reader.read(self.films.films[film], start, self.reading, self.wanted)
 
     def _keep(self, entries: list[int]) -> None:
+        self.names = [f"{film} from frame {start}" for film, start in self.clips]  # the others are left out by these
         super()._keep(entries)
         self.clips = [self.clips[entry] for entry in entries]
 
@@ -156,14 +157,11 @@ class Videos(Pictures):
         return [*super()._doubts(some.flatten(0, 1), looked_at), *self.films.doubts()]
 
     def _found(self, seen: list[Seen]) -> str:
-        films = survey.several(len({film for film, _ in self.clips}), "film")
-        every = f", each {self.cut.stride} apart" if self.cut.stride > 1 else ""
-        clips = (
-            f"{survey.several(len(self), 'clip')}{survey.looked(seen, len(self))} of {self.cut.frames} frames{every}"
-        )
-        total = sum(self.lengths.values())
+        films, total = len({film for film, _ in self.clips}), sum(self.lengths.values())
         rest = total - sum(min(self.cut.step, self.lengths[film] - start) for film, start in self.clips)
-        first = f"{films}, {clips}: {survey.counted(clip.mode for clip in seen)}"
+        clips = f"{survey.several(len(self), 'clip')} of {self.cut.frames} frames{survey.looked(seen, len(self))}"
+        every = f", each {self.cut.stride} after the other" if self.cut.stride > 1 else ""
+        first = f"{survey.several(films, 'film')} give{'s' * (films == 1)} {clips}{every}"
         parts = [survey.sizes(seen, (self.height, self.width)), *survey.colours(seen, self.reading)]
         parts += [f"{rest:,} of {total:,} frames are in no clip"] if rest else []
         return "; ".join([first, *parts, survey.told_left_out(self.left_out)])
