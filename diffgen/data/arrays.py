@@ -108,7 +108,7 @@ def in_memory(
     if array.ndim == 5 and (frames < 2 or not array.size):
         raise DataError(f"{what}, array {name!r} has the shape {list(array.shape)}: clips have two frames or more")
     pictures = array.reshape(-1, *array.shape[2:]) if frames else array
-    values = _channels_first(pictures, layout, f"{what}, array {name!r}")
+    values = _channels_first(pictures, layout, f"{what}, array {name!r} has the shape {list(array.shape)}")
     pixels, settled_range = _pixels(values, given, f"{what}, array {name!r}", size)
     own = _labels(found, labels, len(array), what)
     numbers = torch.tensor(own.numbers)
@@ -149,14 +149,12 @@ def _channels_first(values: np.ndarray, layout: Layout, what: str) -> np.ndarray
     """As [N, C, H, W]."""
     shape = list(values.shape)
     if values.ndim not in (3, 4) or not values.size:
-        raise DataError(f"{what} has the shape {shape}: pictures are [N, H, W, C], [N, C, H, W] or [N, H, W]")
+        raise DataError(f"{what}: pictures are [N, H, W, C], [N, C, H, W] or [N, H, W]")
     if values.ndim == 3:
         return values[:, None]
     first, last = shape[1] < min(shape[2:]), shape[3] < min(shape[1:3])
     if layout == "auto" and first == last:
-        raise DataError(
-            f"{what} has the shape {shape}: dataset.layout=channels_first or channels_last says what it means"
-        )
+        raise DataError(f"{what}: dataset.layout=channels_first or channels_last says what it means")
     return np.moveaxis(values, 3, 1) if layout == "channels_last" or (layout == "auto" and last) else values
 
 
