@@ -20,6 +20,7 @@ from diffgen.data import reading
 from diffgen.data.array_file import load
 from diffgen.data.places import Folder, LeftOut
 from diffgen.data.reading import Loaded, Reading, Seen, UndecodableError, UnsuitableError
+from diffgen.data.survey import several
 from diffgen.data.unbounded import UNBOUNDED
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
@@ -302,7 +303,7 @@ class Films(Folder):
         odd = [(film.name, why) for film in folders if (why := _odd([file.name for file in film.files]))]
         if not odd:
             return []
-        (first, why), more = odd[0], f", and {len(odd) - 1:,} folders more are odd, too" if odd[1:] else ""
+        (first, why), more = odd[0], f" (and the like in {several(len(odd) - 1, 'folder')} more)" if odd[1:] else ""
         return [f"{first}: {why}{more}; frames are taken one after the other, in the order of their names"]
 
 
@@ -333,7 +334,7 @@ def _odd(names: Sequence[str]) -> str:
     if len(set(numbers)) < len(numbers):
         return "two frames have one number"
     missing = max(numbers) - min(numbers) + 1 - len(numbers)
-    return f"{missing:,} numbers between the first frame and the last are missing" if missing else ""
+    return f"{several(missing, 'number')} missing between the first frame and the last" if missing else ""
 
 
 # --- one film that a user names -----------------------------------------------------------------------------------
