@@ -20,6 +20,7 @@ from diffgen.data.clips import Clips
 from diffgen.data.films import Film, natural
 from diffgen.data.reading import Reading, UndecodableError
 from diffgen.data.splits import Splits
+from diffgen.data.videos import Cut, Reader
 
 
 def splits(root: Path | None, name: str = "video_folder", **changes: Any) -> Splits:
@@ -237,7 +238,6 @@ def test_of_a_long_film_what_no_clip_needs_is_neither_kept_nor_read(
 def test_streamed_clips_are_those_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, stride: int
 ) -> None:
-    """Workers that are forked must not share a file that is open."""
     for number, form in enumerate(("gif", "webp", "tiff")):
         inputs.film(tmp_path / f"{number}.{form}", inputs.frames(40, seed=100 * number), lossless=True)
     known = examples(load(tmp_path, stride=stride))
@@ -248,6 +248,19 @@ def test_streamed_clips_are_those_in_memory(
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
     for batch, chosen in zip(source.batches(iter(order.split(3)), torch.device("cpu")), order.split(3), strict=True):
         assert torch.equal(batch.examples, known[chosen])
+
+
+def test_a_process_that_is_forked_leaves_a_film_that_is_open_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would go on from one place in the file."""
+    film = inputs.frames(12)
+    file, reader = Film("a", (inputs.film(tmp_path / "a.gif", film),)), Reader(Cut(4, 1, None))
+    reader.read(file, 0, Reading(1), None)
+    opened = reader.opened
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert torch.equal(reader.read(file, 8, Reading(1), None)[0], inputs.stacked(film[8:]))
+    assert opened and torch.equal(next(opened.frames)()[0], inputs.stacked(film)[4])
 
 
 @pytest.mark.parametrize("resident", [True, False])
