@@ -241,8 +241,13 @@ class Films(Folder):
         self.films: dict[str, Film] = {}
         for folder, names in by_folder.items():
             self._list(folder, names)
-        self.names = sorted(self.films, key=lambda name: name.split("/"))
+        self.names = sorted(self.films, key=self._order)
         self.left_out = sorted(self.left_out)
+
+    def _order(self, name: str) -> list[list[tuple[int, str]]]:
+        """By numbers, and without the ending: the order is the same in every form."""
+        plain = name if self.films[name].folder else str(PurePosixPath(name).with_suffix(""))
+        return [natural(part) for part in plain.split("/")]
 
     def _list(self, folder: str, names: list[str]) -> None:
         """The films of one folder."""

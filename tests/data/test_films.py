@@ -453,7 +453,8 @@ def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_form_of_the_same_clips_trains_to_the_same_weights(tmp_path: Path, fit: Callable[..., Path]) -> None:
-    made = {f"{label}/{i}": inputs.frames(4, seed=10 * i + ord(label)) for label in "ab" for i in range(3)}
+    """Films are in the order of their numbers, as who fills an array has them."""
+    made = {f"{label}/{i}": inputs.frames(4, seed=100 * i + ord(label)) for label in "ab" for i in range(11)}
     clips = np.stack([inputs.stacked(film).movedim(1, -1).numpy() for film in made.values()])
     np.savez(tmp_path / "clips.npz", clips=clips, labels=[name[0] for name in made])
     for name, film in made.items():
