@@ -53,7 +53,7 @@ OWNERS = {
     "rich": {"core.console"},
     "sklearn": {"data"},
     "pyarrow": {"data.parquet"},
-    "av": {"data.films", "data.clips"},
+    "av": {"data.film", "data.clips"},
     "tokenizers": {"data.tokenizer"},
     "torch_fidelity": {"evaluation"},
     "torchvision": {"data"},

@@ -13,7 +13,8 @@ from diffgen.core.errors import DataError, UsageError, require
 from diffgen.data import survey
 from diffgen.data.base import DATASETS, InMemory, Source
 from diffgen.data.clips import Clips
-from diffgen.data.films import SEVERAL, Film, Films, Frame
+from diffgen.data.film import Film, Frame
+from diffgen.data.films import Films
 from diffgen.data.labels import Labelled, labelled
 from diffgen.data.pictures import Pictures, Size, Undecodable
 from diffgen.data.reading import Reading, Seen, UndecodableError, UnsuitableError
@@ -21,6 +22,8 @@ from diffgen.nets.base import DataShape
 
 MOST_FRAMES = 1024
 """Of a clip."""
+
+SEVERAL = "set dataset.size to resize and crop them all"
 
 
 @DATASETS.register("video_folder")

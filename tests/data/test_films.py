@@ -17,7 +17,8 @@ from diffgen.build import make_splits
 from diffgen.core.errors import DataError, UsageError
 from diffgen.data import Source, films, pictures
 from diffgen.data.clips import Clips
-from diffgen.data.films import Film, natural
+from diffgen.data.film import Film
+from diffgen.data.films import natural
 from diffgen.data.reading import Reading, UndecodableError
 from diffgen.data.splits import Splits
 from diffgen.data.videos import Cut, Reader
@@ -133,6 +134,8 @@ def test_a_gif_that_is_cut_off_is_not_taken_for_a_short_one(tmp_path: Path, end:
     path.write_bytes(data[: int(end * len(data)) if 0 < end < 1 else int(end)])
     assert "cut.gif cannot be decoded" in told(tmp_path)
     assert reasons(load(tmp_path, undecodable="skip")) == {"cut.gif": "cannot be decoded"}
+    with pytest.raises(DataError, match=r"cut.gif' cannot be decoded|cut.gif cannot be decoded"):
+        Clips().read(str(path), (1, 2, 6, 8))
 
 
 @pytest.mark.parametrize("form", ["webp", "tiff"])
