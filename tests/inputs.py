@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, PngImagePlugin
 
 HEIGHT, WIDTH = 6, 8
@@ -101,6 +102,29 @@ def as_parquet(folder: Path, path: Path, *, rows: int = 4, named: bool = True) -
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table, path, row_group_size=rows)
     return path
+
+
+def frames(count: int, seed: int = 0, mode: str = "L") -> list[Image.Image]:
+    """Random frames of a film, no two alike; grey ones are kept whole by all formats."""
+    return [picture(1000 * seed + number, mode) for number in range(count)]
+
+
+def film(path: Path, frames: Sequence[Image.Image], **options: object) -> Path:
+    """Write a film into one file."""
+    return save(path, image=frames[0], save_all=True, append_images=list(frames[1:]), **options)
+
+
+def numbered(folder: Path, frames: Sequence[Image.Image]) -> Path:
+    """Write a film as a folder of frames."""
+    for number, frame in enumerate(frames, 7):  # 7, 8, 9, 10: not in the order of letters
+        save(folder / f"{number}.png", image=frame)
+    return folder
+
+
+def stacked(frames: Sequence[Image.Image]) -> torch.Tensor:
+    """Frames as they are stored, uint8 [T, C, H, W]."""
+    values = np.stack([np.asarray(frame).reshape(frame.height, frame.width, -1) for frame in frames])
+    return torch.from_numpy(values).movedim(-1, 1).contiguous()
 
 
 def table(rows: Sequence[Sequence[object]], delimiter: str = ",") -> str:

@@ -53,6 +53,7 @@ OWNERS = {
     "rich": {"core.console"},
     "sklearn": {"data"},
     "pyarrow": {"data.parquet"},
+    "av": {"data.film", "data.clips"},
     "tokenizers": {"data.tokenizer"},
     "torch_fidelity": {"evaluation"},
     "torchvision": {"data"},
@@ -221,7 +222,7 @@ EXCEPTIONS = {
     ("data/cifar.py", "torchvision.datasets.CIFAR10"),  # unpickles the official files once their MD5 is right
     ("evaluation/extractors.py", "torch.hub"),  # its download, which checks the SHA-256
     ("exporting/programs.py", "torch.export.load"),  # what it has just written, to compare it
-    ("data/arrays.py", "numpy.load"),  # allow_pickle=False
+    ("data/array_file.py", "numpy.load"),  # allow_pickle=False
     ("core/memory.py", "ctypes"),  # a setting of the C library's allocator
     ("storage/run_directory.py", "diffgen.storage.checkpoint.load_state"),
     ("training/saving.py", "diffgen.storage.checkpoint.load_state"),  # ours

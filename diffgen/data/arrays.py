@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffgen.core.errors import DataError, UsageError, require
 from diffgen.data import survey
+from diffgen.data.array_file import load
 from diffgen.data.base import DATASETS, RESIDENT_BYTES, Images, InMemory, Source
 from diffgen.data.clips import Clips
 from diffgen.data.kinds import Pixels
@@ -104,8 +105,10 @@ def in_memory(
     """
     name = _named(found, what)
     array, frames = found[name], found[name].shape[1] if found[name].ndim == 5 else 0
+    if array.ndim == 5 and (frames < 2 or not array.size):
+        raise DataError(f"{what}, array {name!r} has the shape {list(array.shape)}: clips have two frames or more")
     pictures = array.reshape(-1, *array.shape[2:]) if frames else array
-    values = _channels_first(pictures, layout, f"{what}, array {name!r}")
+    values = _channels_first(pictures, layout, f"{what}, array {name!r} has the shape {list(array.shape)}")
     pixels, settled_range = _pixels(values, given, f"{what}, array {name!r}", size)
     own = _labels(found, labels, len(array), what)
     numbers = torch.tensor(own.numbers)
@@ -120,22 +123,6 @@ def in_memory(
     )
     images.notes = (*own.notes, *_unused(found, name, what), *survey.notes(pixels, own.classes, None))
     return images
-
-
-def load(path: Path, what: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npy or .npz file, of plain numbers or text and never objects; one of an .npy is mapped.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        file = np.load(path, allow_pickle=False, mmap_mode="c")  # noqa: TID251  arrays alone, never objects
-        if isinstance(file, np.ndarray):
-            return {"images": file}
-        with file:
-            return {name: file[name] for name in file.files}
-    except Exception:  # readers of headers raise anything
-        raise DataError(f"{what} is no .npy or .npz of numbers that can be read") from None
 
 
 def _unused(found: Mapping[str, np.ndarray], images: str, what: str) -> list[str]:
@@ -162,14 +149,12 @@ def _channels_first(values: np.ndarray, layout: Layout, what: str) -> np.ndarray
     """As [N, C, H, W]."""
     shape = list(values.shape)
     if values.ndim not in (3, 4) or not values.size:
-        raise DataError(f"{what} has the shape {shape}: pictures are [N, H, W, C], [N, C, H, W] or [N, H, W]")
+        raise DataError(f"{what}: pictures are [N, H, W, C], [N, C, H, W] or [N, H, W]")
     if values.ndim == 3:
         return values[:, None]
     first, last = shape[1] < min(shape[2:]), shape[3] < min(shape[1:3])
     if layout == "auto" and first == last:
-        raise DataError(
-            f"{what} has the shape {shape}: dataset.layout=channels_first or channels_last says what it means"
-        )
+        raise DataError(f"{what}: dataset.layout=channels_first or channels_last says what it means")
     return np.moveaxis(values, 3, 1) if layout == "channels_last" or (layout == "auto" and last) else values
 
 

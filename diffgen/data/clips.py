@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffgen.core.errors import UsageError, require
 from diffgen.data import films, images
+from diffgen.data.film import NO_VIDEOS
 from diffgen.data.kinds import KINDS, Kind, Pixels
 from diffgen.data.reading import MODES, Reading
 
@@ -92,7 +93,7 @@ class Clips(Kind):
             try:
                 import av  # noqa: F401
             except ImportError:
-                raise UsageError(f"save=mp4 {films.NO_VIDEOS}; gif and webp need none") from None
+                raise UsageError(f"save=mp4 {NO_VIDEOS}; gif and webp need none") from None
 
     def read(self, path: str, size: tuple[int, ...]) -> Tensor:
         """The first frames of a film, resized and centre-cropped, read as the training clips were."""

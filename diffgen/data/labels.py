@@ -91,9 +91,7 @@ def _of_folders(place: Place) -> list[str | None]:
     firsts = [name.partition("/")[0] if "/" in name else None for name in place.names]
     loose = [name for name, first in zip(place.names, firsts, strict=True) if first is None]
     if loose and len(loose) < len(firsts):
-        raise DataError(
-            f"{place.called(loose[0])} stands beside sub-folders of pictures, which are the classes: move it into one"
-        )
+        raise DataError(f"{place.called(loose[0])} stands beside sub-folders, which are the classes: move it into one")
     return firsts
 
 

@@ -21,6 +21,7 @@ from diffgen.data.reading import Reading, Seen, UndecodableError, UnsuitableErro
 from diffgen.nets.base import DataShape
 
 FEW = 256  # pictures that are decoded faster than workers start
+CHUNK = 2**26  # bytes of 64 pictures, or fewer, that a worker decodes at a time
 LOOKED_AT = 256  # pictures of a set too large to be decoded at the start
 
 Undecodable = Literal["refuse", "skip"]
@@ -120,6 +121,9 @@ def place_of(root: str) -> Place:
 class Pictures(Source, Dataset[Item]):
     """Pictures that are decoded when asked for, in worker processes."""
 
+    what = "pictures"
+    """What its examples are called."""
+
     def __init__(self, place: Place, labelled: Labelled, reading: Reading, size: Size, workers: int) -> None:
         """See `image_folder`."""
         self.place, self.reading, self.workers = place, reading, workers
@@ -138,10 +142,10 @@ class Pictures(Source, Dataset[Item]):
         for entry in range(len(self.names)):
             try:
                 pixels, _ = self._read(entry)
-                return pixels.shape[1], pixels.shape[2]
+                return pixels.shape[-2], pixels.shape[-1]
             except UndecodableError as error:
                 fault = fault or error
-        raise fault or DataError(f"{self.place.title} holds no pictures")
+        raise fault or DataError(f"{self.place.title} holds no {self.what}")
 
     def _read(self, entry: int) -> tuple[Tensor, Seen]:
         name = self.names[entry]
@@ -228,7 +232,8 @@ class Pictures(Source, Dataset[Item]):
 
     def _in_turn(self, entries: range, *, skip: bool) -> Iterator[tuple[list[int], Decoded]]:
         """Those of the entries that could be read, with what was read, decoded by workers where there are many."""
-        chunks = [list(entries[i : i + 64]) for i in range(0, len(entries), 64)]
+        some = min(64, max(1, CHUNK // math.prod(self.stored)))
+        chunks = [list(entries[i : i + some]) for i in range(0, len(entries), some)]
         workers = 0 if len(entries) <= FEW else min(self.workers, os.cpu_count() or 1)
         for chunk, decoded in zip(chunks, self._decoded(iter(chunks), workers), strict=True):
             decoded.check(skip=skip)
@@ -238,7 +243,7 @@ class Pictures(Source, Dataset[Item]):
     def _keep(self, entries: list[int]) -> None:
         """Forget all other pictures: they are left out."""
         if not entries:
-            raise DataError(f"none of the {len(self)} pictures of {self.place.title} can be decoded")
+            raise DataError(f"none of the {len(self)} {self.what} of {self.place.title} can be decoded")
         gone = sorted(set(range(len(self))) - set(entries))
         self.left_out = (*self.left_out, *(LeftOut(self.names[entry], "cannot be decoded") for entry in gone))
         self.groups = None if self.groups is None else self.groups[entries]

@@ -3,18 +3,20 @@
 import io
 import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageFile, ImageOps
 from torch import Tensor
 
 from diffgen.core.errors import DataError, require
+from diffgen.data.unbounded import UNBOUNDED
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -108,29 +110,33 @@ class Reading:
             UndecodableError: It is no whole picture.
             DataError: Its values have no known range, or it is too large.
         """
-        try:
-            picture, seen = self._told(self._loaded(file, name), name)
-        except (DataError, MemoryError):
-            raise
-        except OSError as error:  # a disk's has a number, a decoder's has none
-            raise _fault(name, error) from None
-        except Exception as error:  # decoders raise anything on damaged files
-            raise UndecodableError(f"{name} cannot be decoded: {error}") from None
-        return _pixels(picture, size), seen
+        with faults(name):
+            return self.told(self._loaded(file, name), name, size)
 
     def told(self, loaded: "Loaded", name: str, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
         """The same of what is decoded already, as a frame of a film."""
         picture, seen = self._told(loaded, name)
         return _pixels(picture, size), seen
 
+    def check_size(self, height: int, width: int, name: str) -> None:
+        """Require no more pixels than there may be, before they take memory."""
+        if width * height > self.max_pixels:
+            raise UnsuitableError(f"{name} has {height:,} x {width:,} pixels, more than {self.max_pixels:,}", LARGER)
+
     def _loaded(self, file: Path | bytes, name: str) -> "Loaded":
         try:
-            return _load(file, name, self.max_pixels)
+            return self._load(file, name)
         except ValueError:
             data = file.read_bytes() if isinstance(file, Path) else file
             if not data.startswith(PNG):
                 raise
-            return _load(_without_notes(data), name, self.max_pixels)
+            return self._load(without_notes(data), name)
+
+    def _load(self, file: Path | bytes, name: str) -> "Loaded":
+        with UNBOUNDED, Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats()) as image:
+            self.check_size(image.height, image.width, name)
+            frames = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # phones add a second picture
+            return loaded(image, frames=frames)
 
     def _told(self, loaded: "Loaded", name: str) -> tuple[Image.Image, Seen]:
         """The picture in our channels, and what it was."""
@@ -155,10 +161,24 @@ def _pixels(picture: Image.Image, size: tuple[int, int] | None) -> Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def _fault(name: str, error: OSError) -> DataError:
-    if error.errno:
-        return DataError(f"{name} cannot be read: {error.strerror}")
-    return UndecodableError(f"{name} cannot be decoded: {error}")
+@contextmanager
+def faults(name: str) -> Iterator[None]:
+    """Say in a sentence what a decoder raises.
+
+    Raises:
+        UndecodableError: For all but what a disk, or memory, is at fault for.
+        DataError: For a disk.
+    """
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except OSError as error:  # a disk's has a number, a decoder's has none
+        if error.errno:
+            raise DataError(f"{name} cannot be read: {error.strerror}") from None
+        raise UndecodableError(f"{name} cannot be decoded: {error}") from None
+    except Exception as error:  # decoders raise anything on damaged files
+        raise UndecodableError(f"{name} cannot be decoded: {getattr(error, 'strerror', None) or error}") from None
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
@@ -204,41 +224,15 @@ class Loaded(NamedTuple):
     range: tuple[float, ...] | None
 
 
-def _load(file: Path | bytes, name: str, max_pixels: int) -> Loaded:
-    with UNBOUNDED, Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats()) as image:
-        if image.width * image.height > max_pixels:
-            size = f"{image.height:,} x {image.width:,} pixels"
-            raise UnsuitableError(f"{name} has {size}, more than {max_pixels:,}", LARGER)
-        deep = image.mode[0] not in "IF" and any(";16" in str(tile) for tile in image.tile)
-        image.load()
-        frames = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # phones add a second picture
-        told = (0.0, float(DEEPEST)) if image.format == "PPM" and image.mode == "I" else None  # scaled by its own white
-        return Loaded(_upright(image), deep, frames, told)
+def loaded(image: ImageFile.ImageFile, *, frames: bool) -> Loaded:
+    """The pixels of an open picture, or of the frame that it is at."""
+    deep = image.mode[0] not in "IF" and any(";16" in str(tile) for tile in image.tile)
+    image.load()
+    told = (0.0, float(DEEPEST)) if image.format == "PPM" and image.mode == "I" else None  # scaled by its own white
+    return Loaded(_upright(image), deep, frames, told)
 
 
-class _Unbounded:
-    """Without Pillow's own limit of pixels, which has no name that a user could type; for any number of threads."""
-
-    def __init__(self) -> None:
-        self.lock, self.inside, self.before = Lock(), 0, Image.MAX_IMAGE_PIXELS
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if not self.inside:
-                self.before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            self.inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            if not self.inside:
-                Image.MAX_IMAGE_PIXELS = self.before
-
-
-UNBOUNDED = _Unbounded()
-
-
-def _without_notes(data: bytes) -> bytes:
+def without_notes(data: bytes) -> bytes:
     """A PNG without its text and colour profile, whose size Pillow bounds; pixels count."""
     kept, at = [PNG], len(PNG)
     while at + 8 <= len(data):

@@ -54,7 +54,9 @@ class Splits:
         return [*self.train.left_out, *(LeftOut(f"held out: {name}", reason) for name, reason in others)]
 
 
-def held_out(size: int, share: float, seed: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def held_out(
+    size: int, share: float, seed: int, groups: Tensor | None = None, what: str = "examples"
+) -> tuple[Tensor, Tensor]:
     """Which of so many examples are trained on, and which are held out: a function of the seed.
 
     Args:
@@ -62,6 +64,7 @@ def held_out(size: int, share: float, seed: int, groups: Tensor | None = None) -
         share: Of them to hold out, in (0, 1); at least one is.
         seed: Of the choice.
         groups: Of each example, int64 [size]; a share of these is held out, each whole; None: each is alone.
+        what: What is counted, for sentences.
 
     Returns:
         The numbers of both, each in rising order.
@@ -71,10 +74,10 @@ def held_out(size: int, share: float, seed: int, groups: Tensor | None = None) -
     """
     if groups is not None:
         numbers, whose = groups.unique(return_inverse=True)
-        kept, apart = held_out(len(numbers), share, seed)
+        kept, apart = held_out(len(numbers), share, seed, what="films")
         return (*(torch.isin(whose, chosen).nonzero()[:, 0] for chosen in (kept, apart)),)  # type: ignore[return-value]
     count = max(1, round(share * size))
     if count >= size:
-        raise DataError(f"dataset.held_out={share:g} of {size} examples leaves none to train on")
+        raise DataError(f"dataset.held_out={share:g} of {size} {what} leaves none to train on")
     order = torch.randperm(size, generator=generator("cpu", seed, "held_out"))
     return order[count:].sort().values, order[:count].sort().values

@@ -31,16 +31,28 @@ def found(
         left_out: What is not used.
         total: How many pictures there are.
     """
-    some = f" (of {len(seen):,} looked at)" if len(seen) < total else ""
-    parts = [
-        f"{total:,} picture{'s' * (total != 1)}{some}: {counted(picture.mode for picture in seen)}",
-        sizes(seen, size),
-    ]
-    transparent, frames = (sum(getattr(picture, what) for picture in seen) for what in ("transparent", "frames"))
-    parts += [f"{transparent:,} with transparent pixels, laid on {reading.background}"] if transparent else []
+    frames = sum(picture.frames for picture in seen)
+    first = f"{several(total, 'picture')}{looked(seen, total)}: {counted(picture.mode for picture in seen)}"
+    parts = [sizes(seen, size), *colours(seen, reading)]
     parts += [f"{frames:,} of several frames, the first of which is read"] if frames else []
-    parts += [f"range [{reading.range[0]:g}, {reading.range[1]:g}]"] if reading.range else []
-    return "; ".join([*parts, told_left_out(left_out)])
+    return "; ".join([first, *parts, told_left_out(left_out)])
+
+
+def several(count: int, what: str) -> str:
+    """`1 film`, `12 films`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def looked(seen: Sequence[Seen], total: int) -> str:
+    """How many were looked at, if not all."""
+    return f" (of {len(seen):,} looked at)" if len(seen) < total else ""
+
+
+def colours(seen: Sequence[Seen], reading: Reading) -> list[str]:
+    """What was done to the colours."""
+    transparent = sum(picture.transparent for picture in seen)
+    parts = [f"{transparent:,} with transparent pixels, laid on {reading.background}"] if transparent else []
+    return parts + ([f"range [{reading.range[0]:g}, {reading.range[1]:g}]"] if reading.range else [])
 
 
 def told_left_out(left_out: Sequence[LeftOut]) -> str:

@@ -1,8 +1,10 @@
 """Films in files as a data set of clips: all of one length and size, classes from sub-folders, or none."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +13,8 @@ from diffgen.core.errors import DataError, UsageError, require
 from diffgen.data import survey
 from diffgen.data.base import DATASETS, InMemory, Source
 from diffgen.data.clips import Clips
-from diffgen.data.films import SEVERAL, Films
+from diffgen.data.film import Film, Frame
+from diffgen.data.films import Films
 from diffgen.data.labels import Labelled, labelled
 from diffgen.data.pictures import Pictures, Size, Undecodable
 from diffgen.data.reading import Reading, Seen, UndecodableError, UnsuitableError
@@ -19,6 +22,8 @@ from diffgen.nets.base import DataShape
 
 MOST_FRAMES = 1024
 """Of a clip."""
+
+SEVERAL = "set dataset.size to resize and crop them all"
 
 
 @DATASETS.register("video_folder")
@@ -65,13 +70,14 @@ def video_folder(
     if root is None:
         raise UsageError("root is missing: dataset.root=FOLDER names the folder of films")
     if not Path(root).is_dir():
-        raise DataError(f"dataset.root={root!r} is not a folder; it must hold films, or one sub-folder a class")
+        zipped = "; unpack a zip of films" if Path(root).is_file() else ""
+        raise DataError(f"dataset.root={root!r} is not a folder; it must hold films, or one sub-folder a class{zipped}")
     cut = Cut(frames, stride, clips)
     place = Films(Path(root))
     whole = place.lengths(cut.span, skip=undecodable == "skip")
     if not whole:
         told = f"no films of {cut.span} frames or more ({survey.told_left_out(place.left_out)})"
-        raise DataError(f"dataset.root={root!r} holds {told}: dataset.frames and dataset.stride say how long clips are")
+        raise DataError(f"dataset.root={root!r} holds {told}")
     return Videos(place, whole, cut, reading, size, fps, workers).read(skip=undecodable == "skip")
 
 
@@ -90,25 +96,21 @@ class Cut:
 
     def starts(self, length: int) -> list[int]:
         """The first frames of the clips of a film."""
-        fit = (length - self.span) // (self.frames * self.stride) + 1 if length >= self.span else 0
+        fit = (length - self.span) // self.step + 1
         if self.clips is None or fit <= self.clips:
-            return [i * self.frames * self.stride for i in range(fit)]
+            return [i * self.step for i in range(fit)]
         return [round(i * (length - self.span) / max(self.clips - 1, 1)) for i in range(self.clips)]
 
-    def clips_of(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """Number of the film and first frame of each clip, film by film."""
-        return [(number, start) for number, length in enumerate(lengths) for start in self.starts(length)]
-
-    def unused(self, lengths: Sequence[int]) -> int:
-        """Frames of films that no clip holds, those aside that a stride steps over."""
-        used = [
-            {at for start in self.starts(n) for at in range(start, start + self.frames * self.stride)} for n in lengths
-        ]
-        return sum(length - len(held & set(range(length))) for length, held in zip(lengths, used, strict=True))
+    @property
+    def step(self) -> int:
+        """Frames of the film from a clip to the next."""
+        return self.frames * self.stride
 
 
 class Videos(Pictures):
     """Clips that are decoded when asked for, in worker processes."""
+
+    what = "clips"
 
     def __init__(
         self,
@@ -121,86 +123,98 @@ class Videos(Pictures):
         workers: int,
     ) -> None:
         """Args: lengths: Frames of each film, by its name; see `video_folder` for the others."""
-        self.cut, self.films, self.lengths = cut, films, lengths
         of_films = labelled(films, None)
-        self.clips = cut.clips_of(list(lengths.values()))
-        numbers = [of_films.numbers[film] for film, _ in self.clips]
-        self.reader = Reader(films, cut)
-        super().__init__(films, Labelled(of_films.classes, numbers, of_films.notes), reading, size, workers)
-        self.names = [films.names[film] for film, _ in self.clips]
-        self.groups = torch.tensor([film for film, _ in self.clips])
-        rate = fps or films.films[films.names[0]].fps()
-        rate = fps or (rate / cut.stride if rate else 8.0)
-        self.kind = Clips(background=reading.background, range=reading.range, fps=min(max(rate, 0.1), 240.0))
+        self.films, self.lengths, self.cut, self.reader = films, lengths, cut, Reader(cut)
+        self.clips = [(film, start) for film in films.names for start in cut.starts(lengths[film])]
+        numbers = {film: number for number, film in enumerate(films.names)}
+        own = [of_films.numbers[numbers[film]] for film, _ in self.clips]
+        super().__init__(films, Labelled(of_films.classes, own, of_films.notes), reading, size, workers)
+        self.names = [film for film, _ in self.clips]
+        self.groups = torch.tensor([numbers[film] for film, _ in self.clips])
+        self.kind = Clips(background=reading.background, range=reading.range, fps=fps or self._fps())
         self.stored = (cut.frames, reading.channels, self.height, self.width)
         sides = (reading.channels, cut.frames, self.height, self.width)
         self.shape = DataShape(sides, len(self.classes))
+
+    def _fps(self) -> float:
+        """Of the first film, as far as it says."""
+        rate = self.films.films[self.films.names[0]].fps(self.reading)
+        return max(rate / self.cut.stride, 0.1) if rate else 8.0
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def _read(self, entry: int) -> tuple[Tensor, Seen]:
         film, start = self.clips[entry]
-        return self.reader.read(self.films.names[film], start, self.reading, self.wanted)
+        return self.reader.read(self.films.films[film], start, self.reading, self.wanted)
 
     def _keep(self, entries: list[int]) -> None:
+        self.names = [f"{film} from frame {start}" for film, start in self.clips]  # the others are left out by these
         super()._keep(entries)
         self.clips = [self.clips[entry] for entry in entries]
-
-    def _first_size(self) -> tuple[int, int]:
-        pixels, _ = self._read(0)
-        return pixels.shape[-2], pixels.shape[-1]
 
     def _all(self, stored: Tensor, labels: Tensor) -> InMemory:
         return InMemory(stored, labels, self.classes, self.kind)
 
     def _doubts(self, some: Tensor, looked_at: int | None = None) -> list[str]:
-        gaps = self.films.gaps
-        told = [f"the numbers of the frames leave some out in {gaps} folders: they are read as if none were missing"]
-        return [*super()._doubts(some.flatten(0, 1), looked_at), *(told if gaps else [])]
+        return [*super()._doubts(some.flatten(0, 1), looked_at), *self.films.doubts()]
 
     def _found(self, seen: list[Seen]) -> str:
-        cut, lengths = self.cut, list(self.lengths.values())
-        every = f", every {cut.stride} frames" if cut.stride > 1 else ""
-        first = survey.sizes(seen, (self.height, self.width))
-        rest = cut.unused(lengths)
-        parts = [f"{len(lengths):,} films give {len(self):,} clips of {cut.frames} frames{every}", first]
-        parts += [f"{rest:,} of {sum(lengths):,} frames are in no clip"] if rest else []
-        return "; ".join([*parts, survey.told_left_out(self.left_out)])
+        films, total = len({film for film, _ in self.clips}), sum(self.lengths.values())
+        rest = total - sum(min(self.cut.step, self.lengths[film] - start) for film, start in self.clips)
+        clips = f"{survey.several(len(self), 'clip')} of {self.cut.frames} frames{survey.looked(seen, len(self))}"
+        every = f", each {self.cut.stride} after the other" if self.cut.stride > 1 else ""
+        first = f"{survey.several(films, 'film')} give{'s' * (films == 1)} {clips}{every}"
+        parts = [survey.sizes(seen, (self.height, self.width)), *survey.colours(seen, self.reading)]
+        parts += [f"{rest:,} of {total:,} frames are in no clip"] if rest else []
+        return "; ".join([first, *parts, survey.told_left_out(self.left_out)])
+
+
+class Opened(NamedTuple):
+    """A film that was read up to a frame, by a process: one forked from it would share its place in the file."""
+
+    film: Film
+    at: int
+    frames: Iterator[Frame]
+    process: int
 
 
 class Reader:
-    """Frames of clips; of one film after the other each is decoded once, and little of it is kept."""
+    """Frames of clips; the clips of a film, one after the other, decode it once, and little of it is kept."""
 
-    def __init__(self, films: Films, cut: Cut) -> None:
-        self.films, self.cut = films, cut
-        self.open: tuple[str, int, Iterator[tuple[Tensor, Seen]]] | None = None
+    def __init__(self, cut: Cut) -> None:
+        """Args: cut: how films become clips."""
+        self.cut = cut
+        self.opened: Opened | None = None
 
-    def read(self, name: str, start: int, how: Reading, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
+    def read(self, film: Film, start: int, how: Reading, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
         """uint8 [T, C, H, W] of a film from a frame on, and what the first one was.
 
         Raises:
             UndecodableError: The film ends before, or is damaged.
             UnsuitableError: A setting is missing to read it.
         """
-        film = self.films.films[name]
-        at, frames = (
-            self.open[1:]
-            if self.open and self.open[0] == name and self.open[1] <= start
-            else (0, film.frames(how, size))
-        )
-        self.open, found = None, list[tuple[Tensor, Seen]]()
+        at, frames = self._from(film, start, how, size)
+        found = list[tuple[Tensor, Seen]]()
         for number, frame in enumerate(frames, at):
             if number >= start and (number - start) % self.cut.stride == 0:
-                found.append(frame)
+                found.append(frame())
             if len(found) == self.cut.frames:
-                self.open = (name, number + 1, frames)
+                self.opened = Opened(film, number + 1, frames, os.getpid())
                 break
         else:
-            raise UndecodableError(f"{film.name} ends after {at + len(found)} frames, and says that it has more")
+            raise UndecodableError(f"{film.name} has fewer frames than it says")
         if len({pixels.shape for pixels, _ in found}) > 1:
             raise UnsuitableError(f"{film.name} has frames of several sizes", SEVERAL)
-        return torch.stack([pixels for pixels, _ in found]), found[0][1]
+        first, transparent = found[0][1], any(seen.transparent for _, seen in found)
+        return torch.stack([pixels for pixels, _ in found]), first._replace(transparent=transparent)
+
+    def _from(self, film: Film, start: int, how: Reading, size: tuple[int, int] | None) -> tuple[int, Iterator[Frame]]:
+        """Where a film is open, if that is not too far, and its frames from there."""
+        before, self.opened = self.opened, None
+        if before and before.film is film and before.at <= start and before.process == os.getpid():
+            return before.at, before.frames
+        return 0, film.frames(how, size)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "open": None}
+        return {**self.__dict__, "opened": None}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from diffgen.core.errors import DataError
 from diffgen.data import Source, arrays
+from diffgen.data.array_file import load
 from diffgen.data.classes import renumber
 from diffgen.data.kinds import Pixels
 from diffgen.data.labels import Labelled, numbered
@@ -89,4 +90,4 @@ def _labelled(place: Place, reference: Source) -> Labelled:
 
 def _of_arrays(path: Path, what: str) -> Source:
     """The images of an .npy or .npz, uint8, with labels where it has any."""
-    return arrays.in_memory(arrays.load(path, what), what)
+    return arrays.in_memory(load(path, what), what)

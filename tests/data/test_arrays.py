@@ -11,7 +11,7 @@ import torch
 from test_places import load
 
 from diffgen.core.errors import DataError, UsageError
-from diffgen.data import InMemory, arrays, pictures
+from diffgen.data import InMemory, array_file, arrays, pictures
 from diffgen.data import base as base_module
 from diffgen.data.base import Part
 from diffgen.nets import DataShape
@@ -162,7 +162,7 @@ def test_arrays_are_resized_as_pictures_are(tmp_path: Path) -> None:
 def test_large_arrays_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", UINT8)
     small: Any = load(tmp_path / "a.npy", "arrays")
-    assert isinstance(arrays.load(tmp_path / "a.npy", "x")["images"], np.memmap)
+    assert isinstance(array_file.load(tmp_path / "a.npy", "x")["images"], np.memmap)
     for module in (base_module, arrays):
         monkeypatch.setattr(module, "RESIDENT_BYTES", 100)
     monkeypatch.delattr(np, "ascontiguousarray")  # which would copy it

@@ -1,0 +1,219 @@
+"""One film and its frames: animated pictures, folders of numbered frames, and videos through PyAV."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image, ImageFile
+from torch import Tensor
+
+from diffgen.core.errors import DataError
+from diffgen.data import reading
+from diffgen.data.reading import Loaded, Reading, Seen, UndecodableError, UnsuitableError
+from diffgen.data.unbounded import UNBOUNDED
+
+VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
+"""Endings of files that PyAV reads."""
+
+NO_VIDEOS = "needs a library that is not installed: pip install 'diffgen[video]'"
+
+Frame = Callable[[], tuple[Tensor, Seen]]
+"""Reads a frame, uint8 [C, H, W], and says what it was; those that nobody reads cost little."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """Frames in a file, or in several.
+
+    Attributes:
+        name: What sentences call it.
+        files: The file, or one for each frame.
+        folder: Whether each frame has a file.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    folder: bool = False
+
+    @property
+    def video(self) -> bool:
+        """Whether PyAV reads it."""
+        return not self.folder and self.files[0].suffix.lower() in VIDEOS
+
+    def count(self) -> int:
+        """How many frames there are.
+
+        Raises:
+            UndecodableError: It is no film.
+            DataError: It cannot be read.
+        """
+        if self.folder:
+            return len(self.files)
+        with reading.faults(self.name):
+            return _count_video(self) if self.video else _count_pages(self)
+
+    def fps(self, how: Reading) -> float | None:
+        """Frames per second, if the file says so."""
+        if self.folder:
+            return None
+        with suppress(UndecodableError), reading.faults(self.name):
+            rate = _rate_of_video(self) if self.video else _rate_of_pages(self, how)
+            return rate if rate and 0.1 <= rate <= 240 else None
+        return None
+
+    def frames(self, how: Reading, size: tuple[int, int] | None) -> Iterator[Frame]:
+        """Each frame, which must be read before the next one is asked for, or is skipped.
+
+        Raises:
+            UndecodableError: A frame is damaged.
+            UnsuitableError: A setting is missing to read it.
+        """
+        if self.folder:
+            yield from (partial(self._still, file, how, size) for file in self.files)
+            return
+        pages = _video(self, how) if self.video else _pages(self, how)
+        while True:
+            with reading.faults(self.name):
+                page = next(pages, None)
+            if page is None:
+                return
+            yield partial(self._page, page, how, size)
+
+    def _still(self, file: Path, how: Reading, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
+        pixels, seen = how.read(file, str(file), size)
+        if seen.frames:
+            raise UnsuitableError(f"{file} has several frames, and stands among single ones", "give it another folder")
+        return pixels, seen
+
+    def _page(self, page: Callable[[], Loaded], how: Reading, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
+        with reading.faults(self.name):
+            return how.told(page(), self.name, size)
+
+
+# --- pictures of several frames -----------------------------------------------------------------------------------
+
+
+def _opened(file: Path) -> ImageFile.ImageFile:
+    """A picture; Pillow would refuse a PNG for the size of its notes."""
+    with file.open("rb") as begin:
+        png = begin.read(len(reading.PNG)) == reading.PNG
+    with UNBOUNDED:
+        plain = io.BytesIO(reading.without_notes(file.read_bytes())) if png else file
+        return Image.open(plain, formats=reading.formats())
+
+
+def _hidden(image: ImageFile.ImageFile) -> int:
+    """Frames before the first of the film: a PNG may have a picture for those who know of no films."""
+    return int(bool(image.info.get("default_image")))
+
+
+def _count_pages(film: Film) -> int:
+    file = film.files[0]
+    with UNBOUNDED, _opened(file) as image:
+        if image.format == "GIF" and not gif_ends(file):
+            raise UndecodableError(f"{film.name} cannot be decoded: it is cut off")
+        return getattr(image, "n_frames", 1) - _hidden(image)
+
+
+def gif_ends(file: Path) -> bool:
+    """Whether a GIF goes on to its end: of one that is cut off Pillow counts the frames that are left."""
+    with file.open("rb") as gif:
+        _skip_palette(gif, gif.read(13)[10:11])
+        while mark := gif.read(1):
+            if mark == b";":
+                return True
+            if mark == b"!":
+                gif.seek(1, os.SEEK_CUR)
+            elif mark == b",":
+                _skip_palette(gif, gif.read(9)[8:])
+                gif.seek(1, os.SEEK_CUR)
+            else:
+                continue
+            while size := int.from_bytes(gif.read(1)):
+                gif.seek(size, os.SEEK_CUR)
+    return False
+
+
+def _skip_palette(gif: BinaryIO, flags: bytes) -> None:
+    if flags and flags[0] & 128:
+        gif.seek(3 << (flags[0] & 7) + 1, os.SEEK_CUR)
+
+
+def _rate_of_pages(film: Film, how: Reading) -> float | None:
+    with UNBOUNDED, _opened(film.files[0]) as image:
+        how.check_size(image.height, image.width, film.name)
+        image.load()  # WebP says then how long a frame is
+        milliseconds = image.info.get("duration")
+        return 1000 / milliseconds if isinstance(milliseconds, int | float) and milliseconds > 0 else None
+
+
+def _pages(film: Film, how: Reading) -> Iterator[Callable[[], Loaded]]:
+    """Frames as a viewer shows them: Pillow lays those that are parts on what is there."""
+    with _opened(film.files[0]) as image:
+        for number in count(_hidden(image)):
+            how.check_size(image.height, image.width, film.name)  # of the frame before, on which this one is laid
+            try:
+                with UNBOUNDED:
+                    image.seek(number)
+            except EOFError:
+                return
+            how.check_size(image.height, image.width, film.name)
+            yield partial(reading.loaded, image, frames=True)
+
+
+def moves(file: Path) -> bool:
+    """Whether a picture has several frames; a PNG that cannot be read is taken for a frame, and others for films."""
+    try:
+        with UNBOUNDED, _opened(file) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # decoders raise anything, and will be told of where frames are counted or read
+        return file.suffix.lower() != ".png"
+
+
+# --- videos -------------------------------------------------------------------------------------------------------
+
+
+def _av(film: Film) -> Any:
+    """A video that is open."""
+    try:
+        import av
+    except ImportError:
+        raise DataError(f"{film.name} {NO_VIDEOS}") from None
+    video = av.open(str(film.files[0]))
+    if not video.streams.video:
+        video.close()
+        raise UndecodableError(f"{film.name} holds no moving pictures")
+    return video
+
+
+def _count_video(film: Film) -> int:
+    with _av(film) as video:
+        stream = video.streams.video[0]
+        return stream.frames or sum(1 for packet in video.demux(stream) if packet.size)
+
+
+def _rate_of_video(film: Film) -> float | None:
+    with _av(film) as video:
+        rate = video.streams.video[0].average_rate
+        return float(rate) if rate else None
+
+
+def _video(film: Film, how: Reading) -> Iterator[Callable[[], Loaded]]:
+    with _av(film) as video:
+        for frame in video.decode(video=0):
+            how.check_size(frame.height, frame.width, film.name)
+            if frame.is_corrupt:
+                raise UndecodableError(f"{film.name} has a damaged frame")
+            yield partial(_of_frame, frame)
+
+
+def _of_frame(frame: Any) -> Loaded:
+    """A frame, turned as the camera was."""
+    upright = frame.to_image().rotate(frame.rotation, expand=True)
+    return Loaded(upright, deep=False, frames=True, range=None)
