@@ -26,7 +26,7 @@ from diffgen.nets.base import DataShape
 FASTEST = 1 / 16
 """Sides of the frame by which a digit moves along either axis in a frame, at most."""
 
-CLOSE = 0.5
+CLOSE = 1.0
 """Pixels by which a centre may be off a path that counts as one of the data."""
 
 MOST_HELD_OUT = 10_000
