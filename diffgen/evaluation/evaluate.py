@@ -1,11 +1,11 @@
 """diffgen-eval: how good a checkpoint, or a folder of pictures, is. One pass over the images, one row of results."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from diffgen import __version__
 from diffgen.build import Trained, restore
 from diffgen.core import processes
-from diffgen.core.console import ProgressLine, Reporter, clock, count, unit_of
+from diffgen.core.console import Reporter, unit_of
 from diffgen.core.errors import require
 from diffgen.core.files import append_text, cache_folder, make_writable
 from diffgen.core.processes import accelerated, on_main
@@ -22,6 +22,7 @@ from diffgen.data import Source
 from diffgen.data.splits import Splits
 from diffgen.evaluation import clips, held_out, model, text
 from diffgen.evaluation.comparing import opened, suited, told_by_classes
+from diffgen.evaluation.drawing import batch_of, draw
 from diffgen.evaluation.extractors import Extractor, shared_extractor
 from diffgen.evaluation.few import too_few
 from diffgen.evaluation.measure import Judged, Row, measured
@@ -29,14 +30,12 @@ from diffgen.evaluation.pictures import pictures
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.report import as_json, unit_in
 from diffgen.evaluation.samples import Drawn, draw_share, featured, gathered
-from diffgen.sampling.drawing import Sampling, batch_size
+from diffgen.sampling.drawing import Sampling
 from diffgen.sampling.labels import cycle_labels
 from diffgen.sampling.setup import check_guidance, make_sampling, resolve_sampler
 from diffgen.sampling.words import shown, shown_average, shown_guidance
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.checkpoint import Checkpoint
-
-T = TypeVar("T")
 
 TRAINED_ON = {
     "classifier": ", trained on labels",
@@ -46,9 +45,6 @@ TRAINED_ON = {
 
 MOST = 50_000
 """Images to judge unless told otherwise; what the literature's FID-50k takes."""
-
-SOON, LONG = 10.0, 600.0
-"""Seconds after which the time of drawing is foretold on a CPU, and from how long a time on it is worth telling."""
 
 
 def evaluate(
@@ -103,7 +99,7 @@ def evaluate(
         else:
             row["pictures"] = settings.images
         looks = settings.needs_samples and not textual
-        seen = clips.in_frames(splits) if what == "clips" else splits
+        seen = clips.in_frames(splits) if looks and what == "clips" else splits
         network = _extractor(extractor, seen, cache, accelerator, reporter) if looks else None
         on_main(accelerator, lambda: make_writable(out))
         found = splits.train.found if textual else given.found if given else ""
@@ -113,18 +109,12 @@ def evaluate(
         labels = [classes[i] if classes else i for i in cycle_labels(n, len(classes))]
         if network:
             row |= {"extractor": network.name, "extractor_hash": network.hash, "features": network.dim}
+        whose = sampling if saved else given
         if network and what == "clips":
-            whose = sampling if saved else given
             row |= _of_clips(settings, whose, labels, clips.Films(splits, network, n), accelerator, reporter)
         elif network:
-            if saved:
-                draw = partial(draw_share, sampling, labels, network, accelerator)
-                drawn = gathered(_draw(settings, sampling, draw, accelerator, reporter, n), accelerator, n)
-                row["nfe"] = sampling.nfe
-            else:
-                assert given is not None
-                with reporter.progress(n, 0) as line:
-                    drawn = featured(given, network, n, lambda done: line.update(done, "pictures seen"))
+            drawn = _with_features(settings, whose, labels, network, accelerator, reporter)
+            row |= {"nfe": sampling.nfe} if saved else {}
             row |= _of_images(settings, drawn, Reference(splits, network, cache), out, accelerator)
         if texts and settings.needs_samples:
             row |= _of_text(settings, sampling, texts, accelerator, reporter)
@@ -212,50 +202,22 @@ def _sampling(
     return sampling, facts
 
 
-def _draw(
+def _with_features(
     settings: EvalSettings,
-    sampling: Sampling,
-    share: Callable[[int, Callable[[int], None]], T],
+    whose: Sampling | Source | None,
+    labels: list[int],
+    network: Extractor,
     accelerator: Accelerator,
     reporter: Reporter,
-    n: int,
-) -> T:
-    """What `share(batch, progress)` draws, each process its own, with a bar for all n."""
-    trained = sampling.trained
-    batch = _batch(settings, sampling)
-    each = "img" if trained.kind.unit == "images" else trained.kind.unit
-    started, drawn, expected = time.monotonic(), 0, sampling.expected_nfe()
-    foretold = accelerator.device.type != "cpu"  # elsewhere the first calls compile, and tell nothing
+) -> Drawn:
+    """Pictures that are drawn, or read, and what the extractor says of them."""
+    n = len(labels)
+    if isinstance(whose, Sampling):
+        share = partial(draw_share, whose, labels, network, accelerator)
+        return gathered(draw(settings, whose, share, accelerator, reporter, n), accelerator, n)
+    assert whose is not None
     with reporter.progress(n, 0) as line:
-
-        def moved() -> None:  # before each network call: a batch may take minutes
-            nonlocal foretold
-            part = min((sampling.nfe - 1) / expected, 1)
-            line.advance(drawn + part * min(batch * accelerator.num_processes, n - drawn))
-            if not foretold and line.done and line.elapsed() > SOON:
-                _foretell(reporter, line, n, trained.kind.unit)
-                foretold = True
-
-        def progress(done: int) -> None:
-            nonlocal drawn
-            drawn = done
-            line.update(done, f"{done} {each}  {count(done / (time.monotonic() - started))} {each}/s")
-
-        sampling.before_each = moved
-        return share(batch, progress)
-
-
-def _batch(settings: EvalSettings, sampling: Sampling) -> int:
-    given = settings.batch_size
-    return given if isinstance(given, int) else batch_size(sampling.trained.shape, sampling.device)
-
-
-def _foretell(reporter: Reporter, line: ProgressLine, n: int, unit: str) -> None:
-    """Say that drawing will take long, if it will, and what would take less."""
-    total = line.elapsed() + line.left()
-    if total > LONG:
-        less = f"; n=1000 takes about {clock(1000 / n * total)}" if n > 1000 else ""
-        reporter.say(f"drawing {n:,} {unit} takes about {clock(total)} on this CPU{less}")
+        return featured(whose, network, n, lambda done: line.update(done, "pictures seen"))
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -289,9 +251,9 @@ def _of_clips(
 ) -> Row:
     """Metrics of clips that are drawn, or read."""
     if isinstance(whose, Sampling):
-        draw = partial(clips.draw_share, whose, labels, accelerator)
-        share = _draw(settings, whose, draw, accelerator, reporter, films.n)
-        made, row = clips.gathered(share, accelerator, films.n), {"nfe": whose.nfe}
+        share = partial(clips.draw_share, whose, labels, accelerator)
+        drawn = draw(settings, whose, share, accelerator, reporter, films.n)
+        made, row = clips.gathered(drawn, accelerator, films.n), {"nfe": whose.nfe}
     else:
         assert whose is not None
         made, row = clips.given(whose, films.n), Row()
@@ -303,8 +265,8 @@ def _of_text(
     settings: EvalSettings, sampling: Sampling, texts: text.Texts, accelerator: Accelerator, reporter: Reporter
 ) -> Row:
     """Metrics of drawn text."""
-    draw = partial(text.draw_share, sampling, texts.n, accelerator)
-    drawn = text.gathered(_draw(settings, sampling, draw, accelerator, reporter, texts.n), accelerator, texts.n)
+    share = partial(text.draw_share, sampling, texts.n, accelerator)
+    drawn = text.gathered(draw(settings, sampling, share, accelerator, reporter, texts.n), accelerator, texts.n)
     figures: Row = on_main(accelerator, lambda: text.of_samples(settings.wanted, drawn, texts))
     return {"nfe": sampling.nfe, **figures}
 
@@ -316,7 +278,7 @@ def _of_masked(
     if "bits" not in settings.wanted:
         return {}
     source, which = held_out.judge(splits)
-    trained, device, batch = sampling.trained, sampling.device, _batch(settings, sampling)
+    trained, device, batch = sampling.trained, sampling.device, batch_of(settings, sampling)
     with reporter.progress(min(n, len(source)), 0) as line:
         row = model.masked_bits(trained, device, source, n, settings.seed, batch, line.update) | {"bits_of": which}
     return row | text.beside_bits(row, texts) if texts else row

@@ -114,7 +114,7 @@ def test_what_a_kind_cannot_do_is_refused_before_anything_is_written(command: An
         "train.horizontal_flip=true": "vectors cannot be mirrored",
         "train.augment=0.1": "vectors cannot be turned",
         "train.eval_every=64": "vectors have no features",
-        "model=unet_tiny": "name=unet takes pictures [C, H, W], and the data is 2: choose model=mlp",
+        "model=unet_tiny": "name=unet takes pictures [C, H, W] and clips, and the data is 2: choose model=mlp",
     }.items():
         refused = command("train", "dataset=points", "dataset.n=100", setting, "run_dir=run")
         assert refused.code == 2
