@@ -199,11 +199,11 @@ def predict(run: Run, *, video: str | None, known: int | None, length: int | Non
     film = run.film(video) if video is not None else None
     known = min(frames // 2, frames if film is None else film.shape[1]) if known is None else known
     require(1 <= known < frames, f"known={known} must be in [1, {frames - 1}]: this model's clips have {frames} frames")
-    following = _windows(run, known, frames if length is None else length)
+    then = _next(run, known, length or frames, 1)
     if film is None:
-        return Plan(run.start, run.ts, then=following(0))
+        return Plan(run.start, run.ts, then=then)
     require(known <= film.shape[1], f"known={known} is more than the {film.shape[1]} frames of video={video!r}")
-    return _window(run, film[:, :known], torch.arange(known), 0)._replace(then=following(0))
+    return _window(run, film[:, :known], torch.arange(known), 0)._replace(then=then)
 
 
 @TASKS.register("inbetween", clips=True)
@@ -233,23 +233,18 @@ def _window(run: Run, film: Tensor, at: Tensor, number: int) -> Plan:
     return Plan(start, run.ts, wrap, told=told(x0.reshape(-1, *run.size), known[None, None]), window=number)
 
 
-def _windows(run: Run, known: int, length: int) -> "Callable[[int], Callable[[Tensor], Plan] | None]":
-    """What follows window `number`: windows that know the last frames of the one before, the last one more of them."""
+def _next(run: Run, known: int, length: int, number: int) -> Callable[[Tensor], Plan] | None:
+    """What makes window `number` of the one before: it knows the last frames of that, the last window more of them."""
     frames = run.size[1]
+    fresh = min(length - frames - (number - 1) * (frames - known), frames - known)
+    if fresh <= 0:
+        return None
 
-    def following(number: int) -> Callable[[Tensor], Plan] | None:
-        made = frames + number * (frames - known)
-        fresh = min(length - made, frames - known)
-        if fresh <= 0:
-            return None
+    def then(x0: Tensor) -> Plan:
+        plan = _window(run, x0[:, :, fresh:], torch.arange(frames - fresh), number)
+        return plan._replace(fresh=fresh, then=_next(run, known, length, number + 1))
 
-        def then(x0: Tensor) -> Plan:
-            plan = _window(run, x0[:, :, fresh:], torch.arange(frames - fresh), number + 1)
-            return plan._replace(fresh=fresh, then=following(number + 1))
-
-        return then
-
-    return following
+    return then
 
 
 @TASKS.register("interpolate", noise=True)

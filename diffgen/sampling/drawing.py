@@ -85,7 +85,6 @@ class Sampling:
         tolerance). The state is float64 where the device has it: steps are small differences of large numbers (Karras
         et al. 2022, app. D). `watch(x, t)` sees every state that the sampler shows to the denoiser, from noise to data.
         """
-
         plan = self.plan or Plan(lambda indices: self.start(self.noise(indices, self.seed)), self.ts)
         self.nfe = 0
         x0 = whole = self._walk(plan, indices, labels, watch)
