@@ -45,7 +45,7 @@ def typed(*command: str) -> float:
 
 def held_out(n: int) -> Tensor:
     """Clips of digits that nothing was trained on, uint8 [n, T, C, H, W]."""
-    settings = {"name": "moving_digits", "frames": 8, "digits": 1, "n": 50_000, "seed": 0, "split": "train"}
+    settings = {"name": "moving_digits", "frames": 6, "digits": 1, "n": 50_000, "seed": 0, "split": "train"}
     test = make_splits({"dataset": settings}).test
     assert test is not None
     return next(test.batches(iter([torch.arange(n)]), torch.device("cpu"))).examples

@@ -17,7 +17,7 @@ def clips(source: Moving, n: int) -> tuple[Tensor, Tensor]:
 
 
 def moving(**settings: object) -> Moving:
-    source: Moving = dataset("moving_digits", n=300, **settings)
+    source: Moving = dataset("moving_digits", n=300, **{"frames": 8, **settings})
     return source
 
 

@@ -38,7 +38,9 @@ def _placed(frames: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def films() -> Films:
-    splits = Splits.of(dataset("moving_digits", n=2000), dataset("moving_digits", n=2000, split="test"))
+    splits = Splits.of(
+        dataset("moving_digits", frames=8, n=2000), dataset("moving_digits", frames=8, n=2000, split="test")
+    )
     frames = clips.in_frames(splits).train
     placed = _placed(frames.stored)
     means = torch.stack([placed[frames.labels == label].mean(0) for label in range(10)])
@@ -55,7 +57,7 @@ def figures(films: Films, examples: Tensor, labels: Tensor) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def real(films: Films) -> tuple[Tensor, Tensor, dict[str, float]]:
-    examples, labels = clips.some(dataset("moving_digits", n=3000, seed=5), N)
+    examples, labels = clips.some(dataset("moving_digits", frames=8, n=3000, seed=5), N)
     return examples, labels, figures(films, examples, labels)
 
 
