@@ -116,7 +116,7 @@ class Denoiser:
     def _told(self, x: Tensor) -> Tensor:
         """What the network is told beside x [B, C, *sides], [B, given, *sides]; zeros tell nothing."""
         if self.told is None:
-            return x.new_zeros(len(x), self.given, *x.shape[2:])
+            return x.new_zeros(x.shape[0], self.given, *x.shape[2:])  # len(x) would fix the size of an export's batch
         return self.told.to(x).repeat(len(x) // len(self.told), *[1] * (x.ndim - 1))  # guidance asks twice for each
 
     def _c_in(self, t: Tensor) -> Tensor:

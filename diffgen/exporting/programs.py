@@ -41,7 +41,7 @@ Written by diffgen-export from {path}, {images:,} images seen. `{file}` computes
 
 The output is x0_hat, float32, of the shape of x. The batch may be of any size, and each example of a time of its own.
 This file was compared with the original at {count} times, one batch for each and one for all: the largest difference is
-{difference:.1e} of the largest |x0_hat|.
+{difference:.1e} of the largest |x0_hat|.{given}
 """
 
 
@@ -182,6 +182,7 @@ def readme(saved: Checkpoint, trained: Trained, file: str, difference: float) ->
         t_max=schedule.t_max,
         schedule=saved.config["schedule"]["name"],
         labels=f"the class, or {NO_LABEL} for none: {named}" if named else f"{NO_LABEL}: it knows no classes",
+        given=" The network can be told of known frames; here it is told of none." if trained.shape.given else "",
         count=len(SHARES),
         difference=difference,
     )

@@ -121,6 +121,8 @@ def misfits(config: Config, trained: Trained) -> Iterator[str]:
         yield "its labels enter before the layers of the time embedding, UNet2DModel's after them (conditional=false)"
     if trained.shape.augment_labels:
         yield "it is told of augmentation (train.augment)"
+    if trained.shape.given:
+        yield "it is told of known frames (train.known_frames)"
     if isinstance(network, UNet) and type(network) in (UNet, UNet2D):
         yield from _misfits_of_unet(network, config["model"], trained.shape)
     else:

@@ -292,7 +292,7 @@ class DiT(nn.Module):
         turned = tuple(each.unflatten(0, (frames, -1)) for each in rotation)
         own = tuple(each[:, 0] if over_time else each[0] for each in turned)
         groups = block(sites.flatten(0, 1), modulation.repeat_interleave(sites.shape[1], 0), own)
-        sites = groups.unflatten(0, (len(h), -1))
+        sites = groups.unflatten(0, (h.shape[0], -1))
         return (sites.transpose(1, 2) if over_time else sites).flatten(1, 2)
 
 

@@ -101,6 +101,21 @@ def carry_classes(own: Tensor, theirs: Tensor, pairs: Sequence[tuple[int, int]])
     return carried
 
 
+def carry_channels(own: Tensor, theirs: Tensor) -> Tensor:
+    """The weights of a layer that takes channels in, with another's for the first of them: the others add nothing.
+
+    Args:
+        own: [out, channels, ...].
+        theirs: [out, fewer channels, ...].
+
+    Returns:
+        Like `own`.
+    """
+    carried = torch.zeros_like(own)
+    carried[:, : theirs.shape[1]] = theirs
+    return carried
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, for [..., N, d] each (Vaswani et al. 2017, eq. 1)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the fused backward pass is many times slower there

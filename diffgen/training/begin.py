@@ -1,5 +1,6 @@
 """A new run that begins from another's averaged weights: what fits is taken, the rest is new, and it is said."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 from diffgen.build import MODEL_SIDE, Trained, restore
 from diffgen.core.console import count
 from diffgen.core.errors import CheckpointError
+from diffgen.data.kinds import Pixels
 from diffgen.evaluation.held_out import inherit, lineage
-from diffgen.nets.layers import Embedding, carry_classes
+from diffgen.nets.base import DataShape
+from diffgen.nets.layers import Embedding, carry_channels, carry_classes
 from diffgen.storage import checkpoint
 from diffgen.storage.checkpoint import Checkpoint
 from diffgen.storage.tensor_file import Tensors
@@ -24,6 +27,9 @@ KIND = ("data.kind.name", "data.kind.symbols", "data.kind.tokenizer")
 MEANING = (*(part for part in MODEL_SIDE if part != "data"), *KIND, "data.size")
 """Parts of a config by which weights mean something else, though they fit."""
 
+STEM = re.compile(r"(^|\.)stem\.(0\.)?weight$")
+"""In the name of a weight: it takes in x, and the channels behind x that tell what is known of x0."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -33,17 +39,20 @@ class Fit:
         taken: Weights by name, on the CPU.
         numbers: How many numbers in them are the other's.
         by_name: The classes whose part of each weight of labels was found by name.
+        untold: Names of the weights that take in what the other was not told: that part is 0.
     """
 
     taken: Tensors
     numbers: int
     by_name: dict[str, list[str]]
+    untold: list[str]
 
 
 def begin(path: str, parts: Parts) -> str:
     """Put a checkpoint's averaged weights into a run's network and its averages; the header's row.
 
-    The run's own checkpoints note which data these weights have seen.
+    Clips may begin from pictures, since their networks may see each frame as one. The run's own checkpoints note which
+    data these weights have seen.
 
     Args:
         path: What `ckpt` of `diffgen-sample` takes.
@@ -55,11 +64,12 @@ def begin(path: str, parts: Parts) -> str:
     """
     saved = checkpoint.load(Path(path), "train.init")
     theirs, ours = restore(saved), parts.sampling.trained
-    if len(theirs.shape.size) != len(ours.shape.size):
+    frames = ours.kind.moving and type(theirs.kind) is Pixels
+    if len(theirs.shape.size) != len(ours.shape.size) and not frames:
         said = f"made for {theirs.kind.unit} of {theirs.shape}, and this run's are {ours.kind.unit} of {ours.shape}"
         raise CheckpointError(f"train.init={path!r} is of another kind of data: it was {said}")
     other = differences(parts.config, saved.config, MEANING)
-    found = fit(parts.network, saved.weights, _classes(ours), _classes(theirs))
+    found = fit(parts.network, saved.weights, ours, theirs)
     own = parts.network.state_dict()
     size = sum(weight.numel() for weight in own.values())
     if found.numbers < LEAST * size:
@@ -79,20 +89,39 @@ def _classes(trained: Trained) -> Sequence[str]:
     return trained.classes or [str(number) for number in range(trained.shape.num_classes)]
 
 
-def fit(network: nn.Module, weights: Tensors, ours: Sequence[str], theirs: Sequence[str]) -> Fit:
+def fit(network: nn.Module, weights: Tensors, ours: Trained, theirs: Trained) -> Fit:
     """Of weights, those that have the name, shape and type of one of the network's; of labels, the classes by name."""
     own = network.state_dict()
     taken = {name: weights[name] for name, weight in own.items() if name in weights and _alike(weights[name], weight)}
+    untold = []
+    for name in filter(weights.__contains__, _of_known(own, ours.shape, theirs.shape)):
+        taken.pop(name, None)
+        if _widens(own[name], weights[name], ours.shape, theirs.shape):
+            taken[name] = carry_channels(own[name].cpu(), weights[name])
+            untold.append(name)
     by_name = {}
-    pairs = [(number, theirs.index(name)) for number, name in enumerate(ours) if name in theirs]
-    of_labels = _of_labels(network) if list(ours) != list(theirs) else []
-    for name in filter(weights.__contains__, of_labels):
+    here, there = _classes(ours), _classes(theirs)
+    pairs = [(number, there.index(name)) for number, name in enumerate(here) if name in there]
+    for name in filter(weights.__contains__, _of_labels(network) if list(here) != list(there) else []):
         taken.pop(name, None)
         if pairs and weights[name].dtype == own[name].dtype and len(weights[name]) == len(own[name]):
             taken[name] = carry_classes(own[name].cpu(), weights[name], pairs)
-            by_name[name] = [ours[number] for number, _ in pairs]
-    numbers = sum(weight.numel() for name, weight in taken.items() if name not in by_name)
-    return Fit(taken, numbers + sum(len(own[name]) * len(names) for name, names in by_name.items()), by_name)
+            by_name[name] = [here[number] for number, _ in pairs]
+    numbers = sum(weights[name].numel() for name in taken if name not in by_name)
+    numbers += sum(len(own[name]) * len(names) for name, names in by_name.items())
+    return Fit(taken, numbers, by_name, untold)
+
+
+def _of_known(own: Tensors, ours: DataShape, theirs: DataShape) -> list[str]:
+    """Names of the weights that take in what is known, where one network is told of it and the other is not."""
+    return [name for name in own if STEM.search(name)] if ours.given != theirs.given else []
+
+
+def _widens(own: Tensor, weight: Tensor, ours: DataShape, theirs: DataShape) -> bool:
+    """Whether the network takes in, ahead of what it is told, what the other did."""
+    taken, more = own.shape[1] * ours.channels, weight.shape[1] * (ours.channels + ours.given)
+    rest = own.select(1, 0).shape == weight.select(1, 0).shape and own.dtype == weight.dtype
+    return not theirs.given and ours.channels == theirs.channels and taken == more and rest
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -113,6 +142,7 @@ def told(saved: Checkpoint, own: Tensors, found: Fit, size: int) -> list[str]:
     rows = [f"{saved.path} at {saved.images:,} images: {counted}"]
     for name, classes in found.by_name.items():
         rows.append(f"{name} by the names of {len(classes)} of {own[name].shape[1]} classes: {few(classes)}")
+    rows += [f"{name} takes in what is known of x0 from 0 on" for name in found.untold]
     return [*rows, f"new: {few(new)}" if new else "", f"not used: {few(left)}" if left else ""]
 
 

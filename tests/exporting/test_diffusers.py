@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from diffgen.build import make_model, restore
 from diffgen.cli.configs import compose_group
 from diffgen.core.errors import CheckpointError, UsageError
+from diffgen.core.registry import named
 from diffgen.core.settings import ExportSettings
+from diffgen.data.clips import Clips
+from diffgen.data.kinds import KINDS, Pixels
 from diffgen.diffusion.guidance import Guidance
 from diffgen.exporting import from_diffusers
 from diffgen.exporting.export import export
@@ -59,11 +62,12 @@ def stirred(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module.eval()
 
 
-def saved(folder: Path, *overrides: str, size: tuple[int, ...] = (1, 8, 8), classes: int = 0) -> Path:
-    """A checkpoint of random weights, as a run of these settings would write it."""
+def saved(folder: Path, *overrides: str, size: tuple[int, ...] = (1, 8, 8), classes: int = 0, given: int = 0) -> Path:
+    """A checkpoint of random weights, as a run of these settings would write it; of clips where there are four sides."""
     config = compose_config("train", ["dataset=digits", "method=ddpm", *overrides])
-    kind = {"name": "pixels", "background": "white", "range": None}
+    kind = named(KINDS, Clips() if len(size) == 4 else Pixels())
     data = {"kind": kind, "size": list(size), "num_classes": classes, "augment_labels": 0, "classes": []}
+    data = {**data, "given": given} if given else data
     parts = ("objective", "model", "schedule", "parameterization", "denoiser", "sampler")
     config = {"data": data, **{part: config[part] for part in parts}}
     checkpoint.save_model(folder, config, 128, stirred(make_model(config)).state_dict())
@@ -184,6 +188,7 @@ def test_every_file_is_readable_by_all(tmp_path: Path) -> None:
         ),
         (["model=mlp"], (1, 8, 8), 0, "its network is a MLP"),
         (["model=dit_tiny"], (1, 8, 8), 0, "its network is a DiT, not a UNet"),
+        (WIDE, (1, 2, 8, 8), 0, "it makes clips, not pictures"),
     ],
 )  # fmt: skip
 def test_what_unet2dmodel_cannot_hold_is_refused(
@@ -194,6 +199,12 @@ def test_what_unet2dmodel_cannot_hold_is_refused(
         run(tmp_path / "a", tmp_path / "b", "diffusers")
     assert words in str(refusal.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_known_frames_have_no_place_in_unet2dmodel(tmp_path: Path) -> None:
+    saved(tmp_path / "a", *WIDE, size=(1, 2, 8, 8), given=2)
+    with pytest.raises(UsageError, match=r"it is told of known frames \(train.known_frames\)"):
+        run(tmp_path / "a", tmp_path / "b", "diffusers")
 
 
 # --- the way in ---------------------------------------------------------------------------------------------------

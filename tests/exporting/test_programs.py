@@ -84,6 +84,22 @@ def test_a_transformer(tmp_path: Path, format: str) -> None:
     assert (tmp_path / "b" / programs.FILES[format]).exists()
 
 
+OF_CLIPS = {
+    "unet": ["model=unet_tiny", "model.channels=8", "model.attention_resolutions=[8]"],
+    "dit": ["model=dit_tiny", "model.width=32", "model.depth=2", "model.attention=factorised"],
+}
+
+
+@pytest.mark.parametrize("network", OF_CLIPS)
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_clips(tmp_path: Path, network: str, format: str) -> None:
+    """What is written is compared with it by the export itself, with batches of two sizes."""
+    pytest.importorskip("onnxruntime")
+    saved(tmp_path / "a", "method=edm", *OF_CLIPS[network], size=(1, 4, 8, 8), classes=3, given=2)
+    text = (run(tmp_path / "a", tmp_path / "b", format) / "README.md").read_text()
+    assert "[batch, 1, 4, 8, 8]" in text and "here it is told of none" in text
+
+
 def test_a_network_without_classes_for_vectors(tmp_path: Path) -> None:
     config = checkpoint.load(saved(tmp_path / "a", "dataset=points", "model=mlp", "model.width=8", size=(2,)))
     vectors = {**config.config, "data": {**config.config["data"], "kind": {"name": "vectors"}}}

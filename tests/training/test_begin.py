@@ -9,14 +9,16 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import rows
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from diffgen.build import make_model, make_trained
+from diffgen.build import make_model, make_trained, restore
 from diffgen.core.errors import CheckpointError, UsageError
 from diffgen.core.registry import named
+from diffgen.data.clips import Clips
 from diffgen.data.kinds import KINDS, Pixels
 from diffgen.nets.base import DataShape
 from diffgen.nets.layers import Embedding, carry_classes
@@ -28,10 +30,11 @@ Fit = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
 
 
-def parts_of(config: dict[str, Any], classes: list[str], size: tuple[int, ...]) -> Parts:
-    """What `begin` looks at, of a run on data of this shape."""
-    data = {"kind": named(KINDS, Pixels()), "size": list(size), "num_classes": len(classes), "classes": classes}
-    config = {**config, "data": {**data, "augment_labels": 0}}
+def parts_of(config: dict[str, Any], classes: list[str], size: tuple[int, ...], given: int = 0) -> Parts:
+    """What `begin` looks at, of a run on data of this shape; four sides are those of clips."""
+    kind = Clips() if len(size) == 4 else Pixels()
+    data = {"kind": named(KINDS, kind), "size": list(size), "num_classes": len(classes), "classes": classes}
+    config = {**config, "data": {**data, "augment_labels": 0, "given": given}}
     torch.manual_seed(1)
     network = make_model(config)
     emas = [SimpleNamespace(averaged=make_model(config)) for _ in range(2)]
@@ -138,10 +141,50 @@ def test_a_network_that_does_not_fit_is_refused(
 
 def test_another_kind_of_data_is_refused(config: dict[str, Any], tiny_run: Path) -> None:
     parts = parts_of(config, [], (1, 8, 8))
-    vectors = SimpleNamespace(kind=SimpleNamespace(unit="vectors"), shape=DataShape((2,)), classes=())
+    vectors = SimpleNamespace(kind=SimpleNamespace(unit="vectors", moving=False), shape=DataShape((2,)), classes=())
     cast(Any, parts).sampling = SimpleNamespace(trained=vectors)
     with pytest.raises(CheckpointError, match="made for images of 1x8x8, and this run's are vectors of 2"):
         begin(str(tiny_run), parts)
+
+
+def test_clips_begin_from_pictures(config: dict[str, Any], tiny_run: Path) -> None:
+    """All that a network of pictures has is taken, and what it was not told of adds nothing."""
+    parts = parts_of(config, [*"0123456789"], (1, 3, 8, 8), given=2)
+    row = begin(str(tiny_run), parts)
+    theirs, ours = checkpoint.load(tiny_run).weights, parts.network.state_dict()
+    for name, weight in theirs.items():
+        assert torch.equal(ours[name][:, :1] if name == "stem.weight" else ours[name], weight), name
+    assert (ours["stem.weight"][:, 1:] == 0).all()
+    assert all(".time." in name for name in ours if name not in theirs)
+    assert f"{len(theirs)} of {len(ours)} weights" in row
+    assert "stem.weight takes in what is known of x0 from 0 on" in row and "new: encoder.0.time" in row
+    assert "another data.kind.name (pixels there, video here), data.size ([1, 8, 8] there, [1, 3, 8, 8] here)" in row
+
+
+def test_clips_begin_as_the_pictures_they_are_made_of(config: dict[str, Any], tiny_run: Path) -> None:
+    parts = parts_of(config, [*"0123456789"], (1, 3, 8, 8), given=2)
+    begin(str(tiny_run), parts)
+    x, t, label = torch.randn(2, 1, 3, 8, 8), torch.tensor([0.2, 0.8]), torch.tensor([3, -1])
+    clips = parts.network(torch.cat([x, torch.ones(2, 2, 3, 8, 8)], 1), t, label)
+    pictures = restore(checkpoint.load(tiny_run)).denoiser.model
+    each = torch.stack([pictures(frame, t, label) for frame in x.unbind(2)], 2)
+    assert each.std() > 0.01 and torch.allclose(clips, each, atol=1e-3)
+
+
+def test_a_run_that_is_told_begins_from_one_that_is_not(config: dict[str, Any], tmp_path: Path) -> None:
+    """Transformers of clips; back again, and from other channels, what takes x in is new, though its shape may fit."""
+    config = {**config, "model": rows.row("model", "dit_tiny", width=32, depth=1, patch_time=1)}
+    plain, told = (parts_of(config, [], (1, 2, 8, 8), given) for given in (0, 2))
+    colour = parts_of(config, [], (3, 2, 8, 8))
+    for name, parts in (("plain", plain), ("told", told), ("colour", colour)):
+        checkpoint.save_model(tmp_path / name, parts.config, 1, parts.network.state_dict())
+    stem = "ends.stem.0.weight"
+    known = plain.network.state_dict()[stem].clone()
+    assert f"{stem} takes in what is known of x0 from 0 on" in begin(str(tmp_path / "plain"), told)
+    taken = told.network.state_dict()[stem]
+    assert torch.equal(taken[:, : known.shape[1]], known) and (taken[:, known.shape[1] :] == 0).all()
+    assert f"new: {stem} [32, 48], " in begin(str(tmp_path / "colour"), told)
+    assert f"new: {stem} [32, 16] (was [32, 48])" in begin(str(tmp_path / "told"), plain)
 
 
 @pytest.mark.fault(
