@@ -223,6 +223,25 @@ def sampling(*overrides: str) -> Case:
     return lambda bench, out: sampled(bench, out, *overrides)
 
 
+def clips(model: str) -> Case:
+    """Clips with known frames: trained, continued window by window, and judged."""
+
+    def case(bench: Bench, out: Path) -> Figures:
+        own = ("dataset=moving_digits", "dataset.n=40", "dataset.frames=4", f"model={model}", "train.known_frames=0.5")
+        small = {
+            "video_tiny": ("model.channels=8", "model.patch=4"),
+            "dit_tiny": ("model.width=16", "model.depth=2", "model.heads=2", "model.attention=factorised"),
+        }
+        figures = trained(bench, out, "train.minutes=null", data=(*own, *small[model]))
+        settings = [f"ckpt={out}", "n=3", "label=each", "sampler.steps=2", "save=[npz]", f"out={out}/o"]
+        command(sample.main, *settings, "task=predict", "task.length=6", "task.known=3")
+        np.save(out / "clip.npy", np.load(out / "o" / "samples.npz")["arr_0"][0])
+        command(sample.main, *settings, "task=inbetween", f"task.video={out}/clip.npy", "overwrite=true")
+        return figures | {"images": np.load(out / "o" / "samples.npz")["arr_0"]}
+
+    return case
+
+
 def text(method: str) -> Case:
     """Numbers in words: trained, drawn by every sampler of tokens or by one of noise, and filled in."""
 
@@ -264,6 +283,8 @@ CASES: dict[str, Case] = {
     "vectors": vectors,
     "masked text": text("masked"),
     "bits of text": text("bits"),
+    "clips": clips("video_tiny"),
+    "clips by a transformer": clips("dit_tiny"),
     "streamed folder": streamed,
     "resumed": resumed,
     "resumed in fp16": lambda bench, out: resumed(bench, out, "train.precision=fp16"),

@@ -159,14 +159,19 @@ class Moving(Source):
         """See `Source`."""
         for some in entries:
             truth = self.truth(some.cpu())
-            clips = drawn(truth.sprites.to(device), truth.corners.to(device), self.motion.canvas)
             labels = truth.labels[:, 0] if self.classes else torch.full((len(some),), -1)
-            yield Stored(clips[:, :, None], labels.to(device))
+            sprites, corners, labels = (_sent(each, device) for each in (truth.sprites, truth.corners, labels))
+            yield Stored(drawn(sprites, corners, self.motion.canvas)[:, :, None], labels)
 
     def of(self, kind: object) -> "Moving":
         """See `Source`."""
         other: Moving = super().of(kind)  # type: ignore[arg-type,assignment]
         return other
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """The same on a device, which a GPU takes while the host goes on."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def reflected(place: Tensor, room: int) -> Tensor:

@@ -203,7 +203,7 @@ def predict(run: Run, *, video: str | None, known: int | None, length: int | Non
     if film is None:
         return Plan(run.start, run.ts, then=then)
     require(known <= film.shape[1], f"known={known} is more than the {film.shape[1]} frames of video={video!r}")
-    return _window(run, film[:, :known], torch.arange(known), 0)._replace(then=then)
+    return _window(run, film[:, :known], film[:, :0], 0)._replace(then=then)
 
 
 @TASKS.register("inbetween", clips=True)
@@ -220,15 +220,16 @@ def inbetween(run: Run, *, video: str | None, known: int) -> Plan:
     require(
         2 * known <= film.shape[1], f"known={known} at either end is more than the {film.shape[1]} frames of the video"
     )
-    ends = torch.cat([film[:, :known], film[:, -known:]], 1)
-    return _window(run, ends, torch.cat([torch.arange(known), torch.arange(frames - known, frames)]), 0)
+    return _window(run, film[:, :known], film[:, -known:], 0)
 
 
-def _window(run: Run, film: Tensor, at: Tensor, number: int) -> Plan:
-    """Frames [(B,) C, n, H, W] of which some are known: n of them, at these numbers."""
-    x0 = film.new_zeros(*film.shape[:-4], *run.size)
-    known = torch.zeros(run.size[1], 1, 1, dtype=torch.bool, device=film.device)
-    x0[..., at, :, :], known[at] = film, True
+def _window(run: Run, first: Tensor, last: Tensor, number: int) -> Plan:
+    """Clips whose first and last frames are known, [(B,) C, n, H, W] each; n may be 0."""
+    _, frames, *sides = run.size
+    n, m = first.shape[-3], last.shape[-3]
+    x0 = torch.cat([first, first.new_zeros(*first.shape[:-3], frames - n - m, *sides), last], -3)
+    time = torch.arange(frames, device=x0.device)[:, None, None]
+    known = (time < n) | (time >= frames - m)
     start, wrap = run.keep(x0, ~known, number)
     return Plan(start, run.ts, wrap, told=told(x0.reshape(-1, *run.size), known[None, None]), window=number)
 
@@ -241,7 +242,7 @@ def _next(run: Run, known: int, length: int, number: int) -> Callable[[Tensor], 
         return None
 
     def then(x0: Tensor) -> Plan:
-        plan = _window(run, x0[:, :, fresh:], torch.arange(frames - fresh), number)
+        plan = _window(run, x0[:, :, fresh:], x0[:, :, :0], number)
         return plan._replace(fresh=fresh, then=_next(run, known, length, number + 1))
 
     return then
