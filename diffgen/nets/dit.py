@@ -140,7 +140,7 @@ class Patches(nn.Module):
         self.head = zero_linear(width, values)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs C, *sides] -> [B, N, width]."""
+        """[B, inputs C + given, *sides] -> [B, N, width]."""
         cut = x.reshape(x.shape[0], -1, *(n for pair in zip(self.grid, self.patch, strict=True) for n in pair))
         sites = cut.permute(self.order).reshape(x.shape[0], math.prod(self.grid), -1)
         positions = torch.cat(rotations(self.grid, self.width, x.device), 1)
@@ -253,7 +253,8 @@ class DiT(nn.Module):
         """F(x), or the logits of tokens.
 
         Args:
-            x: [B, *size]; int64 in [0, vocabulary] for tokens, where `vocabulary` stands for a masked one.
+            x: [B, *size], and behind its channels those that tell what is known (`DataShape.given`); int64 in
+                [0, vocabulary] for tokens, where `vocabulary` stands for a masked one.
             condition: The schedule's noise_cond, [B].
             label: int64 [B], negative for none.
             augment: What was done to the training examples, [B, augment_labels]; None for untouched ones.

@@ -1,6 +1,7 @@
 """Networks of clips: the U-Net between frames, and the transformer's patches and attention in space and time."""
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import build
-from diffgen.nets import MODELS, DataShape
+from diffgen.nets import MODELS, DataShape, dit
 from diffgen.nets.temporal import TimeAttention, TimeConv, as_clips, as_frames
 
 CLIPS, FRAMES = DataShape((2, 4, 8, 8), 3), DataShape((2, 8, 8), 3)
@@ -69,7 +70,7 @@ def test_clips_of_a_batch_do_not_see_each_other(name: str) -> None:
     network = excite(make(name))
     x, t, label = inputs(CLIPS)
     alone = torch.cat([network(x[i : i + 1], t[i : i + 1], label[i : i + 1]) for i in range(3)])
-    assert torch.allclose(network(x, t, label), alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max()))
+    assert torch.allclose(network(x, t, label), alone, rtol=1e-3, atol=1e-3 * alone.abs().max().item())
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -126,6 +127,22 @@ def test_factorised_attention_sees_in_turn_the_frame_and_the_place() -> None:
     assert torch.equal(out[:, :, :2], changed[:, :, :2]) and not torch.allclose(out[:, :, 2:], changed[:, :, 2:])
     both = excite(make("factorised", depth=2))
     assert not torch.allclose(both(x, t, label)[:, :, :2], both(other, t, label)[:, :, :2])
+
+
+@pytest.mark.parametrize("over_time", [False, True])
+def test_factorised_attention_is_full_attention_that_sees_less(
+    over_time: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same positions: sites of other frames, or of other places, are hidden from it."""
+    network = excite(make("factorised", patch=2))
+    generator = torch.Generator().manual_seed(3)
+    h, modulation = torch.randn(2, 32, 24, generator=generator), torch.randn(2, 6 * 24, generator=generator)
+    rotation, block = dit.rotations(network.ends.grid, network.channels, h.device), network.blocks[0]
+    apart = network._apart(h, block, modulation, rotation, over_time=over_time)
+    own = torch.arange(32) % 16 if over_time else torch.arange(32) // 16  # two frames of 4x4 places
+    masked = partial(nn.functional.scaled_dot_product_attention, attn_mask=own[:, None] == own)
+    monkeypatch.setattr(dit, "attend", masked)
+    assert torch.allclose(apart, block(h, modulation, rotation), rtol=1e-4, atol=1e-4)
 
 
 def test_patches_of_time_leave_that_many_sites() -> None:
