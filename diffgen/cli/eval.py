@@ -103,7 +103,7 @@ def _tell_sweep(folder: Path) -> None:
 def help_text() -> str:
     """What `--help` prints."""
     choices = "\n".join(choices_line(group, configs.groups()[group]) for group in ("sampler", "extractor", "dataset"))
-    return f"""diffgen-eval: numbers for a checkpoint of pictures or text, or a folder of pictures.
+    return f"""diffgen-eval: numbers for a checkpoint of pictures, clips or text, or a folder of pictures or films.
 
 usage: diffgen-eval ckpt=PATH [metrics=NAME,...] [KEY=VALUE ...]
        diffgen-eval images=FOLDER|FILE.npz dataset=NAME [KEY=VALUE ...]
@@ -116,6 +116,7 @@ examples:
   diffgen-eval ckpt=... metrics=vlb n=256                        their variational bound, for ddpm_linear
   diffgen-eval ckpt=TEXT_RUN metrics=bits                        bits/char of held-out text, beside n-gram models
   diffgen-eval images=my/pictures dataset=cifar10
+  diffgen-eval images=clips.npz dataset=moving_digits            of clips: frames, pairs of them, motion, exact checks
   diffgen-eval -m ckpt=A,B sampler=ddim,heun,dpmpp_2m sampler.steps=5,10,20     one table and one plot
   torchrun --nproc_per_node 8 --no-python diffgen-eval ckpt=...
 
@@ -129,6 +130,9 @@ metrics of pictures: fd Frechet distance, kd kernel distance, is inception score
 and coverage, agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound,
 denoising error by noise level, cas classification accuracy score. bits, vlb and denoising draw no images. FID and KID
 are the names of the first two with extractor=inception, and only then.
+
+metrics of clips: fd_frames and fd_pairs Frechet distances of frames and of consecutive ones, motion how much changes
+between them, checks of one moving digit (labels, shape, straight lines); bits, vlb and denoising as of pictures.
 
 metrics of text: ngrams distance of n-gram statistics to held-out text, runs that stand in the training text, entropy of
 single tokens, right samples where the data can tell, bits per token. Each stands beside its floor.

@@ -54,9 +54,13 @@ class Clips(Kind):
         """A checkpoint may say anything."""
         require(0.1 <= self.fps <= 240, f"fps={self.fps:g} must be in [0.1, 240] frames per second")
 
+    def channels_first(self, stored: Tensor) -> Tensor:
+        """Channels before time."""
+        return stored.transpose(1, 2)
+
     def encode(self, stored: Tensor) -> Tensor:
         """value / 127.5 - 1, channels first."""
-        return images.to_float(stored).transpose(1, 2)
+        return self.channels_first(images.to_float(stored))
 
     def decode(self, x0: Tensor) -> Tensor:
         """The inverse, clipped to [0, 255]."""

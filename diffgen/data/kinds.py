@@ -103,6 +103,10 @@ class Kind:
             f"data.size={list(size)} has {len(size)} sides, and {self.unit} have {self.axes}",
         )
 
+    def channels_first(self, stored: Tensor) -> Tensor:
+        """Stored examples [B, ...], with their sides in the order of x0's."""
+        return stored
+
     def encode(self, stored: Tensor) -> Tensor:
         """Stored examples [B, ...] -> x0, float32 or, where there is a vocabulary, int64 [B, *size]."""
         return stored

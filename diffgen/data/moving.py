@@ -26,7 +26,7 @@ from diffgen.nets.base import DataShape
 FASTEST = 1 / 16
 """Sides of the frame by which a digit moves along either axis in a frame, at most."""
 
-CLOSE = 1.0
+CLOSE = 0.75
 """Pixels by which a centre may be off a path that counts as one of the data."""
 
 MOST_HELD_OUT = 10_000
@@ -142,7 +142,8 @@ class Moving(Source):
     def straight(self, clips: Tensor) -> Tensor | None:
         """See `Source`: whether the centre of what is seen keeps to a path of the data, on the root mean square.
 
-        Where in a digit its centre is, is not asked; of clips of two digits nothing is told.
+        What stands still is no path: of few frames a bounce is near to it. Where in a digit its centre is, is not
+        asked; of clips of two digits nothing is told.
         """
         if self.motion.digits > 1:
             return None
@@ -151,9 +152,9 @@ class Moving(Source):
         paths = reflected(phases[:, None] + steps[:, None, None] * time, self.room).double()
         away = centres(clips).double().transpose(1, 2)[:, :, None, None] - paths  # [n, axes, steps, phases, T]
         rows, columns = away.var(-1, correction=0).amin(-1).unbind(1)  # the mean is where in the digit its centre is
-        both = rows[:, :, None] + columns[:, None]
-        both[:, 0, 0] = torch.inf  # a digit that stands still
-        return both.amin((1, 2)).sqrt() < CLOSE
+        off = (rows[:, :, None] + columns[:, None]).flatten(1)  # [n, steps x steps], the first of which stands still
+        moving = off[:, 1:].amin(1)
+        return (moving.sqrt() < CLOSE) & (moving < off[:, 0])
 
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
         """See `Source`."""

@@ -5,9 +5,9 @@ from torch import Tensor
 
 
 def motion(clips: Tensor) -> Tensor:
-    """How much changes from one frame to the next: the mean absolute difference in grey levels, float [n (T - 1)]."""
+    """How much changes from one frame to the next: the mean absolute difference in grey levels, float [n, T - 1]."""
     moved = clips[:, 1:].float() - clips[:, :-1].float()
-    return moved.abs().mean((2, 3, 4)).flatten()
+    return moved.abs().mean((2, 3, 4))
 
 
 def wasserstein(a: Tensor, b: Tensor) -> float:

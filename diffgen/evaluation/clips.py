@@ -1,6 +1,6 @@
 """Clips that a checkpoint made, beside real ones: their frames, how they follow each other, and exact checks."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffgen.core import processes
 from diffgen.core.processes import share_of
+from diffgen.core.settings import FEWEST
 from diffgen.data import Images, Source
 from diffgen.data.base import Stored
 from diffgen.data.kinds import Pixels
@@ -29,19 +30,15 @@ FRAMES = 8_000
 REAL = 4_000
 """Training clips that distances are to."""
 
+CLIPS_AT_ONCE, FRAMES_AT_ONCE = 64, 1024
+"""What is looked at together."""
+
 Row = dict[str, Any]
-
-
-class Drawn(NamedTuple):
-    """Clips: uint8 [n, T, C, H, W], and the labels that were asked for, int64 [n], -1 for none; on the CPU."""
-
-    clips: Tensor
-    labels: Tensor
 
 
 def draw_share(
     sampling: Sampling, labels: list[int], accelerator: Accelerator, batch: int, progress: Callable[[int], None]
-) -> Drawn:
+) -> Stored:
     """This process's share of clips 0 .. n - 1, see `share_of`; `progress` hears how many are done, by all."""
     mine = share_of(len(labels), accelerator)
     whose = [labels[i] for i in mine]
@@ -50,20 +47,37 @@ def draw_share(
         for clips in sampling.examples(mine, whose, batch):
             parts.append(clips)
             progress(min(sum(map(len, parts)) * accelerator.num_processes, len(labels)))
-    return Drawn(torch.cat(parts), torch.tensor(whose))
+    return Stored(torch.cat(parts), torch.tensor(whose))
 
 
-def gathered(share: Drawn, accelerator: Accelerator, n: int) -> Drawn:
-    """All processes' shares, on each."""
-    return Drawn(*(processes.gathered(column, n, accelerator) for column in share))
+def gathered(share: Stored, accelerator: Accelerator, n: int) -> Iterator[Stored]:
+    """The clips of all processes, on each, a few at a time."""
+    return in_batches(*(processes.gathered(column, n, accelerator) for column in share))
 
 
-def given(source: Source, n: int) -> Drawn:
-    """The first n clips of a source."""
-    return Drawn(*next(source.batches(iter([torch.arange(n)]), torch.device("cpu"))))
+def in_batches(clips: Tensor, labels: Tensor) -> Iterator[Stored]:
+    """Clips that are there, a few at a time."""
+    return map(Stored, clips.split(CLIPS_AT_ONCE), labels.split(CLIPS_AT_ONCE))
+
+
+def given(source: Source, n: int) -> Iterator[Stored]:
+    """The first n clips of a source, a few at a time."""
+    return source.batches(iter(torch.arange(n).split(CLIPS_AT_ONCE)), torch.device("cpu"))
+
+
+def some(source: Source, n: int) -> Iterator[Stored]:
+    """n clips, spread evenly over a source, or all if there are fewer; a few at a time."""
+    return source.batches(iter(spread(len(source), n).split(CLIPS_AT_ONCE)), torch.device("cpu"))
 
 
 # --- what they are judged by --------------------------------------------------------------------------------------
+
+
+def untold(splits: Splits, name: str) -> dict[str, str]:
+    """Metrics that cannot be told by a data set of this name, each with why."""
+    channels, frames, *sides = splits.train.shape.size
+    can_tell = splits.train.straight(torch.zeros(1, frames, channels, *sides, dtype=torch.uint8)) is not None
+    return {} if can_tell else {"checks": f"metrics=checks are of one moving digit, and dataset={name} has others"}
 
 
 def in_frames(splits: Splits) -> Splits:
@@ -73,16 +87,42 @@ def in_frames(splits: Splits) -> Splits:
 
 def _frames(source: Source) -> Images:
     """One frame of each of some clips, in turn the first, the second, ..."""
-    clips = some(source, FRAMES)
-    which = torch.arange(len(clips.labels)) % clips.examples.shape[1]
-    frames = clips.examples[torch.arange(len(which)), which]
-    return Images(frames, clips.labels, source.classes, Pixels())
+    frames, labels = [], []
+    for clips, whose in some(source, FRAMES):
+        clip = torch.arange(len(clips))
+        frames.append(clips[clip, clip % clips.shape[1]])
+        labels.append(whose)
+    return Images(torch.cat(frames), torch.cat(labels), source.classes, Pixels())
 
 
-def some(source: Source, n: int) -> Stored:
-    """n clips, spread evenly over a source, or all if there are fewer."""
-    parts = list(source.batches(iter(spread(len(source), n).split(256)), torch.device("cpu")))
-    return Stored(*(torch.cat(column) for column in zip(*parts, strict=True)))
+class Seen(NamedTuple):
+    """What is looked at in n clips of T frames.
+
+    Attributes:
+        labels: Those that were asked for, int64 [n], -1 for none.
+        features: Of each frame, float [n, T, d].
+        motion: Between frames, in grey levels, float [n, T - 1].
+        read: What a classifier of the data's own classes takes each frame for, int64 [n, T]; None where there is none.
+        shape: See `clip_metrics.constancy`, float [n]; None where the data cannot tell how clips should move.
+        straight: See `Source.straight`, bool [n]; None as before.
+    """
+
+    labels: Tensor
+    features: Tensor
+    motion: Tensor
+    read: Tensor | None
+    shape: Tensor | None
+    straight: Tensor | None
+
+    @classmethod
+    def joined(cls, parts: list["Seen"]) -> "Seen":
+        """Several sets as one."""
+        columns = zip(*parts, strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+
+    def part(self, which: Tensor) -> "Seen":
+        """The clips of these numbers, int64 [m]."""
+        return Seen(*(None if column is None else column[which] for column in self))  # type: ignore[arg-type]
 
 
 class Films:
@@ -93,39 +133,50 @@ class Films:
         self.splits, self.extractor, self.n = splits, extractor, n
 
     @cached_property
-    def real(self) -> "Featured":
+    def real(self) -> Seen:
         """Training clips."""
-        return Featured(some(self.splits.train, REAL), self.extractor)
+        return self.look(some(self.splits.train, REAL))
 
     @cached_property
-    def test(self) -> "Featured | None":
-        """As many held-out clips as are judged."""
-        return None if self.splits.test is None else Featured(some(self.splits.test, self.n), self.extractor)
+    def test(self) -> Seen | None:
+        """As many held-out clips as are judged, where there are enough of them to be judged like others."""
+        held_out = self.splits.test
+        return None if held_out is None or len(held_out) < FEWEST else self.look(some(held_out, self.n))
 
+    @cached_property
+    def halves(self) -> tuple[Seen, Seen]:
+        """The training clips in two, by chance."""
+        order = torch.randperm(len(self.real.labels), generator=torch.Generator().manual_seed(0))
+        one, other = order.tensor_split(2)
+        return self.real.part(one), self.real.part(other)
 
-class Featured:
-    """Clips, and what the extractor says of each of their frames."""
+    def look(self, batches: Iterable[Stored]) -> Seen:
+        """Look at clips."""
+        return Seen.joined([self._seen(*batch) for batch in batches])
 
-    def __init__(self, stored: Stored | Drawn, extractor: Extractor) -> None:
-        self.clips, self.labels = stored
-        said = [extractor(frames) for frames in self.clips.flatten(0, 1).split(1024)]
-        n = len(self.clips)
-        self.features = torch.cat([features.cpu() for features, _ in said]).unflatten(0, (n, -1))
+    def _seen(self, clips: Tensor, labels: Tensor) -> Seen:
+        said = [self.extractor(frames) for frames in clips.flatten(0, 1).split(FRAMES_AT_ONCE)]
+        features = torch.cat([features.cpu() for features, _ in said])
         logits = [each.cpu() for _, each in said if each is not None]
-        self.read = torch.cat(logits).argmax(1).unflatten(0, (n, -1)) if logits else None
+        known = logits and logits[0].shape[1] == self.splits.train.shape.num_classes  # Inception has classes of its own
+        read = torch.cat(logits).argmax(1).unflatten(0, clips.shape[:2]) if known else None
+        straight = self.splits.train.straight(clips)
+        shape = None if straight is None else clip_metrics.constancy(clips)
+        motion = clip_metrics.motion(clips)
+        return Seen(labels, features.unflatten(0, clips.shape[:2]), motion, read, shape, straight)
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------
 
 
-def frames(made: Featured, films: Films) -> Row:
+def frames(made: Seen, real: Seen) -> Row:
     """Frechet distance of single frames, which knows nothing of their order."""
-    return {"fd_frames": _distance(made.features.flatten(0, 1), films.real.features.flatten(0, 1))}
+    return {"fd_frames": _distance(made.features.flatten(0, 1), real.features.flatten(0, 1))}
 
 
-def pairs(made: Featured, films: Films) -> Row:
+def pairs(made: Seen, real: Seen) -> Row:
     """Frechet distance of consecutive frames: of the mean of their features and the difference, side by side."""
-    return {"fd_pairs": _distance(_paired(made.features), _paired(films.real.features))}
+    return {"fd_pairs": _distance(_paired(made.features), _paired(real.features))}
 
 
 def _paired(features: Tensor) -> Tensor:
@@ -138,40 +189,50 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return frechet_distance(Moments.of(a).gaussian(), Moments.of(b).gaussian())
 
 
-def motion(made: Featured, films: Films) -> Row:
+def motion(made: Seen, real: Seen) -> Row:
     """Distance of the distributions of how much changes between frames, in grey levels."""
-    return {"motion": clip_metrics.wasserstein(clip_metrics.motion(made.clips), clip_metrics.motion(films.real.clips))}
+    return {"motion": clip_metrics.wasserstein(made.motion.flatten(), real.motion.flatten())}
 
 
-def checks(made: Featured, films: Films) -> Row:
-    """What can be told exactly of clips of one digit that moves: shares in [0, 1]; empty for other data."""
-    straight = films.splits.train.straight(made.clips)
-    if straight is None or made.read is None:
-        return {}
-    asked = made.labels >= 0
-    row: Row = {"label": float((made.read == made.labels[:, None])[asked].double().mean())} if asked.any() else {}
-    row["identity"] = float((made.read == made.read[:, :1]).all(1).double().mean())
-    row["shape"] = float(clip_metrics.constancy(made.clips).mean())
-    return row | {"straight": float(straight.double().mean())}
+def checks(made: Seen) -> Row:
+    """What can be told exactly of clips of one digit that moves: shares in [0, 1]."""
+    row, asked = Row(), made.labels >= 0
+    if made.read is not None:
+        right = made.read == made.labels[:, None]
+        row |= {"label": _share(right[asked])} if asked.any() else {}
+        row["identity"] = _share((made.read == made.read[:, :1]).all(1))
+    if made.shape is not None and made.straight is not None:
+        row |= {"shape": float(made.shape.mean()), "straight": _share(made.straight)}
+    return row
 
 
-MEASURES: dict[str, Callable[[Featured, Films], Row]] = {
-    "fd_frames": frames,
-    "fd_pairs": pairs,
-    "motion": motion,
-    "checks": checks,
-}
-"""Metrics of clips; those of a model are in `evaluation.model`."""
+def _share(which: Tensor) -> float:
+    return float(which.double().mean())
 
 
-def of_samples(wanted: Collection[str], drawn: Drawn, films: Films) -> Row:
-    """Those of the wanted metrics that are of clips, each beside what held-out clips have."""
-    made = Featured(drawn, films.extractor)
-    row: Row = {} if films.test is None else {"floor_clips": len(films.test.clips)}
-    left = []
+DISTANCES: dict[str, Callable[[Seen, Seen], Row]] = {"fd_frames": frames, "fd_pairs": pairs, "motion": motion}
+"""Metrics of clips beside training clips; those of a model are in `evaluation.model`."""
+
+
+def figures(wanted: Collection[str], made: Seen, real: Seen) -> Row:
+    """Those of the wanted metrics that are of clips."""
+    row = Row()
     for name in wanted:
-        figures = MEASURES[name](made, films) if name in MEASURES else {}
-        floors = MEASURES[name](films.test, films) if figures and films.test else {}
-        row |= figures | {f"{key}_floor_test": value for key, value in floors.items()}
-        left += [name] if name in MEASURES and not figures else []
+        row |= DISTANCES[name](made, real) if name in DISTANCES else checks(made) if name == "checks" else {}
+    return row
+
+
+def of_samples(wanted: Collection[str], clips: Iterable[Stored], films: Films) -> Row:
+    """The same, each beside what held-out clips have, and distances beside that of halves of the training clips."""
+    row = figures(wanted, films.look(clips), films.real) | {"reference_clips": len(films.real.labels)}
+    if films.test:
+        row |= _floors("test", figures(wanted, films.test, films.real), row) | {"floor_clips": len(films.test.labels)}
+    if len(films.real.labels) >= 2 * FEWEST:
+        row |= _floors("halves", figures(set(wanted) & DISTANCES.keys(), *films.halves), row)
+    left = [key for key in ("label", "identity") if "checks" in wanted and key not in row]
     return row | ({"left_out": left} if left else {})
+
+
+def _floors(kind: str, found: Row, row: Row) -> Row:
+    """Figures of real clips, of those that the row has."""
+    return {f"{key}_floor_{kind}": value for key, value in found.items() if key in row}

@@ -82,7 +82,8 @@ def evaluate(
         if trained:
             check_guidance(settings, classes, trained.kind.unit)
         without = model.untold(trained, saved.config["schedule"]["name"]) if saved and trained else {}
-        without |= text.untold(splits, str(dataset["name"])) if textual else {}
+        untold = {"text": text.untold, "clips": clips.untold}.get(what)
+        without |= untold(splits, str(dataset["name"])) if untold else {}
         settings = settings.suited(what, without=without)
         given = pictures(settings.images, splits.train, str(dataset["name"])) if settings.images else None
         out = _out(settings, saved)
@@ -147,7 +148,7 @@ def _number(settings: EvalSettings, splits: Splits, given: Source | None) -> int
     """How many images or sequences to judge."""
     known, kind = len(held_out.judge(splits)[0]), splits.train.kind
     textual = kind.textual
-    most = min(MOST, len(splits.train)) if kind.judged else min(text.MOST if textual else clips.MOST, known)
+    most = min(text.MOST, known) if textual else min(clips.MOST if kind.moving else MOST, len(splits.train))
     most = len(given) if given is not None else most
     n = most if settings.n == "auto" else settings.n
     require(given is None or n <= most, f"n={n} is more than the {most} {kind.unit} in {settings.images}")
@@ -253,7 +254,7 @@ def _of_clips(
     if isinstance(whose, Sampling):
         share = partial(clips.draw_share, whose, labels, accelerator)
         drawn = draw(settings, whose, share, accelerator, reporter, films.n)
-        made, row = clips.gathered(drawn, accelerator, films.n), {"nfe": whose.nfe}
+        made, row = clips.gathered(drawn, accelerator, films.n), Row(nfe=whose.nfe)
     else:
         assert whose is not None
         made, row = clips.given(whose, films.n), Row()
@@ -335,7 +336,7 @@ def _header(
         "device": device,
     }
     if extractor:
-        rows["extractor"] = f"{extractor.name} {extractor.hash[:12]}, {extractor.dim} features{_made(extractor)}"
+        rows["extractor"] = f"{extractor.name} {extractor.hash[:12]}, {extractor.dim} features{_made(extractor, unit)}"
     if "ckpt" in row:
         rows["weights"] = row["weights"]
     if settings.needs_samples and "ckpt" in row:
@@ -343,10 +344,11 @@ def _header(
     reporter.header(f"diffgen-eval: {row.get('ckpt') or row['pictures']}", rows)
 
 
-def _made(extractor: Extractor) -> str:
+def _made(extractor: Extractor, unit: str) -> str:
     """What a network that was trained here was trained on, and how well it knows it."""
     facts: Mapping[str, Any] = getattr(extractor, "facts", {})
-    which = {"test_accuracy": "held-out images", "train_accuracy": "its training images"}
+    what = "frames" if unit == "clips" else unit
+    which = {"test_accuracy": f"held-out {what}", "train_accuracy": f"its training {what}"}
     known = [f", {facts[key]:.1%} right on {words}" for key, words in which.items() if key in facts]
     return f"{TRAINED_ON.get(extractor.name, '')}{''.join(known)}"
 

@@ -10,24 +10,30 @@ SOME = 256
 TENFOLD = 1000
 """Images from which the inception score is that of ten parts."""
 
+OF_FEATURES = {"fd": 1, "fd_frames": 1, "fd_pairs": 2}
+"""Frechet distances, and how often they have the features of a frame; frames of one clip are alike, so clips count."""
+
 
 def too_few(row: Mapping[str, Any]) -> dict[str, str]:
     """Figures of a row of results that need more images, each with why.
 
     Args:
-        row: Its figures, and `images`, `training_images`, `features` and perhaps `floor_images`: numbers of each.
+        row: Its figures, and `images`, `training_images`, `features` and perhaps `floor_images`: numbers of each; or
+            `clips`, and so on, of which the training ones that were looked at are `reference_clips`.
     """
     return {key: why for key, why in _reasons(row) if key in row}
 
 
 def _reasons(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    dim, train = row.get("features", 0), row.get("training_images", math.inf)
-    fewest, which = min((row.get("images", math.inf), "images"), (train, "training images"))
-    sets = {"fd": (fewest, which), "fd_floor_test": (row.get("floor_images", math.inf), "held-out images")}
-    sets["fd_floor_halves"] = (train // 2, "images in each half")
-    for key, (count, what) in sets.items():
-        if count <= dim:
-            yield key, f"{count} {what} for {dim} features: it is mostly their number that it measures"
+    unit = "clips" if "clips" in row else "images"
+    train = row.get(f"reference_{unit}", row.get(f"training_{unit}", math.inf))
+    fewest, which = min((row.get(unit, math.inf), unit), (train, f"training {unit}"))
+    sets = {"": (fewest, which), "_floor_test": (row.get(f"floor_{unit}", math.inf), f"held-out {unit}")}
+    sets["_floor_halves"] = (train // 2, f"{unit} in each half")
+    for floor, (count, what) in sets.items():
+        for key, features in OF_FEATURES.items():
+            if count <= (dim := features * row.get("features", 0)):
+                yield f"{key}{floor}", f"{count} {what} for {dim} features: it is mostly their number that it measures"
     if why := _kernel(row, fewest):
         yield "kd", why
     if row.get("images", math.inf) < TENFOLD:

@@ -13,7 +13,6 @@ from diffgen.build import Trained
 from diffgen.core.devices import float_type
 from diffgen.core.files import write_atomically
 from diffgen.data import Source
-from diffgen.data.images import to_float
 from diffgen.data.splits import Splits
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance, guided
@@ -34,7 +33,7 @@ BATCH, LEVELS = 256, 12
 LOWEST, HIGHEST = 0.02, 80.0
 """Noise levels sigma/alpha between which denoising is looked at, where the schedule has them."""
 
-CURVES = {"train": "training images", "test": "held-out images"}
+CURVES = {"train": "training", "test": "held-out"}
 
 Row = dict[str, Any]
 Progress = Callable[[int, str], None]
@@ -47,10 +46,15 @@ def first(source: Source, n: int) -> tuple[Tensor, Tensor]:
 
 
 def batches(source: Source, n: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-    """The first n images or all there are, uint8 [B, C, H, W], with labels [B], on the device, and their numbers."""
+    """The first n images or all there are, uint8 [B, *size], with labels [B], on the device, and their numbers."""
     pixels, labels = first(source, n)
-    for numbers in torch.arange(len(pixels)).split(LIKELIHOOD_BATCH):
-        yield pixels[numbers].to(device), labels[numbers].to(device), numbers.tolist()
+    for numbers in torch.arange(len(pixels)).split(_at_once(source, LIKELIHOOD_BATCH)):
+        yield source.kind.channels_first(pixels[numbers]).to(device), labels[numbers].to(device), numbers.tolist()
+
+
+def _at_once(source: Source, images: int) -> int:
+    """Examples that are about as much work as so many images: a clip is as many as it has frames."""
+    return max(1, images // source.shape.size[1]) if source.kind.moving else images
 
 
 def _so_far(mean: float, error: float, unit: str) -> str:
@@ -80,7 +84,8 @@ def bits(denoiser: Denoiser, device: torch.device, source: Source, n: int, seed:
         calls.append(result.nfe)
         mean, error = likelihood.mean_and_error(torch.cat(found))
         progress(numbers[-1] + 1, _so_far(mean, error, "bits/dim"))
-    return {"bits": mean, "bits_error": error, "bits_images": numbers[-1] + 1, "bits_nfe": sum(calls) / len(calls)}
+    row: Row = {"bits": mean, "bits_error": error, "bits_nfe": sum(calls) / len(calls)}
+    return row | {f"bits_{source.kind.unit}": numbers[-1] + 1}
 
 
 def chain_length(schedule: Schedule) -> int | None:
@@ -129,7 +134,8 @@ def vlb(
         found.append(bound)
         mean, error = likelihood.mean_and_error(torch.cat([each.total for each in found]))
         progress(numbers[-1] + 1, _so_far(mean, error, "bits/dim"))
-    row: Row = {"vlb": mean, "vlb_error": error, "vlb_images": numbers[-1] + 1, "vlb_nfe": (draws or steps - 1) + 1}
+    row: Row = {"vlb": mean, "vlb_error": error, f"vlb_{source.kind.unit}": numbers[-1] + 1}
+    row["vlb_nfe"] = (draws or steps - 1) + 1
     for part, values in zip(likelihood.Bound._fields, zip(*found, strict=True), strict=True):
         row[f"vlb_{part}"], row[f"vlb_{part}_error"] = likelihood.mean_and_error(torch.cat(values))
     return row
@@ -186,12 +192,12 @@ def denoising(
     ends = torch.tensor([denoiser.schedule.t_min, denoiser.schedule.t_max], dtype=torch.float64)
     low, high = (denoiser.schedule.sigma(ends) / denoiser.schedule.alpha(ends)).tolist()
     nsrs = noise_levels(max(1.001 * low, LOWEST), min(0.999 * high, HIGHEST), LEVELS)
-    done = 0
+    done, unit = 0, splits.train.kind.unit
 
     def more(images: int) -> None:
         nonlocal done
         done += images
-        progress(done, "images denoised")
+        progress(done, f"{unit} denoised")
 
     train = _errors(denoiser, device, splits.train, n, nsrs, seed, more)
     if splits.test is None:
@@ -199,7 +205,7 @@ def denoising(
     else:
         test = _errors(denoiser, device, splits.test, n, nsrs, seed, more)
         bins = [each._asdict() for each in compare(train, test, nsrs)]
-    kinds = {key: words for key, words in CURVES.items() if key in bins[0]}
+    kinds = {key: f"{words} {unit}" for key, words in CURVES.items() if key in bins[0]}
     shown = {words: [(math.log10(b["nsr"]), b[key]) for b in bins] for key, words in kinds.items()}
     write_atomically(out / "denoising.png", curves(shown, "log10 sigma/alpha", "weighted denoising error"))
     means = {f"denoising_{key}": sum(b[key] for b in bins) / len(bins) for key in kinds}
@@ -216,11 +222,11 @@ def _errors(
     more: Callable[[int], None],
 ) -> Tensor:
     pixels, labels = first(source, n)
-    parts = []
-    for start in range(0, len(pixels), BATCH):
-        here = slice(start, start + BATCH)
+    parts, batch = [], _at_once(source, BATCH)
+    for start in range(0, len(pixels), batch):
+        here = slice(start, start + batch)
         denoise = guided(denoiser, labels[here].to(device), PLAIN, clip=False)
-        x0 = to_float(pixels[here].to(device)).to(float_type(device))
+        x0 = source.kind.encode(pixels[here].to(device)).to(float_type(device))
         numbers = list(range(start, start + len(x0)))
         sigma_data = denoiser.sigma_data
         parts.append(denoising_errors(denoise, denoiser.schedule, x0, numbers, nsrs, sigma_data=sigma_data, seed=seed))

@@ -1,4 +1,4 @@
-"""Pictures from elsewhere as a data set to judge: a folder or zip of them, or arrays as diffgen-sample writes them."""
+"""Pictures or clips from elsewhere as a data set to judge: files of them, or arrays as diffgen-sample writes them."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from diffgen.core.errors import DataError
 from diffgen.data import Source, arrays
 from diffgen.data.array_file import load
 from diffgen.data.classes import renumber
+from diffgen.data.clips import Clips
 from diffgen.data.kinds import Pixels
 from diffgen.data.labels import Labelled, numbered
 from diffgen.data.pictures import check_some, opened, place_of
@@ -35,7 +36,9 @@ def pictures(images: str, reference: Source, name: str) -> Source:
         path = path / "images"
     what = f"images={images!r}"
     if not path.exists():
-        raise DataError(f"{what} is neither a folder of pictures nor an .npz file")
+        raise DataError(
+            f"{what} is neither a folder of {'films' if reference.kind.moving else 'pictures'} nor an .npz file"
+        )
     try:
         if path.is_dir() and reference.kind.moving:
             found = _of_films(path, reference)
@@ -64,8 +67,9 @@ def _of_files(path: Path, reference: Source, what: str) -> Source:
 
 
 def _of_films(path: Path, reference: Source) -> Source:
-    """Films, of each of which the first frames are a clip as the reference's are."""
+    """Films, of each of which the first frames are a clip, read as the reference's were."""
     channels, frames, *_ = reference.shape.size
+    kind = reference.kind if isinstance(reference.kind, Clips) else Clips()
     return video_folder(
         root=str(path),
         frames=frames,
@@ -74,8 +78,8 @@ def _of_films(path: Path, reference: Source) -> Source:
         size=None,
         channels=channels,
         fps=None,
-        background="white",
-        range=None,
+        background=kind.background,
+        range=kind.range,
         undecodable="refuse",
         max_pixels=MAX_PIXELS,
         workers=2,

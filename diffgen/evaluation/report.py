@@ -141,7 +141,7 @@ def _notes(row: Row) -> Iterator[str]:
         fewer, judged = row[f"floor_{unit}"], row[unit]
         yield f"held-out floors are of {fewer:,} {unit}, not {judged:,}: with fewer, distances rise and coverage falls"
     for why, keys in _by_reason(too_few(row)).items():
-        yield f"too few images: {', '.join(keys)}: {why}"
+        yield f"too few {unit}: {', '.join(keys).replace('images', unit)}: {why}"
 
 
 def unit_in(row: Row) -> str:
@@ -168,7 +168,9 @@ def name(key: str, row: Row) -> str:
         return row.get(f"{key}_in", NAMES[key]) + OF[key][row.get(f"{key}_of", "test")].replace("images", of)
     if key == "copies" and row.get("copies_in") == "pixels":
         return "near-copies, in pixels"
-    return f"{NAMES[key]} ({row['extractor']})" if key == "fd" else NAMES[key]
+    if key == "fd":
+        return f"{NAMES[key]} ({row['extractor']})"
+    return NAMES[key].replace("images", unit_in(row))
 
 
 def shared_name(key: str, rows: Sequence[Row]) -> str:

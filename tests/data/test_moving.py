@@ -92,6 +92,16 @@ def test_real_clips_are_straight_and_shuffled_ones_are_not() -> None:
     assert mixed is not None and mixed.float().mean() < 0.05
 
 
+@pytest.mark.parametrize("frames", [3, 4, 6, 8, 16])
+def test_what_stands_still_is_not_straight_however_few_frames_there_are(frames: int) -> None:
+    source = moving(frames=frames)
+    examples, _ = clips(source, 100)
+    real, frozen = source.straight(examples), source.straight(examples[:, :1].expand_as(examples))
+    assert real is not None and real.all() and frozen is not None and not frozen.any()
+    black = source.straight(torch.zeros_like(examples))
+    assert black is not None and not black.any()
+
+
 def test_the_centre_of_brightness_is_in_pixels() -> None:
     clip = torch.zeros(1, 2, 1, 4, 6, dtype=torch.uint8)
     clip[0, 0, 0, 1, 4] = 9

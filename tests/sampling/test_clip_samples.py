@@ -15,9 +15,11 @@ from torch import Tensor
 
 import diffgen
 from diffgen.core.errors import UsageError
+from diffgen.evaluation.model import spread
 from diffgen.storage import checkpoint
 
 Command = Callable[..., Any]
+CPU = torch.device("cpu")
 
 SMALL = [
     "dataset=moving_digits",
@@ -58,7 +60,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real(tmp_path: Path) -> Tensor:
     """A clip that no run was trained on, uint8 [4, 1, 16, 16]; as real.gif, real/ and real.npy, too."""
     source = dataset("moving_digits", n=10, frames=4, split="test")
-    clip: Tensor = next(source.batches(iter([torch.tensor([3])]), torch.device("cpu")))[0][0]
+    clip: Tensor = next(source.batches(iter([torch.tensor([3])]), CPU))[0][0]
     films = [Image.fromarray(frame[0].numpy()) for frame in clip]
     films[0].save(tmp_path / "real.gif", save_all=True, append_images=films[1:])
     (tmp_path / "real").mkdir()
@@ -195,7 +197,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(command: Command) -> No
 def test_films_in_files_train_to_the_weights_of_the_same_clips_in_an_array(command: Command) -> None:
     """A folder of GIFs, folders of frames, and an .npz."""
     source = dataset("moving_digits", n=12, frames=4)
-    clips, labels = next(source.batches(iter([torch.arange(12)]), torch.device("cpu")))
+    clips, labels = next(source.batches(iter([torch.arange(12)]), CPU))
     order = sorted(range(12), key=lambda i: (int(labels[i]), i))
     for i, clip in enumerate(clips):
         film = [Image.fromarray(frame[0].numpy()) for frame in clip]
@@ -311,3 +313,50 @@ def test_clips_are_judged(command: Command, informed: Path) -> None:
         assert again["fd_pairs"] == pytest.approx(row["fd_pairs"], rel=1e-4) and again["straight"] == row["straight"]
     done = command("eval", f"ckpt={informed}", "metrics=fd", "out=e2")
     assert done.code == 2 and "metrics=fd is not a metric of clips" in done.err
+
+
+def test_the_model_of_clips_is_judged(command: Command, informed: Path) -> None:
+    done = command("eval", f"ckpt={informed}", "metrics=[bits,denoising]", "n=4", "out=e", "dataset.frames=4")
+    assert done.code == 0, done.err
+    row = json.loads(Path("e/results.jsonl").read_text())
+    assert row["bits_clips"] == 4 and 0 < row["bits"] < 12 and row["bits_of"] == "test"
+    assert row["denoising_test"] > 0 and len(row["denoising"]) == 12
+    assert "bits/dim, held-out clips" in done.out and "denoising error, training clips" in done.out
+
+
+def test_clips_that_are_read_are_judged_by_what_can_be_told(command: Command, tmp_path: Path) -> None:
+    """Real clips with labels, without them, and by a data set that has no exact checks."""
+    held_out = dataset("moving_digits", n=500, frames=4, split="test")
+    clips, labels = next(held_out.batches(iter([spread(500, 40)]), CPU))  # those that the floors are of
+    arrays = clips.permute(0, 1, 3, 4, 2).numpy()
+    np.savez("labelled.npz", arr_0=arrays, arr_1=labels.numpy())
+    np.savez("plain.npz", arr_0=arrays)
+    np.savez("short.npz", arr_0=arrays[:, :3])
+    small = ("extractor.epochs=3", "extractor.width=8", "out=e", f"cache={tmp_path / 'cache'}")
+    judge = ("dataset=moving_digits", "dataset.frames=4", "dataset.n=500", *small)
+    for name in ("labelled", "plain"):
+        done = command("eval", f"images={name}.npz", *judge)
+        assert done.code == 0, done.err
+    full, plain = map(json.loads, Path("e/results.jsonl").read_text().splitlines())
+    assert full["straight"] == full["straight_floor_test"] == 1 and full["label"] == full["label_floor_test"] > 0.3
+    assert full["fd_pairs"] == full["fd_pairs_floor_test"] and full["motion"] == full["motion_floor_test"]
+    assert full["fd_pairs_floor_halves"] > 0 and "straight_floor_halves" not in full
+    assert plain["left_out"] == ["label"] and plain["identity"] == full["identity"] and "label" not in plain
+    assert {"fd_pairs", "fd_pairs_floor_test"} <= set(full["too_few"]) and "40 clips for 64 features" in done.out
+    done = command("eval", "images=short.npz", *judge)
+    assert done.code == 3 and "'short.npz' are 1x3x16x16 and dataset=moving_digits is 1x4x16x16" in done.err
+    done = command("eval", "images=plain.npz", "dataset.digits=2", *judge, "metrics=[checks]")
+    assert done.code == 2 and "metrics=checks are of one moving digit, and dataset=moving_digits has others" in done.err
+
+
+def test_clips_without_held_out_ones_stand_beside_halves(command: Command, tmp_path: Path) -> None:
+    clips, _ = next(dataset("moving_digits", n=30, frames=4).batches(iter([torch.arange(30)]), CPU))
+    np.savez("clips.npz", arr_0=clips.permute(0, 1, 3, 4, 2).numpy())
+    done = command(
+        "eval", "images=clips.npz", "dataset=arrays", "dataset.path=clips.npz", "extractor=pixels", "out=e",
+        f"cache={tmp_path / 'cache'}",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    row = json.loads(Path("e/results.jsonl").read_text())
+    assert row["motion"] == 0 and row["fd_pairs"] == pytest.approx(0, abs=1e-6) and row["motion_floor_halves"] > 0
+    assert "straight" not in row and "motion_floor_test" not in row
