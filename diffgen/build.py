@@ -175,15 +175,15 @@ def make_model(config: Config) -> nn.Module:
     return OneHot(build(MODELS, config["model"], one_hot(shape)), shape.vocabulary)
 
 
-def make_denoiser(config: Config, model: Network) -> Denoiser:
-    """The denoiser around a network."""
+def make_denoiser(config: Config, model: Network, given: int = 0) -> Denoiser:
+    """The denoiser around a network; `given` channels tell it what is known."""
     return Denoiser(
         model,
         build(SCHEDULES, config["schedule"]),
         bind(PARAMETERIZATIONS, config["parameterization"]),
         **conform("denoiser", {"sigma_data": float, "scale_input": bool}, config["denoiser"]),
         self_condition=config["model"].get("self_condition") is True,
-        given=data_shape(config).given,
+        given=given,
     )
 
 
@@ -227,7 +227,7 @@ def make_frame(config: Config, objective: Objective, shape: DataShape, network: 
         told = "objective=unmask has a network that says what tokens are: parameterization=x0"
         require(target == "x0", f"parameterization={target} is of Gaussian noise, and {told}")
         return Predictor(network, build(SCHEDULES, config["schedule"]), shape.vocabulary)
-    return make_denoiser(config, network)
+    return make_denoiser(config, network, shape.given)
 
 
 def restore(checkpoint: Checkpoint) -> Trained:

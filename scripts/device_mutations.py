@@ -118,7 +118,7 @@ MUTATIONS = [
         "x.to(self.device", "x.to(x.device", "heun, guided",
     ),
     Mutation(
-        "labels left on the CPU", "sampling.drawing:Sampling.draw",
+        "labels left on the CPU", "sampling.drawing:Sampling._walk",
         "torch.tensor(labels, device=self.device)", "torch.tensor(labels)", "ddim, guided",
     ),
     Mutation(
@@ -166,7 +166,7 @@ MUTATIONS = [
     ),
     Mutation(
         "held-out images left on the CPU", "evaluation.model:batches",
-        "pixels[numbers].to(device)", "pixels[numbers]", "variational bound",
+        "(pixels[numbers]).to(device)", "(pixels[numbers])", "variational bound",
     ),
 ]  # fmt: skip
 

@@ -172,7 +172,8 @@ class Moving(Source):
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
     """The same on a device, which a GPU takes while the host goes on."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=device.type == "cuda").copy_(values)
+    return pinned.to(device, non_blocking=True)
 
 
 def reflected(place: Tensor, room: int) -> Tensor:

@@ -213,7 +213,7 @@ class DiT(nn.Module):
             depth: Blocks.
             heads: Attention heads; they divide the width into even parts.
             patch: Side of a patch, along every side of the data; tokens are a site each.
-            patch_time: Frames of a patch, of clips; null: `patch`.
+            patch_time: Frames of a patch, of clips alone; null: `patch`.
             attention: Of clips: `full`, all sites see each other, or `factorised`, in turn those of a frame and those
                 of a place (Ma et al. 2024, Latte).
             bottleneck: Width between the two layers that take patches in (JiT); null: one layer.
@@ -300,7 +300,6 @@ class DiT(nn.Module):
 def _patch(shape: DataShape, patch: int, patch_time: int | None) -> list[int]:
     """The size of a patch along each side."""
     axes = len(shape.size) - 1
-    require(patch_time is None or axes == 3, f"patch_time={patch_time} is for clips, and the data is {shape}: null")
     return [patch if patch_time is None else patch_time, patch, patch] if axes == 3 else [patch] * axes
 
 

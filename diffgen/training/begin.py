@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from diffgen.build import MODEL_SIDE, Trained, restore
 from diffgen.core.console import count
 from diffgen.core.errors import CheckpointError
-from diffgen.data.kinds import Pixels
 from diffgen.evaluation.held_out import inherit, lineage
 from diffgen.nets.base import DataShape
 from diffgen.nets.layers import Embedding, carry_channels, carry_classes
@@ -64,7 +63,7 @@ def begin(path: str, parts: Parts) -> str:
     """
     saved = checkpoint.load(Path(path), "train.init")
     theirs, ours = restore(saved), parts.sampling.trained
-    frames = ours.kind.moving and type(theirs.kind) is Pixels
+    frames = ours.kind.moving and theirs.kind.judged and not theirs.objective.discrete
     if len(theirs.shape.size) != len(ours.shape.size) and not frames:
         said = f"made for {theirs.kind.unit} of {theirs.shape}, and this run's are {ours.kind.unit} of {ours.shape}"
         raise CheckpointError(f"train.init={path!r} is of another kind of data: it was {said}")

@@ -338,7 +338,7 @@ def test_clips_that_are_read_are_judged_by_what_can_be_told(command: Command, tm
         done = command("eval", f"images={name}.npz", *judge)
         assert done.code == 0, done.err
     full, plain = map(json.loads, Path("e/results.jsonl").read_text().splitlines())
-    assert full["straight"] == full["straight_floor_test"] == 1 and full["label"] == full["label_floor_test"] > 0.3
+    assert full["straight"] == full["straight_floor_test"] == 1 and full["label"] == full["label_floor_test"] > 0.1
     assert full["fd_pairs"] == full["fd_pairs_floor_test"] and full["motion"] == full["motion_floor_test"]
     assert full["fd_pairs_floor_halves"] > 0 and "straight_floor_halves" not in full
     assert plain["left_out"] == ["label"] and plain["identity"] == full["identity"] and "label" not in plain

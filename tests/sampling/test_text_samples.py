@@ -244,7 +244,7 @@ NOT_TRAINED = {
     "schedule.t_max=0.9": "at t_max=0.9 this one shows alpha=0.1",
     "weighting=snr": "weighting=unit",
     "time=logit_normal": "time=uniform",
-    "model=unet_tiny": "takes pictures [C, H, W], and the data is 104x7",
+    "model=unet_tiny": "takes pictures [C, H, W] and clips, and the data is 104x7",
     "train.augment=0.1": "train.augment=0.1 is for pictures",
     "train.horizontal_flip=true": "train.horizontal_flip=true is for pictures",
     "train.eval_every=100": "train.eval_every is for pictures",

@@ -414,7 +414,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
     "an unknown objective": (put("objective", value={"name": "os"}), "objective.name='os' is unknown"),
     "an objective that is a text": (put("objective", value="denoise"), "objective is missing"),
     "pixels of one side": (put("data", "size", value=[64]), "takes pictures [C, H, W]"),
-    "pixels of four sides": (put("data", "size", value=[1, 1, 8, 8]), "takes pictures [C, H, W]"),
+    "pixels of four sides": (put("data", "size", value=[1, 1, 8, 8]), "has 4 sides, and images have 3"),
     "vectors of three sides": (put("data", "kind", value={"name": "vectors"}), "has 3 sides, and vectors have 1"),
     "no sides": (put("data", "size", value=[]), "is out of range"),
     "nine sides": (put("data", "size", value=[1] * 9), "is out of range"),
