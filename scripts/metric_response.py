@@ -249,8 +249,8 @@ Known damage to clips of moving digits that were held out, against the training 
 
 - The first row is the floor; the second has digits that the classifier was trained on.
 - The distance of single frames is blind to time: shuffled and frozen clips are as good to it as real ones. That of
-  pairs sees a clip that freezes or shows something else from the middle on; shuffling it hardly sees with this extractor, a
-  classifier that is trained to know a digit wherever it is. `motion` and `straight` see shuffling best.
+  pairs sees a clip that freezes or shows something else from the middle on; shuffling it hardly sees with this
+  extractor, a classifier that is trained to know a digit wherever it is. `motion` and `straight` see shuffling best.
 - Clips played backwards are at the floor everywhere, as they should be: digits that bounce move alike both ways.
 - `motion` is of how much changes and not of what: another digit from the middle on is one change among five.
 - `checks` are of one digit on black: they tell at once what is wrong, and say nothing of other films. `shape` is the

@@ -17,7 +17,7 @@ from PIL import Image
 from diffgen.build import restore
 from diffgen.data.digits import digits
 from diffgen.data.splits import Splits
-from diffgen.evaluation import drawing, evaluate, report
+from diffgen.evaluation import drawing, report
 from diffgen.evaluation.measure import Judged, agreement
 from diffgen.evaluation.model import chain_length
 from diffgen.evaluation.samples import Drawn
@@ -352,7 +352,7 @@ def test_a_long_drawing_is_foretold(
 ) -> None:
     """Before the first batch is done, from the network calls that it takes."""
     monkeypatch.setattr(drawing, "SOON", 0.0)
-    monkeypatch.setattr(evaluate, "LONG", 0.0)
+    monkeypatch.setattr(drawing, "LONG", 0.0)
     said = command("eval", f"ckpt={tiny_model}", "metrics=kd", "out=out", cache, *FAST, f"n={n}", "batch_size=1001")
     assert said.code == 0, said.err
     assert said.out.count("drawing ") == 1 and words in said.out
