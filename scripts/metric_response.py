@@ -249,8 +249,9 @@ Known damage to clips of moving digits that were held out, against the training 
 
 - The first row is the floor; the second has digits that the classifier was trained on.
 - The distance of single frames is blind to time: shuffled and frozen clips are as good to it as real ones. That of
-  pairs sees a clip that freezes or shows something else from the middle on; shuffling it hardly sees with this
-  extractor, a classifier that is trained to know a digit wherever it is. `motion` and `straight` see shuffling best.
+  pairs is of pictures of what changes from a frame to the next, and sees all that goes wrong in time. Features of two
+  frames side by side would not: to a classifier that knows a digit wherever it is, a shuffled clip is as good as a real
+  one.
 - Clips played backwards are at the floor everywhere, as they should be: digits that bounce move alike both ways.
 - `motion` is of how much changes and not of what: another digit from the middle on is one change among five.
 - `checks` are of one digit on black: they tell at once what is wrong, and say nothing of other films. `shape` is the
@@ -265,6 +266,7 @@ one that spoils time altogether (317 and 311 in Ge et al. 2024, arXiv 2404.12391
 motion. Its features are not Gaussian, and it takes far more clips than are usually judged to settle (arXiv 2410.05203).
 Figures of different papers rarely share the clips and the frame rate that they are of. What stands here is split into
 questions that have answers, each beside its floor.
+
 """
 
 

@@ -4,10 +4,15 @@ import torch
 from torch import Tensor
 
 
+def changes(clips: Tensor) -> Tensor:
+    """What changes from one frame to the next, as pictures: absolute differences, uint8 [n, T - 1, C, H, W]."""
+    before, after = clips[:, :-1], clips[:, 1:]
+    return torch.maximum(before, after) - torch.minimum(before, after)
+
+
 def motion(clips: Tensor) -> Tensor:
     """How much changes from one frame to the next: the mean absolute difference in grey levels, float [n, T - 1]."""
-    moved = clips[:, 1:].float() - clips[:, :-1].float()
-    return moved.abs().mean((2, 3, 4))
+    return changes(clips).float().mean((2, 3, 4))
 
 
 def wasserstein(a: Tensor, b: Tensor) -> float:

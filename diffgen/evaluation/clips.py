@@ -101,6 +101,7 @@ class Seen(NamedTuple):
     Attributes:
         labels: Those that were asked for, int64 [n], -1 for none.
         features: Of each frame, float [n, T, d].
+        changes: The same of a picture of what changes from each frame to the next, float [n, T - 1, d].
         motion: Between frames, in grey levels, float [n, T - 1].
         read: What a classifier of the data's own classes takes each frame for, int64 [n, T]; None where there is none.
         shape: See `clip_metrics.constancy`, float [n]; None where the data cannot tell how clips should move.
@@ -109,6 +110,7 @@ class Seen(NamedTuple):
 
     labels: Tensor
     features: Tensor
+    changes: Tensor
     motion: Tensor
     read: Tensor | None
     shape: Tensor | None
@@ -155,15 +157,20 @@ class Films:
         return Seen.joined([self._seen(*batch) for batch in batches])
 
     def _seen(self, clips: Tensor, labels: Tensor) -> Seen:
-        said = [self.extractor(frames) for frames in clips.flatten(0, 1).split(FRAMES_AT_ONCE)]
-        features = torch.cat([features.cpu() for features, _ in said])
-        logits = [each.cpu() for _, each in said if each is not None]
-        known = logits and logits[0].shape[1] == self.splits.train.shape.num_classes  # Inception has classes of its own
-        read = torch.cat(logits).argmax(1).unflatten(0, clips.shape[:2]) if known else None
+        features, logits = self._said(clips)
+        changes, _ = self._said(clip_metrics.changes(clips))
+        classes = self.splits.train.shape.num_classes  # Inception has some of its own
+        read = logits.argmax(2) if logits is not None and logits.shape[2] == classes else None
         straight = self.splits.train.straight(clips)
         shape = None if straight is None else clip_metrics.constancy(clips)
-        motion = clip_metrics.motion(clips)
-        return Seen(labels, features.unflatten(0, clips.shape[:2]), motion, read, shape, straight)
+        return Seen(labels, features, changes, clip_metrics.motion(clips), read, shape, straight)
+
+    def _said(self, clips: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the extractor says of each frame: features [n, T, d], and logits [n, T, k] if it has some."""
+        said = [self.extractor(frames) for frames in clips.flatten(0, 1).split(FRAMES_AT_ONCE)]
+        features, logits = zip(*said, strict=True)
+        both = (None if column[0] is None else torch.cat(column).cpu() for column in (features, logits))
+        return tuple(None if each is None else each.unflatten(0, clips.shape[:2]) for each in both)  # type: ignore[return-value]
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------
@@ -175,14 +182,11 @@ def frames(made: Seen, real: Seen) -> Row:
 
 
 def pairs(made: Seen, real: Seen) -> Row:
-    """Frechet distance of consecutive frames: of the mean of their features and the difference, side by side."""
-    return {"fd_pairs": _distance(_paired(made.features), _paired(real.features))}
+    """Frechet distance of consecutive frames, by pictures of what changes between them.
 
-
-def _paired(features: Tensor) -> Tensor:
-    """[n, T, d] -> [n (T - 1), 2 d]."""
-    before, after = features[:, :-1], features[:, 1:]
-    return torch.cat([(before + after) / 2, after - before], 2).flatten(0, 1)
+    Features of both frames side by side would hardly see their order: a classifier knows a digit wherever it is.
+    """
+    return {"fd_pairs": _distance(made.changes.flatten(0, 1), real.changes.flatten(0, 1))}
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

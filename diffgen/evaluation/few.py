@@ -10,8 +10,8 @@ SOME = 256
 TENFOLD = 1000
 """Images from which the inception score is that of ten parts."""
 
-OF_FEATURES = {"fd": 1, "fd_frames": 1, "fd_pairs": 2}
-"""Frechet distances, and how often they have the features of a frame; frames of one clip are alike, so clips count."""
+FRECHET = ("fd", "fd_frames", "fd_pairs")
+"""Frechet distances; frames of one clip are alike, so that clips count."""
 
 
 def too_few(row: Mapping[str, Any]) -> dict[str, str]:
@@ -26,14 +26,14 @@ def too_few(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _reasons(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     unit = "clips" if "clips" in row else "images"
+    dim = row.get("features", 0)
     train = row.get(f"reference_{unit}", row.get(f"training_{unit}", math.inf))
     fewest, which = min((row.get(unit, math.inf), unit), (train, f"training {unit}"))
     sets = {"": (fewest, which), "_floor_test": (row.get(f"floor_{unit}", math.inf), f"held-out {unit}")}
     sets["_floor_halves"] = (train // 2, f"{unit} in each half")
     for floor, (count, what) in sets.items():
-        for key, features in OF_FEATURES.items():
-            if count <= (dim := features * row.get("features", 0)):
-                yield f"{key}{floor}", f"{count} {what} for {dim} features: it is mostly their number that it measures"
+        for key in FRECHET if count <= dim else ():
+            yield f"{key}{floor}", f"{count} {what} for {dim} features: it is mostly their number that it measures"
     if why := _kernel(row, fewest):
         yield "kd", why
     if row.get("images", math.inf) < TENFOLD:

@@ -1,5 +1,7 @@
 """Metrics of clips answer to what is wrong with clips: each is made worse by the fault that it is for."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from rows import dataset
@@ -9,6 +11,7 @@ from diffgen.core.settings import UNASKED
 from diffgen.data.splits import Splits
 from diffgen.evaluation import clip_metrics, clips
 from diffgen.evaluation.clips import Films
+from diffgen.evaluation.extractors import classifier
 
 N = 200
 
@@ -30,7 +33,7 @@ def _placed(frames: Tensor) -> Tensor:
     """Each frame moved to the upper left corner."""
     found = []
     for frame in frames[:, 0].float():
-        rows, columns = (frame.sum(axis).nonzero()[0, 0] for axis in (1, 0))
+        rows, columns = ((frame.sum(axis) > 0).int().argmax() for axis in (1, 0))
         found.append(torch.roll(frame, (-int(rows), -int(columns)), (0, 1)).flatten())
     return torch.stack(found)
 
@@ -72,6 +75,16 @@ def test_shuffled_frames_are_worse_by_every_metric_that_sees_time(
     assert found["fd_frames"] == pytest.approx(before["fd_frames"], rel=1e-6)  # which is blind to time
 
 
+def test_pairs_see_shuffling_through_a_classifier_that_knows_a_digit_wherever_it_is(
+    films: Films, real: tuple[Tensor, Tensor, dict[str, float]], tmp_path: Path
+) -> None:
+    frames = clips.in_frames(films.splits)
+    trained = classifier(frames, tmp_path, torch.device("cpu"), width=8, epochs=3, seed=0)
+    judge = Films(films.splits, trained, N)
+    right, wrong = (figures(judge, each, real[1])["fd_pairs"] for each in (real[0], clip_metrics.shuffled(real[0], 0)))
+    assert wrong > 5 * right
+
+
 def test_two_digits_spliced_into_one_clip_are_no_identity(
     films: Films, real: tuple[Tensor, Tensor, dict[str, float]]
 ) -> None:
@@ -110,6 +123,11 @@ def test_wasserstein_is_that_of_scipy() -> None:
 def test_motion_is_in_grey_levels() -> None:
     clip = torch.tensor([0, 10, 10, 40], dtype=torch.uint8)[None, :, None, None, None].expand(1, 4, 1, 2, 2)
     assert clip_metrics.motion(clip).tolist() == [[10, 0, 30]]
+
+
+def test_changes_are_absolute_differences() -> None:
+    clip = torch.tensor([0, 200, 10, 255], dtype=torch.uint8)[None, :, None, None, None]
+    assert clip_metrics.changes(clip).flatten().tolist() == [200, 190, 245]
 
 
 def test_constancy_is_one_for_what_only_moves() -> None:
