@@ -53,7 +53,7 @@ OWNERS = {
     "rich": {"core.console"},
     "sklearn": {"data"},
     "pyarrow": {"data.parquet"},
-    "av": {"data.film", "data.clips"},
+    "av": {"data.film"},
     "tokenizers": {"data.tokenizer"},
     "torch_fidelity": {"evaluation"},
     "torchvision": {"data"},

@@ -147,6 +147,16 @@ def check_width(sigma_rel: float) -> None:
     require(0.005 <= sigma_rel <= 0.28, f"ema.sigma_rel={sigma_rel:g} must be in [0.005, 0.28]")
 
 
+def check_fps(fps: float) -> None:
+    """Require a frame rate at which films can be written."""
+    require(plays(fps), f"fps={fps} must be in [0.1, 240] frames per second")
+
+
+def plays(fps: float) -> bool:
+    """Whether films can be written with so many frames per second."""
+    return 0.1 <= fps <= 240
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreviewSettings:
     """`preview.*`: the grids that show training's progress, always from the same noise."""
@@ -224,7 +234,8 @@ class SampleSettings(DrawSettings):
     overwrite: bool
 
     def __post_init__(self) -> None:
-        require(self.fps is None or 0.1 <= self.fps <= 240, f"fps={self.fps} must be in [0.1, 240] frames per second")
+        if self.fps is not None:
+            check_fps(self.fps)
         require(1 <= self.n <= 10_000_000, f"n={self.n} must be in [1, 10000000]")
         super().__post_init__()
 

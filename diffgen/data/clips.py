@@ -1,6 +1,5 @@
 """The kind of short films: how clips are stored, shown, written and read."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffgen.core.errors import UsageError, require
+from diffgen.core.errors import require
+from diffgen.core.settings import check_fps
 from diffgen.data import films, images
-from diffgen.data.film import NO_VIDEOS
+from diffgen.data.film import NO_VIDEOS, has_videos, mp4
 from diffgen.data.kinds import KINDS, Kind, Pixels
 from diffgen.data.reading import MODES, Reading
 
@@ -52,7 +52,7 @@ class Clips(Kind):
 
     def __post_init__(self) -> None:
         """A checkpoint may say anything."""
-        require(0.1 <= self.fps <= 240, f"fps={self.fps:g} must be in [0.1, 240] frames per second")
+        check_fps(self.fps)
 
     def channels_first(self, stored: Tensor) -> Tensor:
         """Channels before time."""
@@ -83,7 +83,7 @@ class Clips(Kind):
         if name == "npz":
             return super().write(name, examples, labels, classes)
         frames = [images.grid(frame) for frame in examples[:GRID_LIMIT].unbind(1)]
-        return film(frames, self.fps) if name == "mp4" else images.animation(frames, name, 1000 / self.fps)
+        return mp4(frames, self.fps) if name == "mp4" else images.animation(frames, name, 1000 / self.fps)
 
     def write_one(self, example: Tensor, path: Path) -> None:
         """A folder of numbered frames, which `dataset=video_folder` reads."""
@@ -93,11 +93,7 @@ class Clips(Kind):
 
     def check_saves(self, names: Sequence[str]) -> None:
         """See `Kind`."""
-        if "mp4" in names:
-            try:
-                import av  # noqa: F401
-            except ImportError:
-                raise UsageError(f"save=mp4 {NO_VIDEOS}; gif and webp need none") from None
+        require("mp4" not in names or has_videos(), f"save=mp4 {NO_VIDEOS}; gif and webp need none")
 
     def read(self, path: str, size: tuple[int, ...]) -> Tensor:
         """The first frames of a film, resized and centre-cropped, read as the training clips were."""
@@ -119,21 +115,3 @@ class Clips(Kind):
     def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:
         """Left and right swapped, in the whole clip."""
         return torch.where(chosen[:, None, None, None, None], stored.flip(-1), stored)
-
-
-def film(frames: Sequence[Image.Image], fps: float) -> bytes:
-    """The bytes of an MP4 (H.264) of pictures of one size; odd sides lose their last line, which the format needs."""
-    from fractions import Fraction
-
-    import av
-
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as file:
-        stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.width, stream.height = (side - side % 2 for side in frames[0].size)
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            cropped = frame.convert("RGB").crop((0, 0, stream.width, stream.height))
-            file.mux(stream.encode(av.VideoFrame.from_image(cropped)))
-        file.mux(stream.encode())
-    return buffer.getvalue()

@@ -2,9 +2,10 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from diffgen.core.errors import DataError
+from diffgen.core.settings import plays
 from diffgen.data import reading
 from diffgen.data.reading import Loaded, Reading, Seen, UndecodableError, UnsuitableError
 from diffgen.data.unbounded import UNBOUNDED
@@ -64,7 +66,7 @@ class Film:
             return None
         with suppress(UndecodableError), reading.faults(self.name):
             rate = _rate_of_video(self) if self.video else _rate_of_pages(self, how)
-            return rate if rate and 0.1 <= rate <= 240 else None
+            return rate if rate and plays(rate) else None
         return None
 
     def frames(self, how: Reading, size: tuple[int, int] | None) -> Iterator[Frame]:
@@ -181,10 +183,10 @@ def moves(file: Path) -> bool:
 
 def _av(film: Film) -> Any:
     """A video that is open."""
-    try:
-        import av
-    except ImportError:
-        raise DataError(f"{film.name} {NO_VIDEOS}") from None
+    if not has_videos():
+        raise DataError(f"{film.name} {NO_VIDEOS}")
+    import av
+
     video = av.open(str(film.files[0]))
     if not video.streams.video:
         video.close()
@@ -217,3 +219,28 @@ def _of_frame(frame: Any) -> Loaded:
     """A frame, turned as the camera was."""
     upright = frame.to_image().rotate(frame.rotation, expand=True)
     return Loaded(upright, deep=False, frames=True, range=None)
+
+
+def has_videos() -> bool:
+    """Whether PyAV is there."""
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def mp4(frames: Sequence[Image.Image], fps: float) -> bytes:
+    """The bytes of an MP4 (H.264) of pictures of one size; odd sides lose their last line, which the format needs."""
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height = (side - side % 2 for side in frames[0].size)
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            cropped = frame.convert("RGB").crop((0, 0, stream.width, stream.height))
+            file.mux(stream.encode(av.VideoFrame.from_image(cropped)))
+        file.mux(stream.encode())
+    return buffer.getvalue()

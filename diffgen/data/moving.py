@@ -164,11 +164,6 @@ class Moving(Source):
             sprites, corners, labels = (_sent(each, device) for each in (truth.sprites, truth.corners, labels))
             yield Stored(drawn(sprites, corners, self.motion.canvas)[:, :, None], labels)
 
-    def of(self, kind: object) -> "Moving":
-        """See `Source`."""
-        other: Moving = super().of(kind)  # type: ignore[arg-type,assignment]
-        return other
-
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
     """The same on a device, which a GPU takes while the host goes on."""

@@ -24,6 +24,8 @@ FEW = 256  # pictures that are decoded faster than workers start
 CHUNK = 2**26  # bytes of 64 pictures, or fewer, that a worker decodes at a time
 LOOKED_AT = 256  # pictures of a set too large to be decoded at the start
 
+RESIZE = "set dataset.size to resize and crop them all"
+
 Undecodable = Literal["refuse", "skip"]
 Size = int | tuple[int, ...] | None
 Item = tuple[Tensor, int, Seen] | DataError
@@ -164,7 +166,7 @@ class Pictures(Source, Dataset[Item]):
             return pixels, self.labels[entry], seen
         own, others = ("x".join(map(str, size)) for size in (pixels.shape[-2:], (self.height, self.width)))
         fact = f"{self.place.called(self.names[entry])} is {own}, others {others}"
-        return UnsuitableError(fact, "set dataset.size to resize and crop them all")
+        return UnsuitableError(fact, RESIZE)
 
     def _decoded(self, entries: Iterator[list[int]], workers: int, *, pin: bool = False) -> Iterator[Decoded]:
         return iter(

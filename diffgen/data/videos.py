@@ -10,20 +10,19 @@ import torch
 from torch import Tensor
 
 from diffgen.core.errors import DataError, UsageError, require
+from diffgen.core.settings import check_fps
 from diffgen.data import survey
 from diffgen.data.base import DATASETS, InMemory, Source
 from diffgen.data.clips import Clips
 from diffgen.data.film import Film, Frame
 from diffgen.data.films import Films
 from diffgen.data.labels import Labelled, labelled
-from diffgen.data.pictures import Pictures, Size, Undecodable
+from diffgen.data.pictures import RESIZE, Pictures, Size, Undecodable
 from diffgen.data.reading import Reading, Seen, UndecodableError, UnsuitableError
 from diffgen.nets.base import DataShape
 
 MOST_FRAMES = 1024
 """Of a clip."""
-
-SEVERAL = "set dataset.size to resize and crop them all"
 
 
 @DATASETS.register("video_folder")
@@ -64,7 +63,8 @@ def video_folder(
     require(2 <= frames <= MOST_FRAMES, f"frames={frames} must be in [2, {MOST_FRAMES}]")
     require(1 <= stride <= 1000, f"stride={stride} must be in [1, 1000]")
     require(clips is None or clips >= 1, f"clips={clips} must be at least 1, or null")
-    require(fps is None or 0.1 <= fps <= 240, f"fps={fps} must be in [0.1, 240], or null")
+    if fps is not None:
+        check_fps(fps)
     require(0 <= workers <= 256, f"workers={workers} must be in [0, 256]")
     reading = Reading(channels, background, range, max_pixels)
     if root is None:
@@ -205,7 +205,7 @@ class Reader:
         else:
             raise UndecodableError(f"{film.name} has fewer frames than it says")
         if len({pixels.shape for pixels, _ in found}) > 1:
-            raise UnsuitableError(f"{film.name} has frames of several sizes", SEVERAL)
+            raise UnsuitableError(f"{film.name} has frames of several sizes", RESIZE)
         first, transparent = found[0][1], any(seen.transparent for _, seen in found)
         return torch.stack([pixels for pixels, _ in found]), first._replace(transparent=transparent)
 

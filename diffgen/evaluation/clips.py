@@ -16,6 +16,7 @@ from diffgen.data.base import Stored
 from diffgen.data.kinds import Pixels
 from diffgen.data.splits import Splits
 from diffgen.evaluation import clip_metrics
+from diffgen.evaluation.drawing import examples
 from diffgen.evaluation.extractors import Extractor
 from diffgen.evaluation.model import spread
 from diffgen.evaluation.statistics import Moments, frechet_distance
@@ -40,14 +41,8 @@ def draw_share(
     sampling: Sampling, labels: list[int], accelerator: Accelerator, batch: int, progress: Callable[[int], None]
 ) -> Stored:
     """This process's share of clips 0 .. n - 1, see `share_of`; `progress` hears how many are done, by all."""
-    mine = share_of(len(labels), accelerator)
-    whose = [labels[i] for i in mine]
-    parts: list[Tensor] = []
-    with accelerator.autocast():
-        for clips in sampling.examples(mine, whose, batch):
-            parts.append(clips)
-            progress(min(sum(map(len, parts)) * accelerator.num_processes, len(labels)))
-    return Stored(torch.cat(parts), torch.tensor(whose))
+    whose = torch.tensor([labels[i] for i in share_of(len(labels), accelerator)])
+    return Stored(examples(sampling, labels, accelerator, batch, progress), whose)
 
 
 def gathered(share: Stored, accelerator: Accelerator, n: int) -> Iterator[Stored]:

@@ -4,9 +4,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from diffgen.core.console import ProgressLine, Reporter, clock, count
+from diffgen.core.processes import share_of
 from diffgen.core.settings import EvalSettings
 from diffgen.sampling.drawing import Sampling, batch_size
 
@@ -47,6 +50,27 @@ def draw(
 
         sampling.before_each = moved
         return share(batch, progress)
+
+
+def examples(
+    sampling: Sampling, labels: list[int], accelerator: Accelerator, batch: int, progress: Callable[[int], None]
+) -> Tensor:
+    """This process's share of examples 0 .. n - 1 as they are stored, see `share_of`.
+
+    Args:
+        sampling: How to draw.
+        labels: Of all n.
+        accelerator: Says which share, and the precision of the network.
+        batch: Examples at once.
+        progress: Hears how many are done, by all processes.
+    """
+    mine, parts, done = share_of(len(labels), accelerator), list[Tensor](), 0
+    with accelerator.autocast():
+        for part in sampling.examples(mine, [labels[i] for i in mine], batch):
+            parts.append(part)
+            done += len(part)
+            progress(min(done * accelerator.num_processes, len(labels)))
+    return torch.cat(parts)
 
 
 def batch_of(settings: EvalSettings, sampling: Sampling) -> int:

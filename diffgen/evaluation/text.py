@@ -11,12 +11,12 @@ from torch import Tensor
 
 from diffgen.core import processes
 from diffgen.core.errors import UsageError
-from diffgen.core.processes import share_of
 from diffgen.data import Source
 from diffgen.data.splits import Splits
 from diffgen.data.text import Text
 from diffgen.data.tokens import Bits, Tokens
 from diffgen.evaluation import held_out
+from diffgen.evaluation.drawing import examples
 from diffgen.evaluation.model import spread
 from diffgen.evaluation.ngrams import NGrams, streamed
 from diffgen.evaluation.text_metrics import divergence, longest_runs, unigram_entropy
@@ -42,15 +42,8 @@ def draw_share(
     sampling: Sampling, n: int, accelerator: Accelerator, batch: int, progress: Callable[[int], None]
 ) -> Drawn:
     """This process's share of sequences 0 .. n - 1, see `share_of`; `progress` hears how many are done, by all."""
-    mine = share_of(n, accelerator)
-    parts: list[Tensor] = []
-    done = 0
-    with accelerator.autocast():
-        for tokens in sampling.examples(mine, [-1] * len(mine), batch):
-            parts.append(tokens)
-            done += len(tokens)
-            progress(min(done * accelerator.num_processes, n))
-    return Drawn(torch.cat(parts), torch.cat(sampling.strays).sum(1))
+    tokens = examples(sampling, [-1] * n, accelerator, batch, progress)
+    return Drawn(tokens, torch.cat(sampling.strays).sum(1))
 
 
 def gathered(share: Drawn, accelerator: Accelerator, n: int) -> Drawn:

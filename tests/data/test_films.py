@@ -396,7 +396,7 @@ def test_what_a_task_cannot_read_is_told(tmp_path: Path, name: str, words: str) 
 
 def video(path: Path, film: list[Image.Image], fps: float = 8) -> Path:
     pytest.importorskip("av")
-    from diffgen.data.clips import film as encoded
+    from diffgen.data.film import mp4 as encoded
 
     path.write_bytes(encoded(film, fps))
     return path

@@ -4,6 +4,7 @@ import re
 from itertools import combinations
 from typing import Any
 
+import networks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,12 +28,7 @@ def make(shape: DataShape, **changes: Any) -> DiT:
 
 
 def excite(network: nn.Module) -> nn.Module:
-    """Random weights everywhere, so that no gate is shut."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim > 1 else 1))
-    return network.eval()
+    return networks.excite(network).eval()
 
 
 def inputs(shape: DataShape, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:

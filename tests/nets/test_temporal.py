@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import excite
 from rows import row
 from torch import Tensor, nn
 
@@ -28,15 +29,6 @@ def make(name: str, shape: DataShape = CLIPS, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
     network: nn.Module = build(MODELS, {**SETTINGS[name], **changes}, shape)
     return network.eval()
-
-
-def excite(network: nn.Module) -> nn.Module:
-    """Random weights everywhere, so that no branch is near zero."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim > 1 else 1))
-    return network
 
 
 def inputs(shape: DataShape, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import excite
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -39,15 +40,6 @@ def on_meta(name: str, num_classes: int) -> UNet:
 
 def size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def excite(model: nn.Module) -> nn.Module:
-    """Random weights everywhere, so that no branch is near zero."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim > 1 else 1))
-    return model
 
 
 def inputs(batch: int, shape: DataShape) -> tuple[Tensor, Tensor, Tensor]:

@@ -332,7 +332,7 @@ def test_clips_that_are_read_are_judged_by_what_can_be_told(command: Command, tm
     np.savez("labelled.npz", arr_0=arrays, arr_1=labels.numpy())
     np.savez("plain.npz", arr_0=arrays)
     np.savez("short.npz", arr_0=arrays[:, :3])
-    small = ("extractor.epochs=3", "extractor.width=8", "out=e", f"cache={tmp_path / 'cache'}")
+    small = ("extractor.epochs=3", "extractor.width=16", "out=e", f"cache={tmp_path / 'cache'}")
     judge = ("dataset=moving_digits", "dataset.frames=4", "dataset.n=500", *small)
     for name in ("labelled", "plain"):
         done = command("eval", f"images={name}.npz", *judge)
