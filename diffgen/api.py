@@ -255,7 +255,7 @@ class Run:
         require(not isinstance(label, list | tuple) or len(label) == n, f"label={label} must be one, or {n} of them")
         wanted = convert("label", label, SampleSettings.__annotations__["label"])
         settings = replace(self._defaults, n=max(n, 1), label=wanted)
-        return choose_labels(settings, self.classes, self._trained.shape.num_classes, "denoise")[:n]
+        return choose_labels(settings, self.classes, self._trained.shape.num_classes, new=False)[:n]
 
     def _times(self, t: float | Tensor, n: int) -> Tensor:
         try:
@@ -280,7 +280,12 @@ class Film:
         self.data = data
 
     def save(self, path: str | Path) -> None:
-        """Write the file."""
+        """Write the file.
+
+        Raises:
+            UsageError: Its name has another ending than .gif.
+        """
+        require(Path(path).suffix.lower() == ".gif", f"path={str(path)!r} must end in .gif: that is what a Film is")
         Path(path).write_bytes(self.data)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`diffgen-sample`: turn a checkpoint into pictures or text."""
+"""`diffgen-sample`: turn a checkpoint into pictures, clips or text."""
 
 import sys
 from dataclasses import replace
@@ -35,7 +35,7 @@ def check(config: dict[str, Any]) -> SampleSettings:
 def help_text() -> str:
     """What `--help` prints."""
     choices = "\n".join(choices_line(group, configs.groups()[group]) for group in ("sampler", "task"))
-    return f"""diffgen-sample: turn a checkpoint into pictures or text.
+    return f"""diffgen-sample: turn a checkpoint into pictures, clips or text.
 
 usage: diffgen-sample ckpt=PATH [sampler=CHOICE] [KEY=VALUE ...]
 

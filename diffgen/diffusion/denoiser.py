@@ -103,11 +103,11 @@ class Denoiser:
             more.pop()
         return self.model(x.float(), condition.float(), label, *more)
 
-    def knowing(self, told: Tensor) -> "Denoiser":
+    def knowing(self, told: Tensor | None) -> "Denoiser":
         """The same denoiser, whose network is told of a part of x0: see `diffusion.knowing`.
 
         Args:
-            told: [B, C + 1, *sides] for each example, or [1, C + 1, *sides] for all of them.
+            told: [B, C + 1, *sides] for each example, or [1, C + 1, *sides] for all of them; None tells nothing.
         """
         other = copy.copy(self)
         other.told = told
@@ -117,7 +117,7 @@ class Denoiser:
         """What the network is told beside x [B, C, *sides], [B, given, *sides]; zeros tell nothing."""
         if self.told is None:
             return x.new_zeros(x.shape[0], self.given, *x.shape[2:])  # len(x) would fix the size of an export's batch
-        return self.told.to(x).repeat(len(x) // len(self.told), *[1] * (x.ndim - 1))  # guidance asks twice for each
+        return self.told.to(x).expand(len(x), *self.told.shape[1:])
 
     def _c_in(self, t: Tensor) -> Tensor:
         return torch.rsqrt((self.schedule.alpha(t) * self.sigma_data) ** 2 + self.schedule.sigma(t) ** 2)

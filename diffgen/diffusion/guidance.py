@@ -1,8 +1,9 @@
 """Guidance: steering the denoiser away from a worse one.
 
-D = D_ref + w (D - D_ref), with w = 1 for no guidance. The reference is the same network without the label
-(classifier-free guidance, Ho & Salimans 2022) or a smaller or less trained one with it (autoguidance, Karras et al.
-2024). For the same x_t, guiding x0_hat, z_hat or the velocity is the same thing.
+D = D_ref + w (D - D_ref), with w = 1 for no guidance. The reference is the same network without its condition, the
+label and what it is told of known frames (classifier-free guidance, Ho & Salimans 2022), or a smaller or less trained
+one with the label (autoguidance, Karras et al. 2024). For the same x_t, guiding x0_hat, z_hat or the velocity is the
+same thing.
 """
 
 import math
@@ -25,7 +26,7 @@ class Guidance:
         interval: Levels of sigma/alpha, (low, high), inside which to guide (Kynkaanniemi et al. 2024); None is all.
         rescale: Share phi in [0, 1] of the guided x0_hat that is scaled back to the standard deviation of the unguided
             one, image by image (Lin et al. 2024, sec. 3.4), against over-exposed pictures at high scales.
-        guide: The reference of autoguidance; None takes the network itself without its label.
+        guide: The reference of autoguidance; None takes the network itself without its condition.
     """
 
     scale: float
@@ -59,9 +60,9 @@ def guided(
     Args:
         denoiser: The denoiser.
         label: int64 [B].
-        guidance: How to guide; without labels and without a guide there is nothing to guide by.
+        guidance: How to guide; without labels, known frames and a guide there is nothing to guide by.
         clip: Whether to clip x0_hat to [-1, 1].
-        doubles: Whether the network may be given images with and without their labels in one batch of twice the size.
+        doubles: Whether the network may be given images with and without their condition in one batch, twice the size.
         remembers: Whether a network that sees its earlier estimate is given that of the last call, as on a walk of a
             sampler; else it is given none, and the function is one of x and t.
 
@@ -73,9 +74,10 @@ def guided(
         guide is None or guide.schedule == schedule,
         "guide has another noise schedule than ckpt: they cannot be combined",
     )
-    possible = guide is not None or bool((label != NO_LABEL).any())
+    guide = guide and guide.knowing(denoiser.told)
+    possible = guide is not None or denoiser.told is not None or bool((label != NO_LABEL).any())
     unknown = torch.full_like(label, NO_LABEL)
-    doubled = torch.cat([label, unknown])
+    untold, both_told, doubled = denoiser.knowing(None), twofold(denoiser, len(label)), torch.cat([label, unknown])
     earlier: tuple[Tensor, ...] = ()  # x0_hat of the call before, for a network that wants to see it
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,9 +85,9 @@ def guided(
         if guide is not None:
             return denoiser(x, t, label, *earlier), guide(x, t, label, *(earlier if guide.self_condition else ()))
         if not doubles:
-            return denoiser(x, t, label, *earlier), denoiser(x, t, unknown, *earlier)
+            return denoiser(x, t, label, *earlier), untold(x, t, unknown, *earlier)
         twice = [torch.cat([estimate, estimate]) for estimate in earlier]
-        main, reference = denoiser(torch.cat([x, x]), t, doubled, *twice).chunk(2)
+        main, reference = both_told(torch.cat([x, x]), t, doubled, *twice).chunk(2)
         return main, reference
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -100,6 +102,14 @@ def guided(
         return x0_hat
 
     return denoise
+
+
+def twofold(denoiser: Denoiser, n: int) -> Denoiser:
+    """The denoiser of 2 n examples, which is told of the first n what it was told, and nothing of the others."""
+    if denoiser.told is None:
+        return denoiser
+    told = denoiser.told.expand(n, *denoiser.told.shape[1:])
+    return denoiser.knowing(torch.cat([told, torch.zeros_like(told)]))
 
 
 def rescaled(x0_hat: Tensor, unguided: Tensor, share: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 It sees them beside x_t, in channels of their own, as in MCVD (Voleti et al. 2022); which frames are known is drawn anew
 for each clip, as there and in RaMViD (Hoppe et al. 2022). So one network makes clips, continues them and fills them in.
+Beside a frame that is not known it sees the nearest one that is: what belongs there is then near by, and only moved.
 """
 
 import torch
@@ -9,17 +10,23 @@ from torch import Tensor
 
 
 def told(x0: Tensor, known: Tensor) -> Tensor:
-    """What a network is told of examples.
+    """What a network is told of clips.
 
     Args:
-        x0: [B, C, *sides].
-        known: Where it is known, bool [B, 1, *sides], or what is broadcast to that.
+        x0: [B, C, T, H, W].
+        known: Which frames are known, bool [B, 1, T, 1, 1], or [1, 1, T, 1, 1] for all clips.
 
     Returns:
-        [B, C + 1, *sides]: x0 where it is known and 0 elsewhere, and 1 where it is known.
+        [B, C + 1, T, H, W]: at each frame the nearest known one, itself if it is known and the earlier of two as near,
+        and 1 where it is known; 0 for clips of which nothing is.
     """
-    known = known.to(x0).expand(len(x0), 1, *x0.shape[2:])
-    return torch.cat([x0 * known, known], 1)
+    mark = known.to(x0).expand(len(x0), 1, *x0.shape[2:])
+    known = known[:, 0, :, 0, 0].expand(len(x0), -1)
+    time = torch.arange(x0.shape[2], device=x0.device)
+    far = (time[:, None] - time).abs()  # [T, T]
+    nearest = torch.where(known[:, None], far, len(time)).argmin(2)  # [B, T]
+    shown = x0.gather(2, nearest[:, None, :, None, None].expand_as(x0))
+    return torch.cat([shown * known.any(1)[:, None, None, None, None], mark], 1)
 
 
 def known_frames(n: int, frames: int, p: float, rng: torch.Generator) -> Tensor:

@@ -95,6 +95,7 @@ class Plan(NamedTuple):
         window: Its number, where clips are longer than the network's; each has noise of its own.
         fresh: How many of its last frames are new.
         then: x0 [B, *size] of this window -> the plan of the next; None after the last.
+        new: Whether nothing of the user's is in the examples; unless told otherwise each is then of a class in turn.
     """
 
     start: Start
@@ -106,19 +107,20 @@ class Plan(NamedTuple):
     window: int = 0
     fresh: int = 0
     then: "Callable[[Tensor], Plan] | None" = None
+    new: bool = False
 
 
 @TASKS.register("generate")
 def generate(run: Run) -> Plan:
     """New images from noise."""
-    return Plan(run.start, run.ts)
+    return Plan(run.start, run.ts, new=True)
 
 
 @TASKS.register("trajectory")
 def trajectory(run: Run, *, frames: int) -> Plan:
     """New images, and `frames` pictures of each on its way, itself the last."""
     require(2 <= frames <= 64, f"frames={frames} must be in [2, 64]")
-    return Plan(run.start, run.ts, frames=frames)
+    return Plan(run.start, run.ts, frames=frames, new=True)
 
 
 @TASKS.register("img2img", pictures=True, noise=True)
@@ -201,7 +203,7 @@ def predict(run: Run, *, video: str | None, known: int | None, length: int | Non
     require(1 <= known < frames, f"known={known} must be in [1, {frames - 1}]: this model's clips have {frames} frames")
     then = _next(run, known, length or frames, 1)
     if film is None:
-        return Plan(run.start, run.ts, then=then)
+        return Plan(run.start, run.ts, then=then, new=True)
     require(known <= film.shape[1], f"known={known} is more than the {film.shape[1]} frames of video={video!r}")
     return _window(run, film[:, :known], film[:, :0], 0)._replace(then=then)
 
@@ -285,5 +287,5 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 def given(key: str, path: str | None) -> str:
     """A path that must be there."""
-    require(path is not None, f"{key} is missing: task.{key}=PATH names the picture")
+    require(path is not None, f"{key} is missing: task.{key}=PATH names it")
     return str(path)

@@ -67,6 +67,12 @@ class Sampling:
         """The frame of the network: x, t -> x0_hat."""
         return self.trained.denoiser
 
+    @property
+    def tells(self) -> bool:
+        """Whether the network is told of known frames, now or in a later window."""
+        plan = self.plan
+        return bool(self.trained.shape.given and plan and (plan.told is not None or plan.then))
+
     def seed_of(self, window: int) -> int:
         """Of the noise of a window of clips that are longer than the network's."""
         return mix(self.seed, "window", window) if window else self.seed

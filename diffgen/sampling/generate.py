@@ -120,11 +120,11 @@ def prepare(
     """
     saved = posthoc.of_length(saved, settings.sigma_rel)
     trained = restore(saved)  # from here on the config is known to be sound
-    labels = choose_labels(settings, trained.classes, trained.shape.num_classes, str(task.get("name")))
-    check_guidance(settings, labels, trained.kind.unit)
     sampler = resolve_sampler(sampler, saved.config["sampler"], trained.kind)
     sampling = make_sampling(settings, sampler, saved, trained, device)
     sampling.plan = plan = make_plan(settings, task, sampling)
+    labels = choose_labels(settings, trained.classes, trained.shape.num_classes, new=plan.new)
+    check_guidance(settings, labels, trained.kind.unit, tells=sampling.tells)
     return Order(settings, task, saved, sampler, labels, sampling, plan)
 
 
@@ -133,15 +133,26 @@ def _facts(order: Order, accelerator: Accelerator) -> dict[str, str]:
     settings, saved, sampling = order.settings, order.saved, order.sampling
     drawn, trained = told(order.labels, sampling.trained.classes), sampling.trained
     seen = f"{saved.images:,} {unit_of(saved.images, trained.kind.unit)} seen"
-    size = trained.kind.sized(trained.shape.size)
+    size = trained.shape.size
+    if trained.kind.moving and (length := order.task.get("length")):
+        size = (size[0], length, *size[2:])
+    size = trained.kind.sized(size)
     return {
         trained.kind.unit: f"{settings.n} of {size}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
         "model": f"{saved.config['model']['name']}, {seen}{shown_average(saved)}",
         "task": shown_task(order.task),
         "sampler": shown(order.sampler),
-        "guidance": shown_guidance(sampling.guidance, settings.guide),
+        "guidance": _guidance(order),
         "device": processes.told(accelerator),
     }
+
+
+def _guidance(order: Order) -> str:
+    """What is guided, and how; a scale is of no use where there is nothing to guide by."""
+    sampling = order.sampling
+    if sampling.guidance.scale != 1 and not guides(sampling, order.labels):
+        return "off: no label to guide by"
+    return shown_guidance(sampling.guidance, order.settings.guide)
 
 
 def _read_out(reporter: Reporter, kind: Kind, drawn: Tensor, *, films: bool) -> None:
@@ -162,7 +173,7 @@ def _tell(
 ) -> None:
     out, unit = folder.path, sampling.trained.kind.unit
     pace = count(settings.n / seconds)
-    twice = ", some or all with a second one for guidance" if guides(sampling.guidance, labels) else ""
+    twice = ", some or all with a second one for guidance" if guides(sampling, labels) else ""
     short = sampling.trained.kind.short
     reporter.say(
         f"{settings.n} {unit_of(settings.n, unit)} in {seconds:.1f} s ({pace} {short}/s), NFE {sampling.nfe}{twice}"

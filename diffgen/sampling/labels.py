@@ -24,14 +24,20 @@ def class_columns(labels: list[int], num_classes: int) -> int | None:
     return columns(len(labels), num_classes if labels == cycle_labels(len(labels), num_classes) else 0)
 
 
-def choose_labels(settings: SampleSettings, classes: Sequence[str], num_classes: int, task: str) -> list[int]:
+def choose_labels(settings: SampleSettings, classes: Sequence[str], num_classes: int, *, new: bool) -> list[int]:
     """The label of each image; `auto` is each class in turn where new images are made, else none.
+
+    Args:
+        settings: How to draw.
+        classes: Their names, if they have some.
+        num_classes: How many the model knows.
+        new: Whether the images are new; see `tasks.Plan`.
 
     Raises:
         UsageError: A label is out of range, or the model knows none.
     """
     wanted = settings.label
-    if wanted == "auto" and (not num_classes or task not in ("generate", "trajectory")):
+    if wanted == "auto" and not (num_classes and new):
         wanted = "none"
     if wanted in (None, "none", "null"):
         for word, other in (("none", "null"), ("null", "none")):

@@ -165,14 +165,21 @@ def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, d
     return guidance
 
 
-def check_guidance(settings: DrawSettings, labels: Sequence[int], unit: str) -> None:
+def check_guidance(settings: DrawSettings, labels: Sequence[int], unit: str, *, tells: bool = False) -> None:
     """Require something to guide towards, or away from, where guidance is asked for.
+
+    Args:
+        settings: How to draw.
+        labels: Of what is drawn, -1 for none.
+        unit: What that is called.
+        tells: Whether the network is told of known frames.
 
     Raises:
         UsageError: There is none.
     """
+    anything = settings.guide is not None or any(label >= 0 for label in labels) or tells
     require(
-        settings.guidance in ("auto", 1) or settings.guide is not None or any(label >= 0 for label in labels),
+        settings.guidance in ("auto", 1) or anything,
         f"guidance={settings.guidance} needs labels or guide=CKPT, and these {unit} have no label: guidance=1",
     )
 
@@ -197,6 +204,7 @@ def make_guide(path: str, trained: Trained) -> Denoiser:
     return weaker.denoiser
 
 
-def guides(guidance: Guidance, labels: list[int]) -> bool:
+def guides(sampling: Sampling, labels: list[int]) -> bool:
     """Whether a network call stands for two evaluations."""
-    return guidance.scale != 1 and (guidance.guide is not None or any(label >= 0 for label in labels))
+    guidance = sampling.guidance
+    return guidance.scale != 1 and (guidance.guide is not None or any(label >= 0 for label in labels) or sampling.tells)

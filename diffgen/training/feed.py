@@ -22,6 +22,10 @@ TimeDensity = Callable[[Tensor, Schedule], Tensor]
 """(u in (0, 1) [B], schedule) -> t [B]: a row of `diffgen.diffusion.times.TIMES`."""
 
 
+UNNAMED = 0.8
+"""Share of the clips with known frames that have no label: a clip that somebody brings has none."""
+
+
 class Feed:
     """One process's share of every batch."""
 
@@ -57,11 +61,16 @@ class Feed:
         if settings.augment:
             draws = tuple(values[mine] for values in self.kind.draws(n, rng))
             x0, done = self.kind.augment(x0, draws, settings.augment)
-        label = torch.where(drop < settings.label_dropout, NO_LABEL, stored.labels)
         t = self.time_density(u, self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
         coin = torch.rand(n, generator=rng, device=device)[mine]  # these draws come last: they were not always there
         known = self._known(x0, rng)
+        label = torch.where(drop < self._label_dropout(known), NO_LABEL, stored.labels)
         return Batch(x0, label, self.objective.times(t, self.schedule), z, done, coin, known)
+
+    def _label_dropout(self, known: Tensor | None) -> float | Tensor:
+        """With which probability the label is withheld, for each example [B] where frames are known."""
+        usual = self.settings.label_dropout
+        return usual if known is None else torch.where(known.flatten(1).any(1), max(usual, UNNAMED), usual)
 
     def _known(self, x0: Tensor, rng: torch.Generator) -> Tensor | None:
         """Which frames of clips [B, C, T, H, W] the network is told of, bool [B, 1, T, 1, 1]."""

@@ -98,3 +98,31 @@ def test_only_a_walk_remembers_its_estimates() -> None:
         for _ in range(3):
             denoise(x, t)
         assert [None if each is None else float(each.mean()) for each in seen] == expected
+
+
+def telling(slope: float = 1.0) -> Denoiser:
+    """A denoiser of clips whose x0_hat is slope (10 label + what it is told)."""
+
+    def network(x: torch.Tensor, condition: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return slope * (x[:, 1:2] + 10 * label[:, None, None, None, None].float())
+
+    return Denoiser(network, FLOW, PARAMETERIZATIONS["x0"], sigma_data=0.5, scale_input=False, given=2)
+
+
+@pytest.mark.parametrize("doubles", [True, False])
+@pytest.mark.parametrize("n", [1, 2], ids=["one for all", "for each"])
+def test_known_frames_are_a_condition_too(n: int, *, doubles: bool) -> None:
+    told, x, t = torch.randn(n, 2, 3, 2, 2), torch.randn(2, 1, 3, 2, 2), torch.tensor(0.5)
+    frame, guidance = telling().knowing(told), Guidance(scale=3.0)
+    labelled = guided(frame, LABEL, guidance, clip=False, doubles=doubles)(x, t)
+    main, reference = told[:, :1] + 10 * LABEL[:, None, None, None, None], torch.tensor(-10.0)
+    assert torch.allclose(labelled, reference + 3 * (main - reference), atol=1e-4)
+    unlabelled = guided(frame, torch.tensor([-1, -1]), guidance, clip=False, doubles=doubles)(x, t)
+    assert torch.allclose(unlabelled, (3 * told[:, :1] - 10).expand_as(x), atol=1e-4)
+
+
+def test_a_guide_is_told_as_well() -> None:
+    told, x, t = torch.randn(2, 2, 3, 2, 2), torch.randn(2, 1, 3, 2, 2), torch.tensor(0.5)
+    frame, guide = telling().knowing(told), Guidance(scale=2.0, guide=telling(0.5))
+    main = told[:, :1] + 10 * LABEL[:, None, None, None, None]
+    assert torch.allclose(guided(frame, LABEL, guide, clip=False)(x, t), 1.5 * main, atol=1e-4)

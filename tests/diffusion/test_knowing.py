@@ -19,13 +19,21 @@ def denoiser(model: Any, given: int = 2) -> Denoiser:
     return Denoiser(model, path, flow, sigma_data=0.5, scale_input=False, given=given)
 
 
-def test_a_network_is_told_x0_where_it_is_known_and_where_that_is() -> None:
-    x0 = torch.randn(2, 3, 4, 2, 2)
-    known = torch.tensor([True, False, False, True])[None, None, :, None, None]
+def test_a_network_is_told_the_nearest_known_frame_and_where_that_is_itself() -> None:
+    x0 = torch.randn(3, 3, 5, 2, 2)
+    known = torch.tensor([[1, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]).bool()[:, None, :, None, None]
     given = told(x0, known)
-    assert given.shape == (2, 4, 4, 2, 2)
-    assert torch.equal(given[:, :3, [0, 3]], x0[:, :, [0, 3]]) and not given[:, :, [1, 2]].any()
-    assert (given[:, 3, [0, 3]] == 1).all()
+    assert given.shape == (3, 4, 5, 2, 2)
+    assert torch.equal(given[0, :3], x0[0, :, [0, 0, 0, 4, 4]]), "of two that are as near the earlier one"
+    assert torch.equal(given[1, :3], x0[1, :, [3, 3, 3, 3, 3]]) and not given[2].any()
+    assert torch.equal(given[:, 3:], known.float().expand(-1, -1, -1, 2, 2))
+    assert torch.equal(told(x0, known[:1]), told(x0, known[:1].expand(3, -1, -1, -1, -1)))
+
+
+def test_what_is_not_known_is_not_told() -> None:
+    x0, known = torch.randn(1, 1, 4, 2, 2), torch.tensor([True, False, True, False])[None, None, :, None, None]
+    other = torch.where(known, x0, torch.randn_like(x0))
+    assert torch.equal(told(x0, known), told(other, known))
 
 
 def test_known_frames_are_the_first_ones_or_any_and_never_all() -> None:

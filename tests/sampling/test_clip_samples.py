@@ -168,6 +168,32 @@ def test_clips_longer_than_the_network_s_go_on_from_their_last_frames(
         assert film.n_frames <= length
 
 
+def test_new_clips_are_of_each_class_in_turn_and_those_that_go_on_of_none(
+    command: Command, informed: Path, real: Tensor
+) -> None:
+    sample = ("sample", f"ckpt={informed}", "n=3", "task=predict", "save=[npz]", "overwrite=true", "out=o")
+    done = command(*sample, "task.length=6")
+    assert done.code == 0 and np.load("o/samples.npz")["arr_1"].tolist() == [0, 1, 2]
+    assert command(*sample, "task.length=6", "task.video=real.gif").code == 0
+    assert np.load("o/samples.npz")["arr_1"].tolist() == [-1] * 3
+
+
+def test_guidance_is_towards_known_frames_too(command: Command, informed: Path, plain: Path, real: Tensor) -> None:
+    def sample(run: Path, *settings: str) -> Any:
+        return command("sample", f"ckpt={run}", "n=2", "save=[npz]", "overwrite=true", "out=o", *settings)
+
+    shown = {}
+    for scale in (1, 3):
+        done = sample(informed, "task=predict", "task.video=real.gif", f"guidance={scale}")
+        assert done.code == 0 and ("a second one for guidance" in done.out) == (scale > 1), done.err
+        shown[scale] = drawn("o")
+    assert not np.array_equal(shown[1], shown[3])
+    known = np.array_equal(shown[1][:, :2], shown[3][:, :2])
+    assert known, "known frames are kept"
+    untold = sample(plain, "task=predict", "task.video=real.gif", "guidance=3")
+    assert untold.code == 2 and "guidance=3.0 needs labels or guide=CKPT" in untold.err
+
+
 def test_a_mask_is_one_picture_for_all_frames(command: Command, informed: Path, real: Tensor) -> None:
     mask = np.zeros((16, 16), np.uint8)
     mask[:, 8:] = 255
@@ -277,6 +303,24 @@ def test_pictures_have_no_frames(command: Command, tiny_run: Path) -> None:
         assert done.code == 2 and told in done.err and not Path("o").exists()
     done = command("train", "train.known_frames=0.5", "run_dir=run")
     assert done.code == 2 and "train.known_frames=0.5 is for clips: images have no frames" in done.err
+
+
+def test_another_error_says_what_that_of_unknown_frames_is(command: Command) -> None:
+    huber = f"plugins=[{Path(__file__).parents[2] / 'docs/examples/objective.py'}]"
+    done = command("train", *SMALL, "train.images=16", huber, "objective=huber", "run_dir=run")
+    assert done.code == 2 and "objective=huber has another `error` without its `error_of_unknown`" in done.err
+    assert not Path("run").exists()
+    done = command("train", *SMALL, "train.images=16", huber, "objective=huber", "train.known_frames=0", "run_dir=run")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("data", ["moving_digits", "moving_mnist"])
+@pytest.mark.parametrize("method", ["ddpm", "ddpm_cosine", "edm", "flow", "flow_clips", "vpred"])
+def test_a_recipe_of_clips_goes_with_every_method(data: str, method: str) -> None:
+    own, usual = (
+        conftest.compose_config("train", [f"dataset={name}", f"method={method}"]) for name in (data, "digits")
+    )
+    assert own["method"] == method and own["time"] == usual["time"]
 
 
 def test_from_python(informed: Path) -> None:

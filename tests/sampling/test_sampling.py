@@ -226,7 +226,7 @@ CLASSES = ["cat", "dog", "7"]
 def labels(compose: Compose, *overrides: str, num_classes: int = 3) -> list[int]:
     config = compose("sample", "n=5", *overrides)
     settings = sample_settings({k: v for k, v in config.items() if k not in ("sampler", "task", "plugins")})
-    return choose_labels(settings, CLASSES[:num_classes], num_classes, config["task"]["name"])
+    return choose_labels(settings, CLASSES[:num_classes], num_classes, new=config["task"]["name"] == "generate")
 
 
 @pytest.mark.parametrize(
