@@ -229,6 +229,7 @@ class DiT(nn.Module):
         clips = len(shape.size) == 4 and not shape.vocabulary
         told = f"attention=factorised is for clips without class tokens, and the data is {shape}: attention=full"
         require(attention == "full" or (clips and not class_tokens), told)
+        require(attention == "full" or depth > 1, "depth=1 leaves no block along time: attention=full, or depth=2")
         self.channels, self.self_condition, self.class_tokens_from = width // heads, self_condition, class_tokens_from
         self.embedding = Embedding(NOISE_CHANNELS, width, shape)
         if shape.vocabulary:

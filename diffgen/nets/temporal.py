@@ -1,10 +1,11 @@
-"""What lets the frames of a clip know of each other, in a network of pictures: layers along time, at each place.
+"""What lets the frames of a clip know of each other, in a network of pictures: layers along time.
 
 The network's own layers see every frame as a picture, as in VDM (Ho et al. 2022): to them, clips [B, C, T, H, W] are
 [B T, C, H, W]. Layers along time start at nearly zero, so a network of pictures can start one of clips.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +45,12 @@ class TimeConv(nn.Module):
 
 
 class TimeAttention(nn.Module):
-    """Residual self-attention of the frames, at each place."""
+    """Residual self-attention of the frames: at each place, or between all places on all frames."""
 
-    def __init__(self, channels: int, heads: int, frames: int) -> None:
-        """Args: frames: of a clip."""
+    def __init__(self, channels: int, heads: int, frames: int, *, full: bool = False) -> None:
+        """Args: frames: of a clip; full: whether what moves is seen where it was, and not the same place alone."""
         super().__init__()
-        self.heads, self.frames = heads, frames
+        self.heads, self.frames, self.full = heads, frames, full
         self.norm = norm(channels)
         self.which = SinusoidalEmbedding(PLACES)
         self.place = linear(PLACES, channels)
@@ -59,21 +60,26 @@ class TimeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B T, C, H, W] -> the same."""
         b, c, height, width = x.shape
-        h = self.norm(x).reshape(-1, self.frames, c, height * width).permute(0, 3, 1, 2)
-        h = h.flatten(0, 1) + self.place(self.which(torch.arange(self.frames, device=x.device)).to(h))  # [B H W, T, C]
-        q, k, v = (layer(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        h = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
-        return x + h.unflatten(0, (-1, height * width)).permute(0, 2, 3, 1).reshape(b, c, height, width)
+        h = self.norm(x).reshape(-1, self.frames, c, height * width).permute(0, 3, 1, 2)  # [B, H W, T, C]
+        h = h + self.place(self.which(torch.arange(self.frames, device=x.device)).to(h))
+        sites = h.flatten(1, 2) if self.full else h.flatten(0, 1)
+        q, k, v = (layer(sites).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        h = self.out(attend(q, k, v).transpose(1, 2).flatten(2)).view_as(h)
+        return x + h.permute(0, 2, 3, 1).reshape(b, c, height, width)
 
 
-LAYERS = {"conv": lambda channels, heads, frames: TimeConv(channels, frames), "attention": TimeAttention}
+LAYERS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "conv": lambda channels, heads, frames: TimeConv(channels, frames),
+    "attention": TimeAttention,
+    "full_attention": partial(TimeAttention, full=True),
+}
 
 
 def between_frames(names: Sequence[str], frames: int, heads: int, channels: int) -> nn.Module:
     """Layers of these names, one after the other; attention only where there are heads.
 
     Args:
-        names: `conv`, `attention`.
+        names: `conv`, `attention`, `full_attention`.
         frames: Of a clip.
         heads: Of attention.
         channels: Of a frame.

@@ -126,7 +126,7 @@ class UNet(nn.Module):
         skip_scale: float,
         decoder_attention: Literal["all", "last"],
         patch: int,
-        time_layers: tuple[Literal["conv", "attention"], ...],
+        time_layers: tuple[Literal["conv", "attention", "full_attention"], ...],
     ) -> None:
         """Build the network for a data shape; any height and width that `patch` divides.
 

@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unet": row("model", "unet_tiny", channels=8, attention_resolutions=[4]),
     "conv": row("model", "unet_tiny", channels=8, time_layers=["conv"]),
     "attention": row("model", "unet_tiny", channels=8, attention_resolutions=[8], time_layers=["attention"]),
+    "everywhere": row("model", "unet_tiny", channels=8, attention_resolutions=[8], time_layers=["full_attention"]),
     "full": row("model", "dit_tiny", width=24, depth=2, heads=2, patch=2, patch_time=1),
     "factorised": row("model", "dit_tiny", width=24, depth=2, heads=2, patch=4, patch_time=2, attention="factorised"),
 }
@@ -110,8 +111,31 @@ def test_time_attention_looks_along_time_at_one_place() -> None:
     assert x.grad[1:, :, 0, 0].abs().sum() > norm_only[1:].sum() > 0
 
 
+def test_full_attention_is_attention_along_time_where_a_frame_is_one_place() -> None:
+    layers = [excite(TimeAttention(4, heads=2, frames=5, full=full)) for full in (False, True)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x = torch.randn(10, 4, 1, 1)
+    assert torch.allclose(layers[0](x), layers[1](x), atol=1e-6)
+
+
+def test_full_attention_sees_all_places_on_all_frames_and_knows_frames_apart() -> None:
+    """Places change places together with what is seen there; frames do not, since each is told its number."""
+    layer = excite(TimeAttention(4, heads=2, frames=3, full=True))
+    x = torch.randn(6, 4, 2, 2)
+    assert torch.allclose(layer(x.flip(3)), layer(x).flip(3), atol=1e-6)
+    other = as_frames(as_clips(x, 3).flip(2))
+    assert not torch.allclose(layer(other), as_frames(as_clips(layer(x), 3).flip(2)), atol=1e-3)
+    seen = torch.randn(3, 4, 2, 2, requires_grad=True)
+    normed = layer.norm(seen)
+    layer.norm = nn.Identity()  # the norm is over a frame
+    layer(normed)[0, :, 0, 0].sum().backward()
+    assert (seen.grad.abs().sum(1) > 0).all()
+
+
 def test_factorised_attention_sees_in_turn_the_frame_and_the_place() -> None:
-    network = excite(make("factorised", depth=1))  # one block: space alone
+    network = excite(make("factorised"))
+    network.blocks = network.blocks[:1]  # one block: space alone
+    network.modulations = network.modulations[:1]
     x, t, label = inputs(CLIPS)
     other = x.clone()
     other[:, :, 2:] = 0  # the second patch of time
@@ -160,6 +184,7 @@ def test_networks_of_clips_have_no_graph_breaks(name: str) -> None:
             "model.attention=factorised is for clips without class tokens",
         ),
         ("dit_tiny", CLIPS, {"attention": "factorised", "class_tokens": 2}, "model.attention=factorised is for clips"),
+        ("dit_tiny", CLIPS, {"attention": "factorised", "depth": 1}, "model.depth=1 leaves no block along time"),
         ("unet_tiny", CLIPS, {"time_layers": []}, "model.time_layers=[] would leave the frames of clips alone"),
         ("unet2d", CLIPS, {}, "model.name=unet2d takes pictures [C, H, W], and the data is 2x4x8x8"),
     ],
