@@ -81,7 +81,10 @@ class Denoise:
         return difference.square().flatten(1).mean(1)
 
     def error_of_unknown(self, difference: Tensor, known: Tensor) -> Tensor:
-        """The same of what a network is not told of: what it is told needs no learning."""
+        """The same of what a network is not told of: what it is told needs no learning.
+
+        That of a mean square; an objective with another `error` needs another of these, too, to learn known frames.
+        """
         free = ~known.expand_as(difference)
         return self.error(difference * free) / free.float().flatten(1).mean(1)
 
@@ -125,3 +128,11 @@ class Denoise:
         """A small picture; no sampler asks for a size."""
         one = torch.ones(1, 1, 8, 8, dtype=torch.float64)
         return Trial(lambda x, t: torch.zeros_like(x), one, lambda step: one)
+
+
+def judges_parts(objective: object) -> bool:
+    """Whether the error of what is not known is of one kind with the error of the whole."""
+    own = type(objective)
+    if not issubclass(own, Denoise):
+        return False
+    return own.error is Denoise.error or own.error_of_unknown is not Denoise.error_of_unknown

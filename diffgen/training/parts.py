@@ -33,6 +33,7 @@ from diffgen.nets import MODELS, DataShape, casting
 from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
 from diffgen.nets.optimizers import OPTIMIZERS
+from diffgen.objectives.denoise import judges_parts
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage.tensor_file import check_config
 from diffgen.training import moments
@@ -157,6 +158,11 @@ class Parts:
         self.objective, self.denoiser = learning.objective, learning.denoiser
         takes_labels = "augment" in inspect.signature(self.network.forward).parameters
         require(takes_labels or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
+        require(
+            not self.settings.known_frames or judges_parts(self.objective),
+            f"train.known_frames={self.settings.known_frames:g} needs an error of the frames that are not known, and "
+            f"objective={self.config['objective']['name']} has another `error` without its `error_of_unknown`",
+        )
         self.weighting = make_weighting(self.config)
         self.learned = nn.ModuleDict({"model": self.network})
         if isinstance(self.weighting, nn.Module):
