@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -69,7 +69,7 @@ class Film:
             return rate if rate and plays(rate) else None
         return None
 
-    def frames(self, how: Reading, size: tuple[int, int] | None) -> Iterator[Frame]:
+    def frames(self, how: Reading, size: tuple[int, int] | None) -> Generator[Frame]:
         """Each frame, which must be read before the next one is asked for, or is skipped.
 
         Raises:

@@ -1,7 +1,7 @@
 """Films in files as a data set of clips: all of one length and size, classes from sub-folders, or none."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from diffgen.data.clips import Clips
 from diffgen.data.film import Film, Frame
 from diffgen.data.films import Films
 from diffgen.data.labels import Labelled, labelled
-from diffgen.data.pictures import RESIZE, Pictures, Size, Undecodable
+from diffgen.data.pictures import RESIZE, Decoded, Pictures, Size, Undecodable
 from diffgen.data.reading import Reading, Seen, UndecodableError, UnsuitableError
 from diffgen.nets.base import DataShape
 
@@ -148,6 +148,11 @@ class Videos(Pictures):
         film, start = self.clips[entry]
         return self.reader.read(self.films.films[film], start, self.reading, self.wanted)
 
+    def _decoded(self, entries: Iterator[list[int]], workers: int, *, pin: bool = False) -> Iterator[Decoded]:
+        """Workers are forked: one that closed a film of this process would wait for threads that it has not."""
+        self.reader.close()
+        return super()._decoded(entries, workers, pin=pin)
+
     def _keep(self, entries: list[int]) -> None:
         self.names = [f"{film} from frame {start}" for film, start in self.clips]  # the others are left out by these
         super()._keep(entries)
@@ -175,7 +180,7 @@ class Opened(NamedTuple):
 
     film: Film
     at: int
-    frames: Iterator[Frame]
+    frames: Generator[Frame]
     process: int
 
 
@@ -195,25 +200,42 @@ class Reader:
             UnsuitableError: A setting is missing to read it.
         """
         at, frames = self._from(film, start, how, size)
+        try:
+            at, found = self._clip(film, start, at, frames)
+        except DataError:
+            frames.close()
+            raise
+        self.opened = Opened(film, at, frames, os.getpid())
+        first, transparent = found[0][1], any(seen.transparent for _, seen in found)
+        return torch.stack([pixels for pixels, _ in found]), first._replace(transparent=transparent)
+
+    def close(self) -> None:
+        """Leave no film open; one that another process opened is its own."""
+        opened, self.opened = self.opened, None
+        if opened and opened.process == os.getpid():
+            opened.frames.close()
+
+    def _clip(self, film: Film, start: int, at: int, frames: Iterator[Frame]) -> tuple[int, list[tuple[Tensor, Seen]]]:
+        """The frames of a clip, from those of a film that go on at a number, and where they go on now."""
         found = list[tuple[Tensor, Seen]]()
         for number, frame in enumerate(frames, at):
             if number >= start and (number - start) % self.cut.stride == 0:
                 found.append(frame())
             if len(found) == self.cut.frames:
-                self.opened = Opened(film, number + 1, frames, os.getpid())
                 break
         else:
             raise UndecodableError(f"{film.name} has fewer frames than it says")
         if len({pixels.shape for pixels, _ in found}) > 1:
             raise UnsuitableError(f"{film.name} has frames of several sizes", RESIZE)
-        first, transparent = found[0][1], any(seen.transparent for _, seen in found)
-        return torch.stack([pixels for pixels, _ in found]), first._replace(transparent=transparent)
+        return number + 1, found
 
-    def _from(self, film: Film, start: int, how: Reading, size: tuple[int, int] | None) -> tuple[int, Iterator[Frame]]:
+    def _from(self, film: Film, start: int, how: Reading, size: tuple[int, int] | None) -> tuple[int, Generator[Frame]]:
         """Where a film is open, if that is not too far, and its frames from there."""
-        before, self.opened = self.opened, None
+        before = self.opened
         if before and before.film is film and before.at <= start and before.process == os.getpid():
+            self.opened = None
             return before.at, before.frames
+        self.close()
         return 0, film.frames(how, size)
 
     def __getstate__(self) -> dict[str, object]:

@@ -266,6 +266,15 @@ def test_a_process_that_is_forked_leaves_a_film_that_is_open_alone(
     assert opened and torch.equal(next(opened.frames)()[0], inputs.stacked(film)[4])
 
 
+def test_a_first_film_that_is_damaged_is_left_out_whole(tmp_path: Path) -> None:
+    """Each film gives several clips, and none of the first one's can be decoded."""
+    path = inputs.film(tmp_path / "a.png", inputs.frames(12))
+    path.write_bytes(path.read_bytes()[:200])
+    inputs.film(tmp_path / "b.png", inputs.frames(4, seed=1))
+    data = load(tmp_path, undecodable="skip")
+    assert torch.equal(data.stored[0], inputs.stacked(inputs.frames(4, seed=1))) and len(data) == 1
+
+
 @pytest.mark.parametrize("resident", [True, False])
 def test_films_are_held_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: bool) -> None:
     for number in range(5):
@@ -429,6 +438,35 @@ def test_a_video_is_turned_as_its_camera_was(tmp_path: Path) -> None:
     data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
     path.write_bytes(data)
     assert torch.equal(frames(path), upright.rot90(-1, (2, 3)))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("resident", [True, False])
+def test_workers_are_forked_while_no_video_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: bool
+) -> None:
+    """The size of the first film is looked at before; a worker that closed it would wait for threads for ever."""
+    for number in range(3):
+        video(tmp_path / f"{number}.mp4", moving(12))
+    monkeypatch.setattr(pictures, "FEW", 0)
+    monkeypatch.setattr(pictures, "RESIDENT_BYTES", 2**31 if resident else 0)
+    data = load(tmp_path, size=None, workers=2)
+    assert len(data) == 9
+    assert torch.equal(examples(data)[:3].flatten(0, 1), frames(tmp_path / "0.mp4"))
+
+
+def test_a_film_is_closed_where_a_clip_cannot_be_read(tmp_path: Path) -> None:
+    film = Film(
+        "a", (inputs.film(tmp_path / "a.tiff", [*inputs.frames(3), Image.new("L", (9, 9)), *inputs.frames(4)]),)
+    )
+    reader = Reader(Cut(4, 1, None))
+    with pytest.raises(DataError, match="frames of several sizes"):
+        reader.read(film, 0, Reading(1), None)
+    assert reader.opened is None
+    reader.read(film, 4, Reading(1), None)
+    opened = reader.opened
+    reader.close()
+    assert opened and reader.opened is None and next(opened.frames, None) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"no film, but text"])
