@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffgen.core.errors import DataError
 from diffgen.data import reading
-from diffgen.data.array_file import load
+from diffgen.data.array_file import channels_first, load, named
 from diffgen.data.film import VIDEOS, Film, moves
 from diffgen.data.places import Folder, LeftOut
 from diffgen.data.reading import Reading, UndecodableError, UnsuitableError
@@ -128,7 +129,7 @@ def _odd(names: Sequence[str]) -> str:
 
 
 def read(path: str, how: Reading, size: tuple[int, int], most: int) -> Tensor:
-    """The frames of one film, uint8 [T, C, H, W]: a file, a folder of frames, or an .npy or .npz of [T, H, W, C].
+    """The frames of one film, uint8 [T, C, H, W]: a file, a folder of frames, or one clip in an .npy or .npz.
 
     Args:
         path: Where it is.
@@ -165,12 +166,19 @@ def _named(file: Path, path: str) -> Film:
 
 
 def _of_array(file: Path, path: str, how: Reading, size: tuple[int, int]) -> Tensor:
-    values = next((array for array in load(file, repr(path)).values() if array.ndim in (3, 4, 5)), None)
-    if values is None:
-        raise DataError(f"{path!r} holds no clip: it must be [T, H, W, {how.channels}]")
+    found = load(file, repr(path))
+    values = found[named(found, repr(path))]
     clip = values[0] if values.ndim == 5 and len(values) == 1 else values
-    clip = clip[..., None] if clip.ndim == 3 else clip
-    if clip.ndim != 4 or not clip.size or clip.shape[-1] != how.channels:
-        raise DataError(f"{path!r} must hold one clip, [T, H, W, {how.channels}], and has {list(values.shape)}")
-    frames = torch.from_numpy(reading.eight_bits(clip, how.range, repr(path)).copy()).permute(0, 3, 1, 2)
-    return torch.stack([reading.fitted(frame, size) for frame in frames.contiguous()])
+    told = f"{path!r} must hold one clip, [T, H, W, {how.channels}] or [T, {how.channels}, H, W]"
+    if clip.ndim not in (3, 4) or not clip.size or _is_picture(clip):
+        raise DataError(f"{told}, and has {list(values.shape)}")
+    frames = channels_first(clip, "auto", f"{told}, and it cannot be told which of them has {list(values.shape)}")
+    if frames.shape[1] != how.channels:
+        raise DataError(f"{told}, and has {list(values.shape)}")
+    pixels = torch.from_numpy(np.array(reading.eight_bits(frames, how.range, repr(path)), order="C"))
+    return torch.stack([reading.fitted(frame, size) for frame in pixels])
+
+
+def _is_picture(values: np.ndarray) -> bool:
+    """Whether three axes are those of a picture, [H, W, C], and not of grey frames."""
+    return values.ndim == 3 and values.shape[2] in reading.MODES and values.shape[2] < min(values.shape[:2])

@@ -320,6 +320,33 @@ def test_what_is_sampled_is_read_back(tmp_path: Path) -> None:
     assert torch.equal(data.stored, clips) and data.labels.tolist() == [1, -1, 0] and data.classes == ("cat", "dog")
 
 
+def test_what_is_sampled_without_labels_is_read_back_without(tmp_path: Path) -> None:
+    clips = torch.stack([inputs.stacked(inputs.frames(4, seed=seed)) for seed in range(3)])
+    (tmp_path / "samples.npz").write_bytes(Clips().write("npz", clips, [-1, -1, -1], ()))
+    data = load(tmp_path / "samples.npz", "arrays")
+    assert data.classes == () and data.labels.tolist() == [-1, -1, -1]
+
+
+def test_the_order_of_torch_is_not_taken_for_another(tmp_path: Path) -> None:
+    """[N, C, T, H, W] of three channels looks like three frames of as many channels as there are frames."""
+    for frames in (4, 5, 7):
+        np.savez(tmp_path / "a.npz", arr_0=np.arange(2 * 3 * frames * 80, dtype=np.uint8).reshape(2, 3, frames, 8, 10))
+        assert f"[2, 3, {frames}, 8, 10]: clips are [N, T, H, W, C] or [N, T, C, H, W]" in told(
+            tmp_path / "a.npz", "arrays"
+        )
+        data = load(tmp_path / "a.npz", "arrays", layout="channels_first")
+        assert data.shape.size == (frames, 3, 8, 10)
+
+
+@pytest.mark.parametrize("name", ["clips", "Videos", "video"])
+@pytest.mark.parametrize("shape", [(4, 8, 8, 3), (4, 8, 8)])
+def test_what_is_called_clips_has_five_axes(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    np.savez(tmp_path / "a.npz", **{name: np.zeros(shape, np.uint8)})
+    assert f"array {name!r} has the shape {list(shape)}: clips are [N, T, H, W, C] or" in told(
+        tmp_path / "a.npz", "arrays"
+    )
+
+
 def test_arrays_that_are_no_clips_are_told(tmp_path: Path) -> None:
     def answer(shape: tuple[int, ...], dtype: str = "uint8", **changes: Any) -> str:
         np.save(tmp_path / "a.npy", np.arange(np.prod(shape), dtype=dtype).reshape(shape))
@@ -342,6 +369,7 @@ FORMS: dict[str, Callable[[Path, list[Image.Image]], Path]] = {
     "frames": lambda root, film: inputs.numbered(root / "a", film),
     "npy": lambda root, film: saved(root / "a.npy", inputs.stacked(film).movedim(1, -1)),
     "npy of [T, H, W]": lambda root, film: saved(root / "a.npy", inputs.stacked(film)[:, 0]),
+    "npy of [T, C, H, W]": lambda root, film: saved(root / "a.npy", inputs.stacked(film)),
     "npy of one": lambda root, film: saved(root / "a.npy", inputs.stacked(film).movedim(1, -1)[None]),
 }
 
@@ -359,6 +387,12 @@ def test_a_task_reads_films_of_every_form(tmp_path: Path, form: str) -> None:
     assert films.read(str(path), Reading(1), (4, 4), 12).shape == (12, 1, 4, 4)
     x0 = Clips().read(str(path), (1, 4, 6, 8))
     assert torch.equal(Clips().decode(x0[None])[0], inputs.stacked(film)[:4])
+
+
+def test_a_task_finds_a_clip_among_arrays_as_training_does(tmp_path: Path) -> None:
+    clip = inputs.stacked(inputs.frames(4, mode="RGB"))
+    np.savez(tmp_path / "a.npz", mask=np.zeros((4, 6, 8), np.uint8), video=clip.numpy())
+    assert torch.equal(films.read(str(tmp_path / "a.npz"), Reading(3), (6, 8), 9), clip)
 
 
 def test_a_task_reads_numbers_by_the_range_of_training(tmp_path: Path) -> None:
@@ -380,9 +414,13 @@ def test_a_task_reads_numbers_by_the_range_of_training(tmp_path: Path) -> None:
         ("empty", "is no folder of numbered frames"),
         ("text.gif", "cannot be decoded"),
         ("one.gif", "has 1 frames, and this model's clips have 4"),
-        ("none.npy", r"must hold one clip, \[T, H, W, 1\], and has \[0, 6, 8, 1\]"),
-        ("two.npy", r"must hold one clip, \[T, H, W, 1\], and has \[2, 4, 6, 8, 1\]"),
-        ("labels.npy", "holds no clip"),
+        ("none.npy", r"must hold one clip, \[T, H, W, 1\] or \[T, 1, H, W\], and has \[0, 6, 8, 1\]"),
+        ("two.npy", r"must hold one clip, .*, and has \[2, 4, 6, 8, 1\]"),
+        ("labels.npy", r"must hold one clip, .*, and has \[4\]"),
+        ("picture.npy", r"must hold one clip, .*, and has \[32, 32, 3\]"),
+        ("coloured.npy", r"must hold one clip, .*, and has \[4, 6, 8, 3\]"),
+        ("cube.npy", r"it cannot be told which of them has \[8, 8, 8, 8\]"),
+        ("several.npz", r"holds the arrays \[mask, depth\]: call"),
         ("text.npy", "is no .npy or .npz of numbers that can be read"),
     ],
 )
@@ -395,6 +433,10 @@ def test_what_a_task_cannot_read_is_told(tmp_path: Path, name: str, words: str) 
     saved(tmp_path / "none.npy", torch.zeros(0, 6, 8, 1, dtype=torch.uint8))
     saved(tmp_path / "two.npy", torch.zeros(2, 4, 6, 8, 1, dtype=torch.uint8))
     saved(tmp_path / "labels.npy", torch.zeros(4))
+    saved(tmp_path / "picture.npy", torch.zeros(32, 32, 3, dtype=torch.uint8))
+    saved(tmp_path / "coloured.npy", torch.zeros(4, 6, 8, 3, dtype=torch.uint8))
+    saved(tmp_path / "cube.npy", torch.zeros(8, 8, 8, 8, dtype=torch.uint8))
+    np.savez(tmp_path / "several.npz", mask=np.zeros((4, 6, 8)), depth=np.zeros((4, 6, 8)))
     with pytest.raises((DataError, UsageError), match=words) as caught:
         Clips().read(str(tmp_path / name), (1, 4, 6, 8))
     assert "\n" not in str(caught.value) and "dataset." not in str(caught.value)
