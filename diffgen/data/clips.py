@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffgen.core.errors import require
+from diffgen.core.errors import DataError, require
 from diffgen.core.settings import check_fps
 from diffgen.data import films, images
 from diffgen.data.film import NO_VIDEOS, has_videos, mp4
@@ -20,7 +20,7 @@ GRID_LIMIT = 64
 """Clips of an animation."""
 
 LONGEST = 4096
-"""Frames that are read of a film which a task names."""
+"""Frames of a film which a task names whole."""
 
 
 @KINDS.register("video")
@@ -97,15 +97,18 @@ class Clips(Kind):
 
     def read(self, path: str, size: tuple[int, ...]) -> Tensor:
         """The first frames of a film, resized and centre-cropped, read as the training clips were."""
-        film, frames = self.film(path, size), size[1]
-        require(film.shape[1] >= frames, f"{path!r} has {film.shape[1]} frames, and this model's clips have {frames}")
-        return film[:, :frames]
+        film, frames = self.film(path, size, size[1]), size[1]
+        require(film.shape[1] == frames, f"{path!r} has {film.shape[1]} frames, and this model's clips have {frames}")
+        return film
 
-    def film(self, path: str, size: tuple[int, ...]) -> Tensor:
+    def film(self, path: str, size: tuple[int, ...], first: int | None = None) -> Tensor:
         """See `Kind`; frames are resized and centre-cropped, read as the training clips were."""
         require(size[0] in MODES, f"{path!r}: this model's clips have {size[0]} channels; films have 1, 3 or 4")
         how = Reading(size[0], self.background, self.range)
-        return self.encode(films.read(path, how, (size[2], size[3]), LONGEST)[None])[0]
+        frames = films.read(path, how, (size[2], size[3]), first or LONGEST + 1)
+        if first is None and len(frames) > LONGEST:
+            raise DataError(f"{path!r} has more than the {LONGEST:,} frames that are read of a film: cut out a part")
+        return self.encode(frames[None])[0]
 
     def shade(self, path: str, size: tuple[int, ...]) -> Tensor:
         """See `Kind`; one picture for all frames, [1, 1, H, W]."""

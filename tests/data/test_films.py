@@ -16,6 +16,7 @@ from rows import row
 from diffgen.build import make_splits
 from diffgen.core.errors import DataError, UsageError
 from diffgen.data import Source, films, pictures
+from diffgen.data import clips as clips_module
 from diffgen.data.clips import Clips
 from diffgen.data.film import Film
 from diffgen.data.films import natural
@@ -403,6 +404,20 @@ def test_a_task_reads_numbers_by_the_range_of_training(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match=r"a.npy' holds float32 values from 0 to 1$"):
         films.read(str(tmp_path / "a.npy"), Reading(1), (6, 8), 9)
+
+
+def test_of_a_film_that_is_too_long_the_last_frame_is_not_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips_module, "LONGEST", 5)
+    whole, path = inputs.frames(6), tmp_path / "a.npy"
+    saved(path, inputs.stacked(whole))
+    assert Clips().film(str(path), (1, 4, 6, 8), 3).shape == (1, 3, 6, 8)
+    assert Clips().read(str(path), (1, 4, 6, 8)).shape == (1, 4, 6, 8)
+    with pytest.raises(DataError, match=r"a.npy' has more than the 5 frames that are read of a film"):
+        Clips().film(str(path), (1, 4, 6, 8))
+    saved(path, inputs.stacked(whole[:5]))
+    assert Clips().film(str(path), (1, 4, 6, 8)).shape == (1, 5, 6, 8)
 
 
 @pytest.mark.parametrize(
