@@ -17,11 +17,13 @@ from torch import Tensor
 from diffgen.core.errors import DataError
 from diffgen.core.settings import plays
 from diffgen.data import reading
-from diffgen.data.reading import Loaded, Reading, Seen, UndecodableError, UnsuitableError
+from diffgen.data.reading import Loaded, Reading, Seen, UndecodableError
 from diffgen.data.unbounded import UNBOUNDED
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
 """Endings of files that PyAV reads."""
+
+JPEG = b"\xff\xd8\xff"
 
 NO_VIDEOS = "needs a library that is not installed: pip install 'diffgen[video]'"
 
@@ -88,10 +90,7 @@ class Film:
             yield partial(self._page, page, how, size)
 
     def _still(self, file: Path, how: Reading, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
-        pixels, seen = how.read(file, str(file), size)
-        if seen.frames:
-            raise UnsuitableError(f"{file} has several frames, and stands among single ones", "give it another folder")
-        return pixels, seen
+        return how.read(file, str(file), size)
 
     def _page(self, page: Callable[[], Loaded], how: Reading, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
         with reading.faults(self.name):
@@ -169,13 +168,32 @@ def _pages(film: Film, how: Reading) -> Iterator[Callable[[], Loaded]]:
             yield partial(reading.loaded, image, frames=True)
 
 
-def moves(file: Path) -> bool:
-    """Whether a picture has several frames; a PNG that cannot be read is taken for a frame, and others for films."""
+def moves(file: Path) -> bool | None:
+    """Whether a picture has several frames, whatever it is called; None where it cannot be read."""
     try:
+        with file.open("rb") as begin:
+            first = begin.read(len(reading.PNG))
+            if first.startswith(JPEG):  # telephones add a second picture, which is no frame
+                return False
+            if first == reading.PNG:
+                return _png_moves(begin)
         with UNBOUNDED, _opened(file) as image:
-            return bool(getattr(image, "is_animated", False))
+            several = bool(getattr(image, "is_animated", False))
+            return None if image.format == "GIF" and not several and not gif_ends(file) else several
     except Exception:  # decoders raise anything, and will be told of where frames are counted or read
-        return file.suffix.lower() != ".png"
+        return None
+
+
+def _png_moves(png: BinaryIO) -> bool | None:
+    """Of a PNG after its first bytes: what stands before its pixels says how many frames there are."""
+    while len(head := png.read(8)) == 8:
+        size, kind = int.from_bytes(head[:4]), head[4:]
+        if kind == b"acTL":
+            return int.from_bytes(png.read(4)) > 1
+        if kind == b"IDAT":
+            return False
+        png.seek(size + 4, os.SEEK_CUR)
+    return None
 
 
 # --- videos -------------------------------------------------------------------------------------------------------

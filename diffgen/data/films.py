@@ -17,9 +17,6 @@ from diffgen.data.places import Folder, LeftOut
 from diffgen.data.reading import Reading, UndecodableError, UnsuitableError
 from diffgen.data.survey import several
 
-ANIMATED = {".gif", ".webp", ".apng", ".tif", ".tiff", ".avif"}
-"""Endings of pictures that may have several frames, so that each is looked at; of PNGs the first of a folder is."""
-
 
 class Films(Folder):
     """Films below a folder: files of several frames, and folders of numbered frames, each of which is one film."""
@@ -31,6 +28,7 @@ class Films(Folder):
         for name in self.names:
             by_folder.setdefault(name.rpartition("/")[0], []).append(name)
         self.films: dict[str, Film] = {}
+        self._frames = set[Path]()
         for folder, names in by_folder.items():
             self._list(folder, names)
         self.names = sorted(self.films, key=self._order)
@@ -42,24 +40,25 @@ class Films(Folder):
         return [natural(part) for part in plain.split("/")]
 
     def _list(self, folder: str, names: list[str]) -> None:
-        """The films of one folder."""
-        films = self._of_several_frames(names)
-        stills = sorted(set(names) - set(films), key=natural)
-        if films:
-            self.films |= {name: Film(self.called(name), (self.root / name,)) for name in films}
-            self.left_out += [LeftOut(name, "a single frame among films") for name in stills]
+        """The films of one folder; what cannot be read goes with the others, and will be told of with them."""
+        several = {name: _suffix(name) in VIDEOS or moves(self.root / name) for name in names}
+        if any(several.values()) or not any(each is False for each in several.values()):
+            self.films |= {
+                name: Film(self.called(name), (self.root / name,)) for name in names if several[name] is not False
+            }
+            self.left_out += [LeftOut(name, "a single frame among films") for name in names if several[name] is False]
         else:
-            called = self.called(folder) if folder else self.title
-            self.films[folder or "."] = Film(called, tuple(self.root / name for name in stills), folder=True)
+            self._list_frames(folder, sorted(names, key=natural))
 
-    def _of_several_frames(self, names: list[str]) -> list[str]:
-        pngs = [name for name in names if _suffix(name) == ".png"]
-        looked_at = {*ANIMATED, ".png"} if pngs and moves(self.root / pngs[0]) else ANIMATED
-        return [
-            name
-            for name in names
-            if _suffix(name) in VIDEOS or (_suffix(name) in looked_at and moves(self.root / name))
-        ]
+    def _list_frames(self, folder: str, names: list[str]) -> None:
+        """The film that a folder is; two links in one class are found before, and here those beside classes."""
+        place = (self.root / folder).resolve()
+        if place in self._frames and "/" not in folder:
+            self.left_out.append(LeftOut(folder, "a folder that was there before"))
+            return
+        self._frames.add(place)
+        called = self.called(folder) if folder else self.title
+        self.films[folder or "."] = Film(called, tuple(self.root / name for name in names), folder=True)
 
     def lengths(self, frames: int, *, skip: bool) -> dict[str, int]:
         """Frames of each film that has so many; the others are left out.

@@ -175,6 +175,45 @@ def test_a_single_frame_is_counted_by_its_name(tmp_path: Path) -> None:
     assert data.classes == ("cat",) and data.found.startswith("1 film gives 1 clip of 4 frames; 6x8")
 
 
+def test_films_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    inputs.save(tmp_path / "a.png")
+    inputs.film(tmp_path / "b.png", inputs.frames(4))
+    inputs.film(tmp_path / "c.gif", inputs.frames(4, seed=1))
+    inputs.film(tmp_path / "d.gif", inputs.frames(4, seed=2)).rename(tmp_path / "d")
+    inputs.film(tmp_path / "e.gif", inputs.frames(4, seed=3)).rename(tmp_path / "e.jpg")
+    data = load(tmp_path)
+    assert reasons(data) == {"a.png": "a single frame among films"}
+    assert torch.equal(data.stored, torch.stack([inputs.stacked(inputs.frames(4, seed=seed)) for seed in range(4)]))
+
+
+def test_what_cannot_be_read_goes_with_the_others(tmp_path: Path) -> None:
+    """Among films it is one, and among frames a frame."""
+    for seed in range(1, 3):
+        inputs.film(tmp_path / "films" / f"{seed}.png", inputs.frames(4, seed=seed))
+    (tmp_path / "films" / "0.png").write_bytes(b"no picture")
+    data = load(tmp_path / "films", undecodable="skip")
+    assert len(data) == 2 and reasons(data) == {"0.png": "cannot be decoded"}
+    for place, name in (("png", "3.png"), ("webp", "3.webp")):
+        folder = inputs.numbered(tmp_path / place, inputs.frames(7))
+        (folder / name).write_bytes(b"")
+        data = load(folder, undecodable="skip")
+        assert torch.equal(data.stored[0], inputs.stacked(inputs.frames(7)[3:]))
+        assert reasons(data) == {". from frame 0": "cannot be decoded"}
+
+
+def test_a_telephone_s_second_picture_is_no_frame(tmp_path: Path) -> None:
+    for number in range(4):
+        inputs.film(tmp_path / f"{number}.mpo", inputs.frames(2, seed=number)).rename(tmp_path / f"{number}.jpg")
+    assert len(load(tmp_path)) == 1
+
+
+def test_a_folder_to_which_two_links_lead_is_one_film(tmp_path: Path) -> None:
+    inputs.numbered(tmp_path / "a", inputs.frames(4))
+    (tmp_path / "b").symlink_to("a")
+    data = load(tmp_path)
+    assert len(data) == 1 and reasons(data) == {"b": "a folder that was there before"}
+
+
 def test_what_systems_leave_is_left_out(tmp_path: Path) -> None:
     for name in ("a.gif", ".b.gif", ".hidden/c.gif", "__MACOSX/d.gif", os.fsdecode(b"caf\xe9\n'\".gif")):
         inputs.film(tmp_path / name, inputs.frames(4))

@@ -203,11 +203,6 @@ def bomb(path: Path) -> None:
     animate(path / "a.gif", frames(0, size=(400, 300)))
 
 
-def mixed(path: Path) -> None:
-    numbered(path / "a", frames(0))
-    animate(path / "a" / "9.png", frames(1))
-
-
 def beside(path: Path) -> None:
     animate(path / "a.gif", frames(0))
     animate(path / "class" / "b.gif", frames(0))
@@ -220,7 +215,6 @@ def beside(path: Path) -> None:
         (lambda path: (path / "a.gif").write_text("no film"), "a.gif cannot be decoded"),
         (truncated, "a.gif cannot be decoded: it is cut off"),
         (bomb, "a.gif has 300 x 400 pixels, more than 10,000: raise dataset.max_pixels"),
-        (mixed, "9.png has several frames, and stands among single ones"),
         (beside, "a.gif stands beside sub-folders"),
         (lambda path: None, "holds no films of 4 frames or more (none left out)"),
         (lambda path: numbered(path / "x", frames(0, 2)), "holds no films of 4 frames or more (1 left out: 1 too short)"),
