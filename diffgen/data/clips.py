@@ -12,6 +12,7 @@ from torch import Tensor
 from diffgen.core.errors import DataError, require
 from diffgen.core.settings import check_fps
 from diffgen.data import films, images
+from diffgen.data.animations import animation
 from diffgen.data.film import NO_VIDEOS, has_videos, mp4
 from diffgen.data.kinds import KINDS, Kind, Pixels
 from diffgen.data.reading import MODES, Reading
@@ -83,7 +84,7 @@ class Clips(Kind):
         if name == "npz":
             return super().write(name, examples, labels, classes)
         frames = [images.grid(frame) for frame in examples[:GRID_LIMIT].unbind(1)]
-        return mp4(frames, self.fps) if name == "mp4" else images.animation(frames, name, 1000 / self.fps)
+        return mp4(frames, self.fps) if name == "mp4" else animation(frames, name, self.fps)
 
     def write_one(self, example: Tensor, path: Path) -> None:
         """A folder of numbered frames, which `dataset=video_folder` reads."""

@@ -23,6 +23,9 @@ from diffgen.data.unbounded import UNBOUNDED
 VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
 """Endings of files that PyAV reads."""
 
+TIMED = 50
+"""Frames by which it is told how fast a film is."""
+
 JPEG = b"\xff\xd8\xff"
 
 NO_VIDEOS = "needs a library that is not installed: pip install 'diffgen[video]'"
@@ -147,11 +150,16 @@ def _skip_palette(gif: BinaryIO, flags: bytes) -> None:
 
 
 def _rate_of_pages(film: Film, how: Reading) -> float | None:
-    with UNBOUNDED, _opened(film.files[0]) as image:
-        how.check_size(image.height, image.width, film.name)
-        image.load()  # WebP says then how long a frame is
-        milliseconds = image.info.get("duration")
-        return 1000 / milliseconds if isinstance(milliseconds, int | float) and milliseconds > 0 else None
+    """By the first frames that last about as long as the first one: formats round, a GIF to hundredths of a second."""
+    lasts = list[float]()
+    with suppress(Exception), UNBOUNDED, _opened(film.files[0]) as image:  # what is damaged is told of where it is read
+        for number in range(_hidden(image), _hidden(image) + TIMED):
+            image.seek(number)
+            how.check_size(image.height, image.width, film.name)
+            image.load()  # WebP says then how long a frame is
+            lasts.append(float(image.info["duration"]))
+    near = [each for each in lasts if abs(each - lasts[0]) <= 10]
+    return 1000 * len(near) / sum(near) if sum(near) > 0 else None
 
 
 def _pages(film: Film, how: Reading) -> Iterator[Callable[[], Loaded]]:

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from diffgen.core.files import write_atomically
+from diffgen.data.animations import gif
 
 GAP = 2  # pixels of background between tiles, before enlargement
 PAPER = 255
@@ -54,23 +55,7 @@ def grid(pixels: Tensor, columns: int | None = None, tile: int = 64) -> Image.Im
 
 def save_gif(frames: list[Image.Image], path: Path) -> None:
     """Write an animation in one rename; the last frame stays for two seconds."""
-    write_atomically(path, animation(frames, "gif", [120] * (len(frames) - 1) + [2000]))
-
-
-def animation(frames: Sequence[Image.Image], name: str, duration: float | list[int]) -> bytes:
-    """The bytes of a film without end.
-
-    Args:
-        frames: Pictures of one size.
-        name: `gif` or `webp`, which is written without loss.
-        duration: Milliseconds of each frame, or of all.
-    """
-    buffer, options = io.BytesIO(), {"webp": {"lossless": True}}.get(name, {})
-    duration = round(duration) if isinstance(duration, float) else duration
-    frames[0].save(
-        buffer, format=name.upper(), save_all=True, append_images=frames[1:], duration=duration, loop=0, **options
-    )
-    return buffer.getvalue()
+    write_atomically(path, gif(frames, [12] * (len(frames) - 1) + [200]))
 
 
 def save_png(image: Image.Image, path: Path, notes: Mapping[str, str] | None = None) -> None:

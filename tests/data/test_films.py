@@ -99,6 +99,18 @@ def test_films_are_as_fast_as_their_file_says(tmp_path: Path, form: str, stride:
     assert load(tmp_path, stride=stride, fps=3.0).kind.fps == 3
 
 
+def test_the_picture_for_those_who_know_of_no_films_does_not_say_how_fast_one_is(tmp_path: Path) -> None:
+    film = inputs.frames(6)
+    inputs.film(tmp_path / "a.png", [inputs.picture(9, "L"), *film], default_image=True, duration=40)
+    assert load(tmp_path).kind.fps == pytest.approx(25)
+
+
+def test_the_first_frames_of_a_damaged_film_say_how_fast_it_is(tmp_path: Path) -> None:
+    path = inputs.film(tmp_path / "a.png", inputs.frames(12), duration=40)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert load(tmp_path, undecodable="skip").kind.fps == pytest.approx(25)
+
+
 # --- names of frames ----------------------------------------------------------------------------------------------
 
 
