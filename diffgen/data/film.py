@@ -23,6 +23,14 @@ from diffgen.data.unbounded import UNBOUNDED
 VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
 """Endings of files that PyAV reads."""
 
+HEADED = {"matroska,webm", "flv"}
+"""Formats, as PyAV calls them, that begin with how long the film lasts."""
+
+MISSING = 4
+"""Frames by which that may be wrong: it is rounded, and says how long the last ones are seen."""
+
+MICROSECONDS = 1_000_000
+
 TIMED = 50
 """Frames by which it is told how fast a film is."""
 
@@ -223,7 +231,20 @@ def _av(film: Film) -> Any:
 def _count_video(film: Film) -> int:
     with _av(film) as video:
         stream = video.streams.video[0]
-        return stream.frames or sum(1 for packet in video.demux(stream) if packet.size)
+        return stream.frames or _count_packets(film, video)
+
+
+def _count_packets(film: Film, video: Any) -> int:
+    """Frames of a file whose header does not say how many, but how long all that is in it lasts."""
+    stream, number, last = video.streams.video[0], 0, 0.0
+    for packet in video.demux():
+        if packet.size and packet.pts is not None:
+            number += packet.stream_index == stream.index
+            last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    missing = (video.duration or 0) / MICROSECONDS - last
+    if video.format.name in HEADED and missing > MISSING / float(stream.average_rate or 8):
+        raise UndecodableError(f"{film.name} cannot be decoded: it is cut off")
+    return number
 
 
 def _rate_of_video(film: Film) -> float | None:

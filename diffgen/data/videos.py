@@ -162,7 +162,15 @@ class Videos(Pictures):
         return InMemory(stored, labels, self.classes, self.kind)
 
     def _doubts(self, some: Tensor, looked_at: int | None = None) -> list[str]:
-        return [*super()._doubts(some.flatten(0, 1), looked_at), *self.films.doubts()]
+        return [*super()._doubts(some.flatten(0, 1), looked_at), *self.films.doubts(), *self._alone()]
+
+    def _alone(self) -> list[str]:
+        """Classes of one film each are most likely folders of films, one for each."""
+        films = {(film, label) for (film, _), label in zip(self.clips, self.labels, strict=True)}
+        if len(self.classes) < 2 or len(films) > len(self.classes):
+            return []
+        alone = f"each of the {len(self.classes)} classes holds one film"
+        return [f"{alone}: films that are of no class lie in dataset.root itself, without sub-folders"]
 
     def _found(self, seen: list[Seen]) -> str:
         films, total = len({film for film, _ in self.clips}), sum(self.lengths.values())
@@ -206,8 +214,7 @@ class Reader:
             frames.close()
             raise
         self.opened = Opened(film, at, frames, os.getpid())
-        first, transparent = found[0][1], any(seen.transparent for _, seen in found)
-        return torch.stack([pixels for pixels, _ in found]), first._replace(transparent=transparent)
+        return torch.stack([pixels for pixels, _ in found]), _together([seen for _, seen in found])
 
     def close(self) -> None:
         """Leave no film open; one that another process opened is its own."""
@@ -240,3 +247,9 @@ class Reader:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "opened": None}
+
+
+def _together(seen: list[Seen]) -> Seen:
+    """What the frames of a clip were, as one."""
+    others = frozenset(each.size for each in seen) - {seen[0].size}
+    return seen[0]._replace(transparent=any(each.transparent for each in seen), others=others)

@@ -591,6 +591,27 @@ def test_a_video_that_is_cut_off_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize(("form", "codec"), [("matroska", "libx264"), ("webm", "libvpx")])
+def test_a_video_whose_header_knows_no_number_of_frames_is_refused_where_it_is_cut_off(
+    tmp_path: Path, form: str, codec: str
+) -> None:
+    av = pytest.importorskip("av")
+    rng, path = np.random.default_rng(0), tmp_path / "a.mkv"
+    with av.open(str(path), "w", format=form) as file:
+        stream = file.add_stream(codec, rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(48):
+            noise = Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8))
+            file.mux(stream.encode(av.VideoFrame.from_image(noise)))
+        file.mux(stream.encode())
+    assert Film("a", (path,)).count() == 48
+    data = path.read_bytes()
+    for share in (0.1, 0.5, 0.8):
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(UndecodableError, match="a cannot be decoded: it is cut off"):
+            Film("a", (path,)).count()
+
+
 def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.mp4").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "av", None)
