@@ -20,6 +20,12 @@ from diffgen.data.reading import MODES, Reading
 GRID_LIMIT = 64
 """Clips of an animation."""
 
+FILM_PIXELS = 2**26
+"""Of all frames of an animation; longer or larger clips are fewer, but one at least."""
+
+STRIP = 64
+"""Frames of a strip."""
+
 LONGEST = 4096
 """Frames of a film which a task names whole."""
 
@@ -72,8 +78,10 @@ class Clips(Kind):
         return replace(self, fps=fps)
 
     def show(self, examples: Tensor, labels: Sequence[int], columns: int | None = None) -> Image.Image:
-        """A film strip for each clip, one below the other: time runs to the right."""
-        return images.grid(examples.flatten(0, 1), columns=examples.shape[1])
+        """A film strip for each clip, one below the other: time runs to the right; of long ones some frames, evenly."""
+        frames = examples.shape[1]
+        chosen = torch.linspace(0, frames - 1, min(frames, STRIP), dtype=torch.float64).round().long()
+        return images.grid(examples[:, chosen].flatten(0, 1), columns=len(chosen))
 
     def array(self, examples: Tensor) -> np.ndarray:
         """uint8 [n, T, H, W, C]."""
@@ -83,7 +91,7 @@ class Clips(Kind):
         """See `Kind`; `gif`, `webp` and `mp4` show the first clips side by side, as they move."""
         if name == "npz":
             return super().write(name, examples, labels, classes)
-        frames = [images.grid(frame) for frame in examples[:GRID_LIMIT].unbind(1)]
+        frames = [images.grid(frame) for frame in _some(examples).unbind(1)]
         return mp4(frames, self.fps) if name == "mp4" else animation(frames, name, self.fps)
 
     def write_one(self, example: Tensor, path: Path) -> None:
@@ -119,3 +127,10 @@ class Clips(Kind):
     def mirror(self, stored: Tensor, chosen: Tensor) -> Tensor:
         """Left and right swapped, in the whole clip."""
         return torch.where(chosen[:, None, None, None, None], stored.flip(-1), stored)
+
+
+def _some(clips: Tensor) -> Tensor:
+    """The first clips, as many as an animation may show."""
+    _, frames, _, height, width = clips.shape
+    each = frames * height * width * images.enlargement(height) ** 2
+    return clips[: max(1, min(GRID_LIMIT, FILM_PIXELS // each))]

@@ -36,11 +36,16 @@ def picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(np.concatenate(list(array), axis=1))
 
 
+def enlargement(height: int, tile: int = 64) -> int:
+    """How many times tiles about `tile` pixels high are as large as pictures of a height."""
+    return max(1, round(tile / height))
+
+
 def grid(pixels: Tensor, columns: int | None = None, tile: int = 64) -> Image.Image:
     """Images uint8 [N, C, H, W] on one sheet: separated, and enlarged smoothly to tiles about `tile` pixels high."""
     tiles = [picture(image) for image in pixels]
     width, height = tiles[0].size
-    scale = max(1, round(tile / height))
+    scale = enlargement(height, tile)
     columns = columns or math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     gap = GAP * scale
