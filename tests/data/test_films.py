@@ -340,6 +340,13 @@ def test_films_are_held_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         splits(tmp_path, held_out=0.99)
 
 
+def test_of_a_single_film_nothing_can_be_held_out(tmp_path: Path) -> None:
+    """Its clips are of one film, however many they are."""
+    inputs.film(tmp_path / "a.gif", inputs.frames(12))
+    with pytest.raises(DataError, match=r"dataset.held_out=0.5 of 1 film leaves none"):
+        splits(tmp_path, held_out=0.5)
+
+
 def test_a_second_folder_of_films_is_told_by_the_first_one_s_classes(tmp_path: Path) -> None:
     for place, names in (("train", "abc"), ("val", "bc")):
         for seed, name in enumerate(names):
