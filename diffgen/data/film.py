@@ -238,8 +238,8 @@ def _count_packets(film: Film, video: Any) -> int:
     """Frames of a file whose header does not say how many, but how long all that is in it lasts."""
     stream, number, last = video.streams.video[0], 0, 0.0
     for packet in video.demux():
+        number += bool(packet.size) and packet.stream_index == stream.index
         if packet.size and packet.pts is not None:
-            number += packet.stream_index == stream.index
             last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     missing = (video.duration or 0) / MICROSECONDS - last
     if video.format.name in HEADED and missing > MISSING / float(stream.average_rate or 8):
