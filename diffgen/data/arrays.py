@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffgen.core.errors import DataError, UsageError, require
 from diffgen.data import survey
-from diffgen.data.array_file import load
+from diffgen.data.array_file import Layout, channels_first, check_clips, load, named
 from diffgen.data.base import DATASETS, RESIDENT_BYTES, Images, InMemory, Source
 from diffgen.data.clips import Clips
 from diffgen.data.kinds import Pixels
@@ -19,11 +19,8 @@ from diffgen.data.pictures import Size, Undecodable, check_some, opened, sides
 from diffgen.data.places import Zip
 from diffgen.data.reading import Reading, check_numbers, check_range, fitted, scaled, settled
 
-IMAGES = ("images", "arr_0", "x", "x_train", "data", "image", "pixels", "clips", "videos", "video")
 LABELS = ("labels", "arr_1", "y", "y_train", "label", "targets", "classes")
 """Names of arrays in an .npz, the likelier first; upper and lower case are one."""
-
-Layout = Literal["auto", "channels_last", "channels_first"]
 
 CHUNK = 256
 """Pictures that are converted at a time."""
@@ -48,7 +45,8 @@ def arrays(
     Args:
         path: The file.
         layout: Where the channels stand in [N, H, W, C] or [N, C, H, W]; auto takes the axis that is shorter than both
-            sides. [N, H, W] is grey. Arrays of five axes are clips, [N, T, H, W, C] or [N, T, C, H, W].
+            sides. [N, H, W] is grey. Arrays of five axes are clips, [N, T, H, W, C] or [N, T, C, H, W]; of other than
+            1, 3 or 4 channels it must be said.
         size: As for `pictures.image_folder`.
         channels: Of a zip as for `pictures.image_folder`, 3 if null. Arrays have their own, and this checks them.
         labels: A .npy of N labels, whole numbers or names, in place of those in the .npz; of a zip, see there.
@@ -103,12 +101,13 @@ def in_memory(
     Raises:
         DataError: They are no pictures, or the labels are not theirs.
     """
-    name = _named(found, what)
+    name = named(found, what)
     array, frames = found[name], found[name].shape[1] if found[name].ndim == 5 else 0
+    told = f"{what}, array {name!r} has the shape {list(array.shape)}"
     if array.ndim == 5 and (frames < 2 or not array.size):
-        raise DataError(f"{what}, array {name!r} has the shape {list(array.shape)}: clips have two frames or more")
-    pictures = array.reshape(-1, *array.shape[2:]) if frames else array
-    values = _channels_first(pictures, layout, f"{what}, array {name!r} has the shape {list(array.shape)}")
+        raise DataError(f"{told}: clips have two frames or more")
+    values = channels_first(array.reshape(-1, *array.shape[2:]) if frames else array, layout, told)
+    check_clips(name, array, layout, values.shape[1], told)
     pixels, settled_range = _pixels(values, given, f"{what}, array {name!r}", size)
     own = _labels(found, labels, len(array), what)
     numbers = torch.tensor(own.numbers)
@@ -132,30 +131,6 @@ def _unused(found: Mapping[str, np.ndarray], images: str, what: str) -> list[str
 
 
 # --- pixels -------------------------------------------------------------------------------------------------------
-
-
-def _named(found: Mapping[str, np.ndarray], what: str) -> str:
-    """The array that holds the pictures: by its name, or the only one that could."""
-    known = usual(found, IMAGES)
-    could = [name for name, array in found.items() if array.ndim in (3, 4, 5)]
-    if known is None and len(could) == 1:
-        return could[0]
-    if known is None:
-        raise DataError(f"{what} holds the arrays [{', '.join(found)}]: call that of the pictures images")
-    return known
-
-
-def _channels_first(values: np.ndarray, layout: Layout, what: str) -> np.ndarray:
-    """As [N, C, H, W]."""
-    shape = list(values.shape)
-    if values.ndim not in (3, 4) or not values.size:
-        raise DataError(f"{what}: pictures are [N, H, W, C], [N, C, H, W] or [N, H, W]")
-    if values.ndim == 3:
-        return values[:, None]
-    first, last = shape[1] < min(shape[2:]), shape[3] < min(shape[1:3])
-    if layout == "auto" and first == last:
-        raise DataError(f"{what}: dataset.layout=channels_first or channels_last says what it means")
-    return np.moveaxis(values, 3, 1) if layout == "channels_last" or (layout == "auto" and last) else values
 
 
 def _pixels(

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,11 +17,24 @@ from torch import Tensor
 from diffgen.core.errors import DataError
 from diffgen.core.settings import plays
 from diffgen.data import reading
-from diffgen.data.reading import Loaded, Reading, Seen, UndecodableError, UnsuitableError
+from diffgen.data.reading import Loaded, Reading, Seen, UndecodableError
 from diffgen.data.unbounded import UNBOUNDED
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
 """Endings of files that PyAV reads."""
+
+HEADED = {"matroska,webm", "flv"}
+"""Formats, as PyAV calls them, that begin with how long the film lasts."""
+
+MISSING = 4
+"""Frames by which that may be wrong: it is rounded, and says how long the last ones are seen."""
+
+MICROSECONDS = 1_000_000
+
+TIMED = 50
+"""Frames by which it is told how fast a film is."""
+
+JPEG = b"\xff\xd8\xff"
 
 NO_VIDEOS = "needs a library that is not installed: pip install 'diffgen[video]'"
 
@@ -69,7 +82,7 @@ class Film:
             return rate if rate and plays(rate) else None
         return None
 
-    def frames(self, how: Reading, size: tuple[int, int] | None) -> Iterator[Frame]:
+    def frames(self, how: Reading, size: tuple[int, int] | None) -> Generator[Frame]:
         """Each frame, which must be read before the next one is asked for, or is skipped.
 
         Raises:
@@ -88,10 +101,7 @@ class Film:
             yield partial(self._page, page, how, size)
 
     def _still(self, file: Path, how: Reading, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
-        pixels, seen = how.read(file, str(file), size)
-        if seen.frames:
-            raise UnsuitableError(f"{file} has several frames, and stands among single ones", "give it another folder")
-        return pixels, seen
+        return how.read(file, str(file), size)
 
     def _page(self, page: Callable[[], Loaded], how: Reading, size: tuple[int, int] | None) -> tuple[Tensor, Seen]:
         with reading.faults(self.name):
@@ -148,11 +158,16 @@ def _skip_palette(gif: BinaryIO, flags: bytes) -> None:
 
 
 def _rate_of_pages(film: Film, how: Reading) -> float | None:
-    with UNBOUNDED, _opened(film.files[0]) as image:
-        how.check_size(image.height, image.width, film.name)
-        image.load()  # WebP says then how long a frame is
-        milliseconds = image.info.get("duration")
-        return 1000 / milliseconds if isinstance(milliseconds, int | float) and milliseconds > 0 else None
+    """By the first frames that last about as long as the first one: formats round, a GIF to hundredths of a second."""
+    lasts = list[float]()
+    with suppress(Exception), UNBOUNDED, _opened(film.files[0]) as image:  # what is damaged is told of where it is read
+        for number in range(_hidden(image), _hidden(image) + TIMED):
+            image.seek(number)
+            how.check_size(image.height, image.width, film.name)
+            image.load()  # WebP says then how long a frame is
+            lasts.append(float(image.info["duration"]))
+    near = [each for each in lasts if abs(each - lasts[0]) <= 10]
+    return 1000 * len(near) / sum(near) if sum(near) > 0 else None
 
 
 def _pages(film: Film, how: Reading) -> Iterator[Callable[[], Loaded]]:
@@ -169,13 +184,32 @@ def _pages(film: Film, how: Reading) -> Iterator[Callable[[], Loaded]]:
             yield partial(reading.loaded, image, frames=True)
 
 
-def moves(file: Path) -> bool:
-    """Whether a picture has several frames; a PNG that cannot be read is taken for a frame, and others for films."""
+def moves(file: Path) -> bool | None:
+    """Whether a picture has several frames, whatever it is called; None where it cannot be read."""
     try:
+        with file.open("rb") as begin:
+            first = begin.read(len(reading.PNG))
+            if first.startswith(JPEG):  # telephones add a second picture, which is no frame
+                return False
+            if first == reading.PNG:
+                return _png_moves(begin)
         with UNBOUNDED, _opened(file) as image:
-            return bool(getattr(image, "is_animated", False))
+            several = bool(getattr(image, "is_animated", False))
+            return None if image.format == "GIF" and not several and not gif_ends(file) else several
     except Exception:  # decoders raise anything, and will be told of where frames are counted or read
-        return file.suffix.lower() != ".png"
+        return None
+
+
+def _png_moves(png: BinaryIO) -> bool | None:
+    """Of a PNG after its first bytes: what stands before its pixels says how many frames there are."""
+    while len(head := png.read(8)) == 8:
+        size, kind = int.from_bytes(head[:4]), head[4:]
+        if kind == b"acTL":
+            return int.from_bytes(png.read(4)) > 1
+        if kind == b"IDAT":
+            return False
+        png.seek(size + 4, os.SEEK_CUR)
+    return None
 
 
 # --- videos -------------------------------------------------------------------------------------------------------
@@ -197,7 +231,20 @@ def _av(film: Film) -> Any:
 def _count_video(film: Film) -> int:
     with _av(film) as video:
         stream = video.streams.video[0]
-        return stream.frames or sum(1 for packet in video.demux(stream) if packet.size)
+        return stream.frames or _count_packets(film, video)
+
+
+def _count_packets(film: Film, video: Any) -> int:
+    """Frames of a file whose header does not say how many, but how long all that is in it lasts."""
+    stream, number, last = video.streams.video[0], 0, 0.0
+    for packet in video.demux():
+        number += bool(packet.size) and packet.stream_index == stream.index
+        if packet.size and packet.pts is not None:
+            last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    missing = (video.duration or 0) / MICROSECONDS - last
+    if video.format.name in HEADED and missing > MISSING / float(stream.average_rate or 8):
+        raise UndecodableError(f"{film.name} cannot be decoded: it is cut off")
+    return number
 
 
 def _rate_of_video(film: Film) -> float | None:

@@ -5,19 +5,17 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffgen.core.errors import DataError
 from diffgen.data import reading
-from diffgen.data.array_file import load
+from diffgen.data.array_file import channels_first, load, named
 from diffgen.data.film import VIDEOS, Film, moves
 from diffgen.data.places import Folder, LeftOut
 from diffgen.data.reading import Reading, UndecodableError, UnsuitableError
 from diffgen.data.survey import several
-
-ANIMATED = {".gif", ".webp", ".apng", ".tif", ".tiff", ".avif"}
-"""Endings of pictures that may have several frames, so that each is looked at; of PNGs the first of a folder is."""
 
 
 class Films(Folder):
@@ -30,6 +28,7 @@ class Films(Folder):
         for name in self.names:
             by_folder.setdefault(name.rpartition("/")[0], []).append(name)
         self.films: dict[str, Film] = {}
+        self._frames = set[Path]()
         for folder, names in by_folder.items():
             self._list(folder, names)
         self.names = sorted(self.films, key=self._order)
@@ -41,24 +40,25 @@ class Films(Folder):
         return [natural(part) for part in plain.split("/")]
 
     def _list(self, folder: str, names: list[str]) -> None:
-        """The films of one folder."""
-        films = self._of_several_frames(names)
-        stills = sorted(set(names) - set(films), key=natural)
-        if films:
-            self.films |= {name: Film(self.called(name), (self.root / name,)) for name in films}
-            self.left_out += [LeftOut(name, "a single frame among films") for name in stills]
+        """The films of one folder; what cannot be read goes with the others, and will be told of with them."""
+        several = {name: _suffix(name) in VIDEOS or moves(self.root / name) for name in names}
+        if any(several.values()) or not any(each is False for each in several.values()):
+            self.films |= {
+                name: Film(self.called(name), (self.root / name,)) for name in names if several[name] is not False
+            }
+            self.left_out += [LeftOut(name, "a single frame among films") for name in names if several[name] is False]
         else:
-            called = self.called(folder) if folder else self.title
-            self.films[folder or "."] = Film(called, tuple(self.root / name for name in stills), folder=True)
+            self._list_frames(folder, sorted(names, key=natural))
 
-    def _of_several_frames(self, names: list[str]) -> list[str]:
-        pngs = [name for name in names if _suffix(name) == ".png"]
-        looked_at = {*ANIMATED, ".png"} if pngs and moves(self.root / pngs[0]) else ANIMATED
-        return [
-            name
-            for name in names
-            if _suffix(name) in VIDEOS or (_suffix(name) in looked_at and moves(self.root / name))
-        ]
+    def _list_frames(self, folder: str, names: list[str]) -> None:
+        """The film that a folder is; two links in one class are found before, and here those beside classes."""
+        place = (self.root / folder).resolve()
+        if place in self._frames and "/" not in folder:
+            self.left_out.append(LeftOut(folder, "a folder that was there before"))
+            return
+        self._frames.add(place)
+        called = self.called(folder) if folder else self.title
+        self.films[folder or "."] = Film(called, tuple(self.root / name for name in names), folder=True)
 
     def lengths(self, frames: int, *, skip: bool) -> dict[str, int]:
         """Frames of each film that has so many; the others are left out.
@@ -127,25 +127,31 @@ def _odd(names: Sequence[str]) -> str:
 # --- one film that a user names -----------------------------------------------------------------------------------
 
 
-def read(path: str, how: Reading, size: tuple[int, int], most: int) -> Tensor:
-    """The frames of one film, uint8 [T, C, H, W]: a file, a folder of frames, or an .npy or .npz of [T, H, W, C].
+def is_array(file: Path) -> bool:
+    """Whether a file is an array of a clip, and no film."""
+    return file.suffix.lower() in (".npy", ".npz") and file.is_file()
+
+
+def read(path: str, how: Reading, size: tuple[int, int], most: int, stride: int = 1) -> Tensor:
+    """The frames of one film, uint8 [T, C, H, W]: a file, a folder of frames, or one clip in an .npy or .npz.
 
     Args:
         path: Where it is.
         how: To read frames.
         size: Height and width to resize and centre-crop to.
         most: Frames to read; what follows is not looked at.
+        stride: Every how many frames is read.
 
     Raises:
         DataError: It is none, or cannot be read.
     """
     file = Path(path)
     try:
-        if file.suffix.lower() in (".npy", ".npz") and file.is_file():
-            return _of_array(file, path, how, size)[:most]
+        if is_array(file):
+            return _of_array(file, path, how, size)[::stride][:most]
         film = _named(file, path)
         film.count()  # refuses one that is cut off
-        frames = [frame()[0] for frame in islice(film.frames(how, size), most)]
+        frames = [frame()[0] for frame in islice(film.frames(how, size), 0, most * stride, stride)]
     except UnsuitableError as error:  # a task has no such setting
         raise DataError(error.fact) from None
     if not frames:
@@ -165,12 +171,19 @@ def _named(file: Path, path: str) -> Film:
 
 
 def _of_array(file: Path, path: str, how: Reading, size: tuple[int, int]) -> Tensor:
-    values = next((array for array in load(file, repr(path)).values() if array.ndim in (3, 4, 5)), None)
-    if values is None:
-        raise DataError(f"{path!r} holds no clip: it must be [T, H, W, {how.channels}]")
+    found = load(file, repr(path))
+    values = found[named(found, repr(path))]
     clip = values[0] if values.ndim == 5 and len(values) == 1 else values
-    clip = clip[..., None] if clip.ndim == 3 else clip
-    if clip.ndim != 4 or not clip.size or clip.shape[-1] != how.channels:
-        raise DataError(f"{path!r} must hold one clip, [T, H, W, {how.channels}], and has {list(values.shape)}")
-    frames = torch.from_numpy(reading.eight_bits(clip, how.range, repr(path)).copy()).permute(0, 3, 1, 2)
-    return torch.stack([reading.fitted(frame, size) for frame in frames.contiguous()])
+    told = f"{path!r} must hold one clip, [T, H, W, {how.channels}] or [T, {how.channels}, H, W]"
+    if clip.ndim not in (3, 4) or not clip.size or _is_picture(clip):
+        raise DataError(f"{told}, and has {list(values.shape)}")
+    frames = channels_first(clip, "auto", f"{told}, and it cannot be told which of them has {list(values.shape)}")
+    if frames.shape[1] != how.channels:
+        raise DataError(f"{told}, and has {list(values.shape)}")
+    pixels = torch.from_numpy(np.array(reading.eight_bits(frames, how.range, repr(path)), order="C"))
+    return torch.stack([reading.fitted(frame, size) for frame in pixels])
+
+
+def _is_picture(values: np.ndarray) -> bool:
+    """Whether three axes are those of a picture, [H, W, C], and not of grey frames."""
+    return values.ndim == 3 and values.shape[2] in reading.MODES and values.shape[2] < min(values.shape[:2])

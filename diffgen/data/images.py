@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from diffgen.core.files import write_atomically
+from diffgen.data.animations import gif
 
 GAP = 2  # pixels of background between tiles, before enlargement
 PAPER = 255
@@ -35,11 +36,16 @@ def picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(np.concatenate(list(array), axis=1))
 
 
+def enlargement(height: int, tile: int = 64) -> int:
+    """How many times tiles about `tile` pixels high are as large as pictures of a height."""
+    return max(1, round(tile / height))
+
+
 def grid(pixels: Tensor, columns: int | None = None, tile: int = 64) -> Image.Image:
     """Images uint8 [N, C, H, W] on one sheet: separated, and enlarged smoothly to tiles about `tile` pixels high."""
     tiles = [picture(image) for image in pixels]
     width, height = tiles[0].size
-    scale = max(1, round(tile / height))
+    scale = enlargement(height, tile)
     columns = columns or math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     gap = GAP * scale
@@ -54,23 +60,7 @@ def grid(pixels: Tensor, columns: int | None = None, tile: int = 64) -> Image.Im
 
 def save_gif(frames: list[Image.Image], path: Path) -> None:
     """Write an animation in one rename; the last frame stays for two seconds."""
-    write_atomically(path, animation(frames, "gif", [120] * (len(frames) - 1) + [2000]))
-
-
-def animation(frames: Sequence[Image.Image], name: str, duration: float | list[int]) -> bytes:
-    """The bytes of a film without end.
-
-    Args:
-        frames: Pictures of one size.
-        name: `gif` or `webp`, which is written without loss.
-        duration: Milliseconds of each frame, or of all.
-    """
-    buffer, options = io.BytesIO(), {"webp": {"lossless": True}}.get(name, {})
-    duration = round(duration) if isinstance(duration, float) else duration
-    frames[0].save(
-        buffer, format=name.upper(), save_all=True, append_images=frames[1:], duration=duration, loop=0, **options
-    )
-    return buffer.getvalue()
+    write_atomically(path, gif(frames, [12] * (len(frames) - 1) + [200]))
 
 
 def save_png(image: Image.Image, path: Path, notes: Mapping[str, str] | None = None) -> None:

@@ -193,8 +193,18 @@ class Kind:
         """
         return self.decode(self.read(path, size)[None])[0].float().mean(0, keepdim=True)
 
-    def film(self, path: str, size: tuple[int, ...]) -> Tensor:
-        """x0 [C, n, H, W] of all the frames of a clip that a task names.
+    def pace(self, path: str, stride: int | None = None) -> int:
+        """Every how many frames of a film that a task names is taken; `stride` if that is not None."""
+        return stride or 1
+
+    def film(self, path: str, size: tuple[int, ...], first: int | None = None, stride: int | None = None) -> Tensor:
+        """x0 [C, n, H, W] of the frames of a clip that a task names.
+
+        Args:
+            path: Where it is.
+            size: Of x0, but for the number of frames.
+            first: So many frames from the start, or fewer where there are fewer; None: all of them.
+            stride: See `pace`.
 
         Raises:
             UsageError: Examples of this kind are no clips.

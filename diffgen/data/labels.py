@@ -49,9 +49,9 @@ def labelled(place: Place, labels: str | None) -> Labelled:
 
 
 def counted_from_zero(own: Sequence[str | None]) -> list[str | None]:
-    """Labels as tables have them: where they are numbers from 0, -1 stands for none."""
-    from_zero = "0" in own
-    return [None if from_zero and label == "-1" else label for label in own]
+    """Labels as tables have them: where they are numbers from 0, or there are no others, -1 stands for none."""
+    none = "0" in own or not set(own) - {"-1", None}
+    return [None if none and label == "-1" else label for label in own]
 
 
 def numbered(

@@ -141,7 +141,7 @@ class Pictures(Source, Dataset[Item]):
     def _first_size(self) -> tuple[int, int]:
         """The size of the first picture that can be decoded."""
         fault: UndecodableError | None = None
-        for entry in range(len(self.names)):
+        for entry in range(len(self)):
             try:
                 pixels, _ = self._read(entry)
                 return pixels.shape[-2], pixels.shape[-1]

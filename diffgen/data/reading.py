@@ -63,12 +63,14 @@ class Seen(NamedTuple):
         size: Height and width.
         transparent: Whether something shines through, and was laid on the background.
         frames: Whether there are several, of which the first was read.
+        others: Sizes of further frames of a clip, where they are not that of the first.
     """
 
     mode: str
     size: tuple[int, int]
     transparent: bool
     frames: bool
+    others: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True)

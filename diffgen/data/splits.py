@@ -12,6 +12,7 @@ from diffgen.core.randomness import generator
 from diffgen.data.base import Source
 from diffgen.data.kinds import Kind
 from diffgen.data.places import LeftOut
+from diffgen.data.survey import several
 
 NOTHING_HELD_OUT: dict[str, Any] = {"held_out": None, "held_out_seed": 0}
 """What the config of a data set without a split of its own says where nothing is held out from it."""
@@ -55,7 +56,7 @@ class Splits:
 
 
 def held_out(
-    size: int, share: float, seed: int, groups: Tensor | None = None, what: str = "examples"
+    size: int, share: float, seed: int, groups: Tensor | None = None, what: str = "example"
 ) -> tuple[Tensor, Tensor]:
     """Which of so many examples are trained on, and which are held out: a function of the seed.
 
@@ -64,7 +65,7 @@ def held_out(
         share: Of them to hold out, in (0, 1); at least one is.
         seed: Of the choice.
         groups: Of each example, int64 [size]; a share of these is held out, each whole; None: each is alone.
-        what: What is counted, for sentences.
+        what: What is counted, one of them, for sentences.
 
     Returns:
         The numbers of both, each in rising order.
@@ -74,10 +75,10 @@ def held_out(
     """
     if groups is not None:
         numbers, whose = groups.unique(return_inverse=True)
-        kept, apart = held_out(len(numbers), share, seed, what="films")
+        kept, apart = held_out(len(numbers), share, seed, what="film")
         return (*(torch.isin(whose, chosen).nonzero()[:, 0] for chosen in (kept, apart)),)  # type: ignore[return-value]
     count = max(1, round(share * size))
     if count >= size:
-        raise DataError(f"dataset.held_out={share:g} of {size} {what} leaves none to train on")
+        raise DataError(f"dataset.held_out={share:g} of {several(size, what)} leaves none to train on")
     order = torch.randperm(size, generator=generator("cpu", seed, "held_out"))
     return order[count:].sort().values, order[:count].sort().values

@@ -71,7 +71,8 @@ def counted(words: Iterable[str]) -> str:
 
 def sizes(seen: Sequence[Seen], size: tuple[int, int]) -> str:
     """The sizes of some pictures, and what became of them."""
-    different = sorted({picture.size for picture in seen}, key=lambda each: (each[0] * each[1], each))
+    found = {each for picture in seen for each in (picture.size, *picture.others)}
+    different = sorted(found, key=lambda each: (each[0] * each[1], each))
     words = ["x".join(map(str, each)) for each in different]
     told = words[0] if len(words) == 1 else f"{words[0]} to {words[-1]} ({len(words)} sizes)"
     return told if different == [size] else f"{told}, made {size[0]}x{size[1]}"

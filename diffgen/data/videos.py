@@ -1,7 +1,7 @@
 """Films in files as a data set of clips: all of one length and size, classes from sub-folders, or none."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from diffgen.core.errors import DataError, UsageError, require
-from diffgen.core.settings import check_fps
+from diffgen.core.settings import check_fps, check_stride
 from diffgen.data import survey
 from diffgen.data.base import DATASETS, InMemory, Source
 from diffgen.data.clips import Clips
 from diffgen.data.film import Film, Frame
 from diffgen.data.films import Films
 from diffgen.data.labels import Labelled, labelled
-from diffgen.data.pictures import RESIZE, Pictures, Size, Undecodable
+from diffgen.data.pictures import RESIZE, Decoded, Pictures, Size, Undecodable
 from diffgen.data.reading import Reading, Seen, UndecodableError, UnsuitableError
 from diffgen.nets.base import DataShape
 
@@ -61,7 +61,7 @@ def video_folder(
         DataError: The folder is missing or empty, or a film cannot be read (the sentence names it).
     """
     require(2 <= frames <= MOST_FRAMES, f"frames={frames} must be in [2, {MOST_FRAMES}]")
-    require(1 <= stride <= 1000, f"stride={stride} must be in [1, 1000]")
+    check_stride(stride)
     require(clips is None or clips >= 1, f"clips={clips} must be at least 1, or null")
     if fps is not None:
         check_fps(fps)
@@ -131,7 +131,7 @@ class Videos(Pictures):
         super().__init__(films, Labelled(of_films.classes, own, of_films.notes), reading, size, workers)
         self.names = [film for film, _ in self.clips]
         self.groups = torch.tensor([numbers[film] for film, _ in self.clips])
-        self.kind = Clips(background=reading.background, range=reading.range, fps=fps or self._fps())
+        self.kind = Clips(background=reading.background, range=reading.range, fps=fps or self._fps(), stride=cut.stride)
         self.stored = (cut.frames, reading.channels, self.height, self.width)
         sides = (reading.channels, cut.frames, self.height, self.width)
         self.shape = DataShape(sides, len(self.classes))
@@ -148,6 +148,11 @@ class Videos(Pictures):
         film, start = self.clips[entry]
         return self.reader.read(self.films.films[film], start, self.reading, self.wanted)
 
+    def _decoded(self, entries: Iterator[list[int]], workers: int, *, pin: bool = False) -> Iterator[Decoded]:
+        """Workers are forked: one that closed a film of this process would wait for threads that it has not."""
+        self.reader.close()
+        return super()._decoded(entries, workers, pin=pin)
+
     def _keep(self, entries: list[int]) -> None:
         self.names = [f"{film} from frame {start}" for film, start in self.clips]  # the others are left out by these
         super()._keep(entries)
@@ -157,7 +162,15 @@ class Videos(Pictures):
         return InMemory(stored, labels, self.classes, self.kind)
 
     def _doubts(self, some: Tensor, looked_at: int | None = None) -> list[str]:
-        return [*super()._doubts(some.flatten(0, 1), looked_at), *self.films.doubts()]
+        return [*super()._doubts(some.flatten(0, 1), looked_at), *self.films.doubts(), *self._alone()]
+
+    def _alone(self) -> list[str]:
+        """Classes of one film each are most likely folders of films, one for each."""
+        films = {(film, label) for (film, _), label in zip(self.clips, self.labels, strict=True)}
+        if len(self.classes) < 2 or len(films) > len(self.classes):
+            return []
+        alone = f"each of the {len(self.classes)} classes holds one film"
+        return [f"{alone}: films that are of no class lie in dataset.root itself, without sub-folders"]
 
     def _found(self, seen: list[Seen]) -> str:
         films, total = len({film for film, _ in self.clips}), sum(self.lengths.values())
@@ -175,7 +188,7 @@ class Opened(NamedTuple):
 
     film: Film
     at: int
-    frames: Iterator[Frame]
+    frames: Generator[Frame]
     process: int
 
 
@@ -195,26 +208,48 @@ class Reader:
             UnsuitableError: A setting is missing to read it.
         """
         at, frames = self._from(film, start, how, size)
+        try:
+            at, found = self._clip(film, start, at, frames)
+        except DataError:
+            frames.close()
+            raise
+        self.opened = Opened(film, at, frames, os.getpid())
+        return torch.stack([pixels for pixels, _ in found]), _together([seen for _, seen in found])
+
+    def close(self) -> None:
+        """Leave no film open; one that another process opened is its own."""
+        opened, self.opened = self.opened, None
+        if opened and opened.process == os.getpid():
+            opened.frames.close()
+
+    def _clip(self, film: Film, start: int, at: int, frames: Iterator[Frame]) -> tuple[int, list[tuple[Tensor, Seen]]]:
+        """The frames of a clip, from those of a film that go on at a number, and where they go on now."""
         found = list[tuple[Tensor, Seen]]()
         for number, frame in enumerate(frames, at):
             if number >= start and (number - start) % self.cut.stride == 0:
                 found.append(frame())
             if len(found) == self.cut.frames:
-                self.opened = Opened(film, number + 1, frames, os.getpid())
                 break
         else:
             raise UndecodableError(f"{film.name} has fewer frames than it says")
         if len({pixels.shape for pixels, _ in found}) > 1:
             raise UnsuitableError(f"{film.name} has frames of several sizes", RESIZE)
-        first, transparent = found[0][1], any(seen.transparent for _, seen in found)
-        return torch.stack([pixels for pixels, _ in found]), first._replace(transparent=transparent)
+        return number + 1, found
 
-    def _from(self, film: Film, start: int, how: Reading, size: tuple[int, int] | None) -> tuple[int, Iterator[Frame]]:
+    def _from(self, film: Film, start: int, how: Reading, size: tuple[int, int] | None) -> tuple[int, Generator[Frame]]:
         """Where a film is open, if that is not too far, and its frames from there."""
-        before, self.opened = self.opened, None
+        before = self.opened
         if before and before.film is film and before.at <= start and before.process == os.getpid():
+            self.opened = None
             return before.at, before.frames
+        self.close()
         return 0, film.frames(how, size)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "opened": None}
+
+
+def _together(seen: list[Seen]) -> Seen:
+    """What the frames of a clip were, as one."""
+    others = frozenset(each.size for each in seen) - {seen[0].size}
+    return seen[0]._replace(transparent=any(each.transparent for each in seen), others=others)

@@ -58,7 +58,8 @@ class Run(NamedTuple):
         noise: (indices, seed or None for the run's own) -> the objective's noise [B, *size].
         picture: path -> x0 [*size], as the kind reads it.
         shade: path -> brightness of a picture in [0, 255], [1, H, W], or of any shape that is broadcast to x0.
-        film: path -> x0 [C, n, H, W] of all the frames of a clip.
+        film: (path, how many first frames or None for all, every how many or None for the kind's own) -> x0
+            [C, n, H, W] of a clip.
         size: Of x0.
         denoise: (x [B, *size], t []) -> x0_hat without labels or guidance.
         n: Number of images of the run.
@@ -73,7 +74,7 @@ class Run(NamedTuple):
     noise: Callable[[list[int], int | None], Tensor]
     picture: Callable[[str], Tensor]
     shade: Callable[[str], Tensor]
-    film: Callable[[str], Tensor]
+    film: Callable[[str, int | None, int | None], Tensor]
     size: tuple[int, ...]
     denoise: Denoise
     n: int
@@ -184,7 +185,7 @@ def infill(run: Run, *, text: str | None, mark: str) -> Plan:
 
 
 @TASKS.register("predict", clips=True)
-def predict(run: Run, *, video: str | None, known: int | None, length: int | None) -> Plan:
+def predict(run: Run, *, video: str | None, known: int | None, length: int | None, stride: int | None) -> Plan:
     """Go on with a clip from its first frames, or make new clips that are longer than the network's.
 
     Args:
@@ -193,12 +194,13 @@ def predict(run: Run, *, video: str | None, known: int | None, length: int | Non
         known: How many of its frames are known; null: half of the network's, or all of the clip's if these are fewer.
             Every further window of a longer clip knows as many of the last.
         length: Frames to make in all, the known ones included; null: as many as the network makes at once.
+        stride: Every how many frames of the clip is one of those; null: as in training, and every one of an array.
     """
     frames = run.size[1]
     require(video is not None or length is not None, "video is missing: task.video=PATH, or task.length=32 without one")
     told = f"length={length} must be in [{frames}, {LONGEST}]: this model's clips have {frames} frames"
     require(length is None or frames <= length <= LONGEST, told)
-    film = run.film(video) if video is not None else None
+    film = run.film(video, frames, stride) if video is not None else None
     known = min(frames // 2, frames if film is None else film.shape[1]) if known is None else known
     require(1 <= known < frames, f"known={known} must be in [1, {frames - 1}]: this model's clips have {frames} frames")
     then = _next(run, known, length or frames, 1)
@@ -209,15 +211,16 @@ def predict(run: Run, *, video: str | None, known: int | None, length: int | Non
 
 
 @TASKS.register("inbetween", clips=True)
-def inbetween(run: Run, *, video: str | None, known: int) -> Plan:
+def inbetween(run: Run, *, video: str | None, known: int, stride: int | None) -> Plan:
     """Fill in the frames between the first and the last ones of a clip.
 
     Args:
         run: The run.
         video: The clip's path: its first and last frames become those of the clips that are made.
         known: How many frames are known at either end.
+        stride: See `predict`.
     """
-    film, frames = run.film(given("video", video)), run.size[1]
+    film, frames = run.film(given("video", video), None, stride), run.size[1]
     require(1 <= 2 * known < frames, f"known={known} at either end must leave some of this model's {frames} frames")
     require(
         2 * known <= film.shape[1], f"known={known} at either end is more than the {film.shape[1]} frames of the video"

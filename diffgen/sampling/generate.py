@@ -136,15 +136,21 @@ def _facts(order: Order, accelerator: Accelerator) -> dict[str, str]:
     size = trained.shape.size
     if trained.kind.moving and (length := order.task.get("length")):
         size = (size[0], length, *size[2:])
-    size = trained.kind.sized(size)
     return {
-        trained.kind.unit: f"{settings.n} of {size}, seed {settings.seed}" + (f", {drawn}" if drawn else ""),
+        trained.kind.unit: f"{settings.n} of {trained.kind.sized(size)}, seed {settings.seed}"
+        + (f", {drawn}" if drawn else ""),
         "model": f"{saved.config['model']['name']}, {seen}{shown_average(saved)}",
-        "task": shown_task(order.task),
+        "task": shown_task(_resolved(order.task, trained.kind)),
         "sampler": shown(order.sampler),
         "guidance": _guidance(order),
         "device": processes.told(accelerator),
     }
+
+
+def _resolved(task: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+    """A task's settings, with which frames of a film it takes."""
+    video = task.get("video")
+    return {**task, "stride": kind.pace(str(video), task.get("stride"))} if video is not None else task
 
 
 def _guidance(order: Order) -> str:

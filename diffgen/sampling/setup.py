@@ -105,7 +105,7 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
         noise=noise,
         picture=pictured,
         shade=lambda path: kind.shade(path, size).to(sampling.device),
-        film=lambda path: placed(kind.film(path, size)),
+        film=lambda path, first, stride: placed(kind.film(path, size, first, stride)),
         size=size,
         denoise=denoise,
         n=settings.n,

@@ -16,6 +16,7 @@ from rows import row
 from diffgen.build import make_splits
 from diffgen.core.errors import DataError, UsageError
 from diffgen.data import Source, films, pictures
+from diffgen.data import clips as clips_module
 from diffgen.data.clips import Clips
 from diffgen.data.film import Film
 from diffgen.data.films import natural
@@ -98,6 +99,18 @@ def test_films_are_as_fast_as_their_file_says(tmp_path: Path, form: str, stride:
     assert load(tmp_path, stride=stride, fps=3.0).kind.fps == 3
 
 
+def test_the_picture_for_those_who_know_of_no_films_does_not_say_how_fast_one_is(tmp_path: Path) -> None:
+    film = inputs.frames(6)
+    inputs.film(tmp_path / "a.png", [inputs.picture(9, "L"), *film], default_image=True, duration=40)
+    assert load(tmp_path).kind.fps == pytest.approx(25)
+
+
+def test_the_first_frames_of_a_damaged_film_say_how_fast_it_is(tmp_path: Path) -> None:
+    path = inputs.film(tmp_path / "a.png", inputs.frames(12), duration=40)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert load(tmp_path, undecodable="skip").kind.fps == pytest.approx(25)
+
+
 # --- names of frames ----------------------------------------------------------------------------------------------
 
 
@@ -172,6 +185,45 @@ def test_a_single_frame_is_counted_by_its_name(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert reasons(data) == {"cat/b.gif": "a single frame among films", "cover.png": "a single frame"}
     assert data.classes == ("cat",) and data.found.startswith("1 film gives 1 clip of 4 frames; 6x8")
+
+
+def test_films_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    inputs.save(tmp_path / "a.png")
+    inputs.film(tmp_path / "b.png", inputs.frames(4))
+    inputs.film(tmp_path / "c.gif", inputs.frames(4, seed=1))
+    inputs.film(tmp_path / "d.gif", inputs.frames(4, seed=2)).rename(tmp_path / "d")
+    inputs.film(tmp_path / "e.gif", inputs.frames(4, seed=3)).rename(tmp_path / "e.jpg")
+    data = load(tmp_path)
+    assert reasons(data) == {"a.png": "a single frame among films"}
+    assert torch.equal(data.stored, torch.stack([inputs.stacked(inputs.frames(4, seed=seed)) for seed in range(4)]))
+
+
+def test_what_cannot_be_read_goes_with_the_others(tmp_path: Path) -> None:
+    """Among films it is one, and among frames a frame."""
+    for seed in range(1, 3):
+        inputs.film(tmp_path / "films" / f"{seed}.png", inputs.frames(4, seed=seed))
+    (tmp_path / "films" / "0.png").write_bytes(b"no picture")
+    data = load(tmp_path / "films", undecodable="skip")
+    assert len(data) == 2 and reasons(data) == {"0.png": "cannot be decoded"}
+    for place, name in (("png", "3.png"), ("webp", "3.webp")):
+        folder = inputs.numbered(tmp_path / place, inputs.frames(7))
+        (folder / name).write_bytes(b"")
+        data = load(folder, undecodable="skip")
+        assert torch.equal(data.stored[0], inputs.stacked(inputs.frames(7)[3:]))
+        assert reasons(data) == {". from frame 0": "cannot be decoded"}
+
+
+def test_a_telephone_s_second_picture_is_no_frame(tmp_path: Path) -> None:
+    for number in range(4):
+        inputs.film(tmp_path / f"{number}.mpo", inputs.frames(2, seed=number)).rename(tmp_path / f"{number}.jpg")
+    assert len(load(tmp_path)) == 1
+
+
+def test_a_folder_to_which_two_links_lead_is_one_film(tmp_path: Path) -> None:
+    inputs.numbered(tmp_path / "a", inputs.frames(4))
+    (tmp_path / "b").symlink_to("a")
+    data = load(tmp_path)
+    assert len(data) == 1 and reasons(data) == {"b": "a folder that was there before"}
 
 
 def test_what_systems_leave_is_left_out(tmp_path: Path) -> None:
@@ -266,6 +318,15 @@ def test_a_process_that_is_forked_leaves_a_film_that_is_open_alone(
     assert opened and torch.equal(next(opened.frames)()[0], inputs.stacked(film)[4])
 
 
+def test_a_first_film_that_is_damaged_is_left_out_whole(tmp_path: Path) -> None:
+    """Each film gives several clips, and none of the first one's can be decoded."""
+    path = inputs.film(tmp_path / "a.png", inputs.frames(12))
+    path.write_bytes(path.read_bytes()[:200])
+    inputs.film(tmp_path / "b.png", inputs.frames(4, seed=1))
+    data = load(tmp_path, undecodable="skip")
+    assert torch.equal(data.stored[0], inputs.stacked(inputs.frames(4, seed=1))) and len(data) == 1
+
+
 @pytest.mark.parametrize("resident", [True, False])
 def test_films_are_held_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: bool) -> None:
     for number in range(5):
@@ -277,6 +338,13 @@ def test_films_are_held_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(kept) == 3 and len(apart) == 2 and not kept & apart
     with pytest.raises(DataError, match=r"dataset.held_out=0.99 of 5 films leaves none"):
         splits(tmp_path, held_out=0.99)
+
+
+def test_of_a_single_film_nothing_can_be_held_out(tmp_path: Path) -> None:
+    """Its clips are of one film, however many they are."""
+    inputs.film(tmp_path / "a.gif", inputs.frames(12))
+    with pytest.raises(DataError, match=r"dataset.held_out=0.5 of 1 film leaves none"):
+        splits(tmp_path, held_out=0.5)
 
 
 def test_a_second_folder_of_films_is_told_by_the_first_one_s_classes(tmp_path: Path) -> None:
@@ -311,6 +379,33 @@ def test_what_is_sampled_is_read_back(tmp_path: Path) -> None:
     assert torch.equal(data.stored, clips) and data.labels.tolist() == [1, -1, 0] and data.classes == ("cat", "dog")
 
 
+def test_what_is_sampled_without_labels_is_read_back_without(tmp_path: Path) -> None:
+    clips = torch.stack([inputs.stacked(inputs.frames(4, seed=seed)) for seed in range(3)])
+    (tmp_path / "samples.npz").write_bytes(Clips().write("npz", clips, [-1, -1, -1], ()))
+    data = load(tmp_path / "samples.npz", "arrays")
+    assert data.classes == () and data.labels.tolist() == [-1, -1, -1]
+
+
+def test_the_order_of_torch_is_not_taken_for_another(tmp_path: Path) -> None:
+    """[N, C, T, H, W] of three channels looks like three frames of as many channels as there are frames."""
+    for frames in (4, 5, 7):
+        np.savez(tmp_path / "a.npz", arr_0=np.arange(2 * 3 * frames * 80, dtype=np.uint8).reshape(2, 3, frames, 8, 10))
+        assert f"[2, 3, {frames}, 8, 10]: clips are [N, T, H, W, C] or [N, T, C, H, W]" in told(
+            tmp_path / "a.npz", "arrays"
+        )
+        data = load(tmp_path / "a.npz", "arrays", layout="channels_first")
+        assert data.shape.size == (frames, 3, 8, 10)
+
+
+@pytest.mark.parametrize("name", ["clips", "Videos", "video"])
+@pytest.mark.parametrize("shape", [(4, 8, 8, 3), (4, 8, 8)])
+def test_what_is_called_clips_has_five_axes(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    np.savez(tmp_path / "a.npz", **{name: np.zeros(shape, np.uint8)})
+    assert f"array {name!r} has the shape {list(shape)}: clips are [N, T, H, W, C] or" in told(
+        tmp_path / "a.npz", "arrays"
+    )
+
+
 def test_arrays_that_are_no_clips_are_told(tmp_path: Path) -> None:
     def answer(shape: tuple[int, ...], dtype: str = "uint8", **changes: Any) -> str:
         np.save(tmp_path / "a.npy", np.arange(np.prod(shape), dtype=dtype).reshape(shape))
@@ -333,6 +428,7 @@ FORMS: dict[str, Callable[[Path, list[Image.Image]], Path]] = {
     "frames": lambda root, film: inputs.numbered(root / "a", film),
     "npy": lambda root, film: saved(root / "a.npy", inputs.stacked(film).movedim(1, -1)),
     "npy of [T, H, W]": lambda root, film: saved(root / "a.npy", inputs.stacked(film)[:, 0]),
+    "npy of [T, C, H, W]": lambda root, film: saved(root / "a.npy", inputs.stacked(film)),
     "npy of one": lambda root, film: saved(root / "a.npy", inputs.stacked(film).movedim(1, -1)[None]),
 }
 
@@ -352,6 +448,12 @@ def test_a_task_reads_films_of_every_form(tmp_path: Path, form: str) -> None:
     assert torch.equal(Clips().decode(x0[None])[0], inputs.stacked(film)[:4])
 
 
+def test_a_task_finds_a_clip_among_arrays_as_training_does(tmp_path: Path) -> None:
+    clip = inputs.stacked(inputs.frames(4, mode="RGB"))
+    np.savez(tmp_path / "a.npz", mask=np.zeros((4, 6, 8), np.uint8), video=clip.numpy())
+    assert torch.equal(films.read(str(tmp_path / "a.npz"), Reading(3), (6, 8), 9), clip)
+
+
 def test_a_task_reads_numbers_by_the_range_of_training(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.linspace(0, 1, 96, dtype=np.float32).reshape(2, 6, 8))
     assert films.read(str(tmp_path / "a.npy"), Reading(1, range=(0, 1)), (6, 8), 9).flatten()[[0, -1]].tolist() == [
@@ -360,6 +462,20 @@ def test_a_task_reads_numbers_by_the_range_of_training(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match=r"a.npy' holds float32 values from 0 to 1$"):
         films.read(str(tmp_path / "a.npy"), Reading(1), (6, 8), 9)
+
+
+def test_of_a_film_that_is_too_long_the_last_frame_is_not_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips_module, "LONGEST", 5)
+    whole, path = inputs.frames(6), tmp_path / "a.npy"
+    saved(path, inputs.stacked(whole))
+    assert Clips().film(str(path), (1, 4, 6, 8), 3).shape == (1, 3, 6, 8)
+    assert Clips().read(str(path), (1, 4, 6, 8)).shape == (1, 4, 6, 8)
+    with pytest.raises(DataError, match=r"a.npy' has more than the 5 frames that are read of a film"):
+        Clips().film(str(path), (1, 4, 6, 8))
+    saved(path, inputs.stacked(whole[:5]))
+    assert Clips().film(str(path), (1, 4, 6, 8)).shape == (1, 5, 6, 8)
 
 
 @pytest.mark.parametrize(
@@ -371,9 +487,13 @@ def test_a_task_reads_numbers_by_the_range_of_training(tmp_path: Path) -> None:
         ("empty", "is no folder of numbered frames"),
         ("text.gif", "cannot be decoded"),
         ("one.gif", "has 1 frames, and this model's clips have 4"),
-        ("none.npy", r"must hold one clip, \[T, H, W, 1\], and has \[0, 6, 8, 1\]"),
-        ("two.npy", r"must hold one clip, \[T, H, W, 1\], and has \[2, 4, 6, 8, 1\]"),
-        ("labels.npy", "holds no clip"),
+        ("none.npy", r"must hold one clip, \[T, H, W, 1\] or \[T, 1, H, W\], and has \[0, 6, 8, 1\]"),
+        ("two.npy", r"must hold one clip, .*, and has \[2, 4, 6, 8, 1\]"),
+        ("labels.npy", r"must hold one clip, .*, and has \[4\]"),
+        ("picture.npy", r"must hold one clip, .*, and has \[32, 32, 3\]"),
+        ("coloured.npy", r"must hold one clip, .*, and has \[4, 6, 8, 3\]"),
+        ("cube.npy", r"it cannot be told which of them has \[8, 8, 8, 8\]"),
+        ("several.npz", r"holds the arrays \[mask, depth\]: call"),
         ("text.npy", "is no .npy or .npz of numbers that can be read"),
     ],
 )
@@ -386,6 +506,10 @@ def test_what_a_task_cannot_read_is_told(tmp_path: Path, name: str, words: str) 
     saved(tmp_path / "none.npy", torch.zeros(0, 6, 8, 1, dtype=torch.uint8))
     saved(tmp_path / "two.npy", torch.zeros(2, 4, 6, 8, 1, dtype=torch.uint8))
     saved(tmp_path / "labels.npy", torch.zeros(4))
+    saved(tmp_path / "picture.npy", torch.zeros(32, 32, 3, dtype=torch.uint8))
+    saved(tmp_path / "coloured.npy", torch.zeros(4, 6, 8, 3, dtype=torch.uint8))
+    saved(tmp_path / "cube.npy", torch.zeros(8, 8, 8, 8, dtype=torch.uint8))
+    np.savez(tmp_path / "several.npz", mask=np.zeros((4, 6, 8)), depth=np.zeros((4, 6, 8)))
     with pytest.raises((DataError, UsageError), match=words) as caught:
         Clips().read(str(tmp_path / name), (1, 4, 6, 8))
     assert "\n" not in str(caught.value) and "dataset." not in str(caught.value)
@@ -431,6 +555,35 @@ def test_a_video_is_turned_as_its_camera_was(tmp_path: Path) -> None:
     assert torch.equal(frames(path), upright.rot90(-1, (2, 3)))
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("resident", [True, False])
+def test_workers_are_forked_while_no_video_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: bool
+) -> None:
+    """The size of the first film is looked at before; a worker that closed it would wait for threads for ever."""
+    for number in range(3):
+        video(tmp_path / f"{number}.mp4", moving(12))
+    monkeypatch.setattr(pictures, "FEW", 0)
+    monkeypatch.setattr(pictures, "RESIDENT_BYTES", 2**31 if resident else 0)
+    data = load(tmp_path, size=None, workers=2)
+    assert len(data) == 9
+    assert torch.equal(examples(data)[:3].flatten(0, 1), frames(tmp_path / "0.mp4"))
+
+
+def test_a_film_is_closed_where_a_clip_cannot_be_read(tmp_path: Path) -> None:
+    film = Film(
+        "a", (inputs.film(tmp_path / "a.tiff", [*inputs.frames(3), Image.new("L", (9, 9)), *inputs.frames(4)]),)
+    )
+    reader = Reader(Cut(4, 1, None))
+    with pytest.raises(DataError, match="frames of several sizes"):
+        reader.read(film, 0, Reading(1), None)
+    assert reader.opened is None
+    reader.read(film, 4, Reading(1), None)
+    opened = reader.opened
+    reader.close()
+    assert opened and reader.opened is None and next(opened.frames, None) is None
+
+
 @pytest.mark.parametrize("content", [b"", b"no film, but text"])
 def test_what_is_no_video_is_named(tmp_path: Path, content: bytes) -> None:
     pytest.importorskip("av")
@@ -443,6 +596,27 @@ def test_a_video_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UndecodableError):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(("form", "codec"), [("matroska", "libx264"), ("webm", "libvpx")])
+def test_a_video_whose_header_knows_no_number_of_frames_is_refused_where_it_is_cut_off(
+    tmp_path: Path, form: str, codec: str
+) -> None:
+    av = pytest.importorskip("av")
+    rng, path = np.random.default_rng(0), tmp_path / "a.mkv"
+    with av.open(str(path), "w", format=form) as file:
+        stream = file.add_stream(codec, rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(48):
+            noise = Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8))
+            file.mux(stream.encode(av.VideoFrame.from_image(noise)))
+        file.mux(stream.encode())
+    assert Film("a", (path,)).count() == 48
+    data = path.read_bytes()
+    for share in (0.1, 0.5, 0.8):
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(UndecodableError, match="a cannot be decoded: it is cut off"):
+            Film("a", (path,)).count()
 
 
 def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

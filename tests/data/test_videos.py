@@ -15,7 +15,7 @@ from torch import Tensor
 from diffgen.build import make_splits
 from diffgen.core.errors import DataError, UsageError
 from diffgen.data import base, pictures
-from diffgen.data.clips import Clips
+from diffgen.data.clips import Clips, _some
 from diffgen.data.films import natural
 from diffgen.data.videos import Cut, Videos
 
@@ -143,7 +143,17 @@ def test_frames_of_several_sizes_in_one_film_are_refused(tmp_path: Path) -> None
     animate(tmp_path / "a.tiff", [*frames(0, 3), *frames(1, 1, size=(9, 9))])
     with pytest.raises(DataError, match="a.tiff has frames of several sizes: set dataset.size"):
         folder(tmp_path)
-    assert folder(tmp_path, size=5).stored.shape == (1, 4, 1, 5, 5)
+    source = folder(tmp_path, size=5)
+    assert source.stored.shape == (1, 4, 1, 5, 5)
+    assert "5x6 to 9x9 (2 sizes), made 5x5" in source.found
+
+
+def test_classes_of_one_film_each_are_doubted(tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        animate(tmp_path / name / "x.gif", frames(number, 12))
+    assert "each of the 3 classes holds one film" in " ".join(folder(tmp_path).notes)
+    animate(tmp_path / "a" / "y.gif", frames(3, 12))
+    assert "holds one film" not in " ".join(folder(tmp_path).notes)
 
 
 def test_streamed_clips_are_those_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,11 +213,6 @@ def bomb(path: Path) -> None:
     animate(path / "a.gif", frames(0, size=(400, 300)))
 
 
-def mixed(path: Path) -> None:
-    numbered(path / "a", frames(0))
-    animate(path / "a" / "9.png", frames(1))
-
-
 def beside(path: Path) -> None:
     animate(path / "a.gif", frames(0))
     animate(path / "class" / "b.gif", frames(0))
@@ -220,7 +225,6 @@ def beside(path: Path) -> None:
         (lambda path: (path / "a.gif").write_text("no film"), "a.gif cannot be decoded"),
         (truncated, "a.gif cannot be decoded: it is cut off"),
         (bomb, "a.gif has 300 x 400 pixels, more than 10,000: raise dataset.max_pixels"),
-        (mixed, "9.png has several frames, and stands among single ones"),
         (beside, "a.gif stands beside sub-folders"),
         (lambda path: None, "holds no films of 4 frames or more (none left out)"),
         (lambda path: numbered(path / "x", frames(0, 2)), "holds no films of 4 frames or more (1 left out: 1 too short)"),
@@ -245,6 +249,20 @@ def test_bad_films_are_told_in_one_sentence(tmp_path: Path, make: Callable[[Path
 def test_settings_out_of_range_are_told(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=re.escape(sentence)):
         folder(tmp_path, **settings)
+
+
+def test_sheets_of_long_clips_are_bounded() -> None:
+    """Strips show frames from the first to the last, and films fewer clips."""
+    clips = torch.arange(4096).remainder(251).to(torch.uint8)[None, :, None, None, None].expand(2, 4096, 1, 4, 4)
+    sheet = np.asarray(Clips().show(clips, [-1, -1]))
+    gap, cell = 2 * 16, 64 + 2 * 16
+    seen = sheet[gap + 32, gap + 32 :: cell]
+    assert sheet.shape == (2 * cell + gap, 64 * cell + gap)
+    assert seen[:64].tolist() == [round(65 * i) % 251 for i in range(64)]
+    short = torch.zeros(100, 2, 1, 64, 64, dtype=torch.uint8)
+    long = short[:, :1].expand(-1, 4096, -1, -1, -1)
+    assert len(_some(short)) == 64 and len(_some(long)) == 4
+    assert len(_some(torch.zeros(2, 1, 1, 1, 1, dtype=torch.uint8).expand(-1, 4096, 3, 256, 256))) == 1
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

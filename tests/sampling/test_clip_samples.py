@@ -178,6 +178,33 @@ def test_new_clips_are_of_each_class_in_turn_and_those_that_go_on_of_none(
     assert np.load("o/samples.npz")["arr_1"].tolist() == [-1] * 3
 
 
+def test_a_film_goes_on_at_the_pace_of_the_training_clips(command: Command) -> None:
+    frames = [Image.new("L", (16, 16), 8 * t) for t in range(24)]
+    Path("films").mkdir()
+    Path("frames").mkdir()
+    for number, frame in enumerate(frames):
+        frame.save(f"frames/{number}.png")
+    for name in ("a", "b"):
+        frames[0].save(f"films/{name}.gif", save_all=True, append_images=frames[1:])
+    np.save("array.npy", np.stack([np.asarray(frame) for frame in frames]))
+    films = ["dataset=video_folder", "dataset.root=films", "dataset.channels=1", "dataset.frames=4", "dataset.stride=3"]
+    done = command("train", *films, *SMALL[3:], "dataset.workers=0", "train.images=16", "run_dir=run")
+    assert done.code == 0, done.err
+    for task, pace, known in (
+        ("task=predict task.video=films/a.gif", 3, [0, 24]),
+        ("task=predict task.video=frames", 3, [0, 24]),
+        ("task=predict task.video=frames task.stride=1", 1, [0, 8]),
+        ("task=predict task.video=array.npy", 1, [0, 8]),
+        ("task=inbetween task.video=films/a.gif", 3, [0, 168]),
+    ):
+        done = command("sample", "ckpt=run", "n=1", "save=[npz]", "overwrite=true", "out=o", *task.split(" "))
+        assert done.code == 0 and f"stride {pace}" in done.out, done.out + done.err
+        shown = drawn("o")[0, :, 0, 0, 0].tolist()
+        assert [shown[0], shown[-1] if "inbetween" in task else shown[1]] == known
+    wrong = command("sample", "ckpt=run", "n=1", "task=predict", "task.video=frames", "task.stride=0")
+    assert wrong.code == 2 and "task.stride=0 must be in [1, 1000]" in wrong.err
+
+
 def test_guidance_is_towards_known_frames_too(command: Command, informed: Path, plain: Path, real: Tensor) -> None:
     def sample(run: Path, *settings: str) -> Any:
         return command("sample", f"ckpt={run}", "n=2", "save=[npz]", "overwrite=true", "out=o", *settings)
