@@ -147,15 +147,6 @@ def check_width(sigma_rel: float) -> None:
     require(0.005 <= sigma_rel <= 0.28, f"ema.sigma_rel={sigma_rel:g} must be in [0.005, 0.28]")
 
 
-def check_stride(stride: int) -> None:
-    """Require a stride that a film can have.
-
-    Raises:
-        UsageError: It is none.
-    """
-    require(1 <= stride <= 1000, f"stride={stride} must be in [1, 1000]")
-
-
 def check_fps(fps: float) -> None:
     """Require a frame rate at which films can be written."""
     require(plays(fps), f"fps={fps} must be in [0.1, 240] frames per second")

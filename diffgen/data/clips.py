@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffgen.core.errors import DataError, require
-from diffgen.core.settings import check_fps, check_stride
+from diffgen.core.settings import check_fps
 from diffgen.data import films, images
 from diffgen.data.animations import animation
 from diffgen.data.film import NO_VIDEOS, has_videos, mp4
@@ -62,7 +62,7 @@ class Clips(Kind):
     def __post_init__(self) -> None:
         """A checkpoint may say anything."""
         check_fps(self.fps)
-        check_stride(self.stride)
+        films.check_stride(self.stride)
 
     def channels_first(self, stored: Tensor) -> Tensor:
         """Channels before time."""
@@ -116,7 +116,7 @@ class Clips(Kind):
     def pace(self, path: str, stride: int | None = None) -> int:
         """See `Kind`; as in training, but for arrays, which hold clips and not films."""
         if stride is not None:
-            check_stride(stride)
+            films.check_stride(stride)
         return stride or (1 if films.is_array(Path(path)) else self.stride)
 
     def film(self, path: str, size: tuple[int, ...], first: int | None = None, stride: int | None = None) -> Tensor:

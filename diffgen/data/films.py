@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffgen.core.errors import DataError
+from diffgen.core.errors import DataError, require
 from diffgen.data import reading
 from diffgen.data.array_file import channels_first, load, named
 from diffgen.data.film import VIDEOS, Film, moves
@@ -125,6 +125,15 @@ def _odd(names: Sequence[str]) -> str:
 
 
 # --- one film that a user names -----------------------------------------------------------------------------------
+
+
+def check_stride(stride: int) -> None:
+    """Require a stride that a film can have.
+
+    Raises:
+        UsageError: It is none.
+    """
+    require(1 <= stride <= 1000, f"stride={stride} must be in [1, 1000]")
 
 
 def is_array(file: Path) -> bool:

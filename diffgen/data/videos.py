@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from diffgen.core.errors import DataError, UsageError, require
-from diffgen.core.settings import check_fps, check_stride
+from diffgen.core.settings import check_fps
 from diffgen.data import survey
 from diffgen.data.base import DATASETS, InMemory, Source
 from diffgen.data.clips import Clips
 from diffgen.data.film import Film, Frame
-from diffgen.data.films import Films
+from diffgen.data.films import Films, check_stride
 from diffgen.data.labels import Labelled, labelled
 from diffgen.data.pictures import RESIZE, Decoded, Pictures, Size, Undecodable
 from diffgen.data.reading import Reading, Seen, UndecodableError, UnsuitableError

@@ -8,6 +8,7 @@ them: pictures as [C, H, W] in [-1, 1], say.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,10 @@ class Run(NamedTuple):
     template: Callable[[str, str], tuple[Tensor, Tensor]]
 
 
+ALL = slice(None)
+"""Of what there is."""
+
+
 class Plan(NamedTuple):
     """What a task decides.
 
@@ -94,8 +99,8 @@ class Plan(NamedTuple):
         path: Whether the images are a path: in one line of the grid, and the same noise for all in stochastic samplers.
         told: What the network is told of the examples, if it can be: see `diffusion.knowing`.
         window: Its number, where clips are longer than the network's; each has noise of its own.
-        fresh: How many of its last frames are new.
-        then: x0 [B, *size] of this window -> the plan of the next; None after the last.
+        part: Which frames of this window become those of the clip; all of them unless it says so.
+        then: The clip so far, [B, C, n, H, W] -> the plan of the next window; None after the last.
         new: Whether nothing of the user's is in the examples; unless told otherwise each is then of a class in turn.
     """
 
@@ -106,7 +111,7 @@ class Plan(NamedTuple):
     path: bool = False
     told: Tensor | None = None
     window: int = 0
-    fresh: int = 0
+    part: slice = ALL
     then: "Callable[[Tensor], Plan] | None" = None
     new: bool = False
 
@@ -185,29 +190,48 @@ def infill(run: Run, *, text: str | None, mark: str) -> Plan:
 
 
 @TASKS.register("predict", clips=True)
-def predict(run: Run, *, video: str | None, known: int | None, length: int | None, stride: int | None) -> Plan:
+def predict(
+    run: Run, *, video: str | None, known: int | None, length: int | None, at_once: int | None, stride: int | None
+) -> Plan:
     """Go on with a clip from its first frames, or make new clips that are longer than the network's.
 
     Args:
         run: The run.
         video: The clip's path; without one the first frames are new, too.
         known: How many of its frames are known; null: half of the network's, or all of the clip's if these are fewer.
-            Every further window of a longer clip knows as many of the last.
+            Every further window knows as many of the last, or more where fewer are new.
         length: Frames to make in all, the known ones included; null: as many as the network makes at once.
+        at_once: New frames of a window; null: all that fit. Fewer are nearer to what is known, and cost more windows.
         stride: Every how many frames of the clip is one of those; null: as in training, and every one of an array.
     """
     frames = run.size[1]
     require(video is not None or length is not None, "video is missing: task.video=PATH, or task.length=32 without one")
-    told = f"length={length} must be in [{frames}, {LONGEST}]: this model's clips have {frames} frames"
-    require(length is None or frames <= length <= LONGEST, told)
     film = run.film(video, frames, stride) if video is not None else None
     known = min(frames // 2, frames if film is None else film.shape[1]) if known is None else known
     require(1 <= known < frames, f"known={known} must be in [1, {frames - 1}]: this model's clips have {frames} frames")
-    then = _next(run, known, length or frames, 1)
+    most, length = frames - known, frames if length is None else length
+    at_once = most if at_once is None else at_once
+    require(1 <= at_once <= most, f"at_once={at_once} must be in [1, {most}]: of {frames} frames {known} are known")
+    least = frames if film is None else known + 1
+    told = f"length={length} must be in [{least}, {LONGEST}]: this model's clips have {frames} frames"
+    require(least <= length <= LONGEST, told)
     if film is None:
+        then = partial(_onward, run, at_once=at_once, length=length, number=1) if length > frames else None
         return Plan(run.start, run.ts, then=then, new=True)
     require(known <= film.shape[1], f"known={known} is more than the {film.shape[1]} frames of video={video!r}")
-    return _window(run, film[:, :known], film[:, :0], 0)._replace(then=then)
+    plan = _onward(run, film[:, :known], at_once=at_once, length=length, number=0)
+    return plan._replace(part=slice(0, plan.part.stop))  # with the known ones
+
+
+def _onward(run: Run, clip: Tensor, *, at_once: int, length: int, number: int) -> Plan:
+    """The window that goes on with a clip [(B,) C, n, H, W]: it knows as many of the last frames as leave room."""
+    frames, done = run.size[1], clip.shape[-3]
+    fresh = min(at_once, length - done)
+    known = min(done, frames - fresh)
+    plan = _window(run, clip[..., done - known :, :, :], clip[..., :0, :, :], number)
+    more = done + fresh < length
+    then = partial(_onward, run, at_once=at_once, length=length, number=number + 1) if more else None
+    return plan._replace(part=slice(known, known + fresh), then=then)
 
 
 @TASKS.register("inbetween", clips=True)
@@ -237,20 +261,6 @@ def _window(run: Run, first: Tensor, last: Tensor, number: int) -> Plan:
     known = (time < n) | (time >= frames - m)
     start, wrap = run.keep(x0, ~known, number)
     return Plan(start, run.ts, wrap, told=told(x0.reshape(-1, *run.size), known[None, None]), window=number)
-
-
-def _next(run: Run, known: int, length: int, number: int) -> Callable[[Tensor], Plan] | None:
-    """What makes window `number` of the one before: it knows the last frames of that, the last window more of them."""
-    frames = run.size[1]
-    fresh = min(length - frames - (number - 1) * (frames - known), frames - known)
-    if fresh <= 0:
-        return None
-
-    def then(x0: Tensor) -> Plan:
-        plan = _window(run, x0[:, :, fresh:], x0[:, :, :0], number)
-        return plan._replace(fresh=fresh, then=_next(run, known, length, number + 1))
-
-    return then
 
 
 @TASKS.register("interpolate", noise=True)

@@ -17,7 +17,7 @@ from diffgen.core.errors import ProcessFault, first_line, out_of_memory
 from diffgen.core.randomness import image_noise, mix
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
-from diffgen.diffusion.tasks import Plan
+from diffgen.diffusion.tasks import ALL, Plan
 from diffgen.nets import DataShape
 
 Watch = Callable[[Tensor, Tensor], None]
@@ -93,15 +93,14 @@ class Sampling:
         """
         plan = self.plan or Plan(lambda indices: self.start(self.noise(indices, self.seed)), self.ts)
         self.nfe = 0
-        x0 = whole = self._walk(plan, indices, labels, watch)
+        x0 = self._walk(plan, indices, labels, watch)
         while plan.then:
             plan = plan.then(x0.to(float_type(self.device)))
-            x0 = self._walk(plan, indices, labels, watch)
-            whole = torch.cat([whole, x0[:, :, -plan.fresh :]], 2)
-        return whole
+            x0 = torch.cat([x0, self._walk(plan, indices, labels, watch)], 2)
+        return x0
 
     def _walk(self, plan: Plan, indices: list[int], labels: list[int], watch: Watch | None) -> Tensor:
-        """The way from noise to x0 [B, *size]."""
+        """The way from noise to x0 [B, *size], or to that part of it which the plan wants."""
 
         def noise(draw: int) -> Tensor:
             whose = [0] * len(indices) if plan.path else indices
@@ -125,7 +124,8 @@ class Sampling:
         x = plan.start(indices)
         with Ahead(lambda step: noise(step + 1), len(plan.ts) - 2) as added:  # the step to data adds none
             x = self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: self.state(added(step)))
-        return objective.finished(x)
+        x0 = objective.finished(x)
+        return x0 if plan.part == ALL else x0[:, :, plan.part]
 
     def expected_nfe(self) -> int:
         """Network calls of an image, counted without the network; a guess for a sampler that adapts its steps."""

@@ -151,7 +151,7 @@ def test_what_is_told_matters_to_a_network_that_is_told(command: Command, inform
     assert not np.array_equal(told, drawn("b"))
 
 
-@pytest.mark.parametrize(("known", "length"), [(1, 5), (2, 9), (3, 6), (2, 4)])
+@pytest.mark.parametrize(("known", "length"), [(1, 5), (2, 9), (3, 6), (2, 4), (1, 3)])
 def test_clips_longer_than_the_network_s_go_on_from_their_last_frames(
     command: Command, informed: Path, real: Tensor, known: int, length: int
 ) -> None:
@@ -161,7 +161,7 @@ def test_clips_longer_than_the_network_s_go_on_from_their_last_frames(
     clips = drawn("o")
     assert clips.shape == (2, length, 16, 16, 1)
     assert (clips[:, :known] == real.permute(0, 2, 3, 1).numpy()[:known]).all()
-    if length > 4:
+    if length >= 4:
         assert command(*sample, "task.video=real.gif", "out=short").code == 0
         assert np.array_equal(drawn("short"), clips[:, :4])
     with Image.open("o/samples.gif") as film:
@@ -219,6 +219,31 @@ def test_guidance_is_towards_known_frames_too(command: Command, informed: Path, 
     assert known, "known frames are kept"
     untold = sample(plain, "task=predict", "task.video=real.gif", "guidance=3")
     assert untold.code == 2 and "guidance=3.0 needs labels or guide=CKPT" in untold.err
+
+
+def test_frames_one_at_a_time_know_all_those_before(command: Command, informed: Path, real: Tensor) -> None:
+    """As typed by hand: what was made is what the next command knows. Windows have noise of their own."""
+    sample = ("sample", f"ckpt={informed}", "n=1", "save=[npz]", "task=predict", "sampler=ddim", "sampler.steps=3")
+    done = command(*sample, "task.video=real.gif", "task.known=2", "task.at_once=1", "out=o")
+    assert done.code == 0, done.err
+    clip = drawn("o")[0]
+    assert clip.shape == (4, 16, 16, 1) and (clip[:2] == real.permute(0, 2, 3, 1).numpy()[:2]).all()
+    assert command(*sample, "task.video=real.gif", "task.known=2", "out=whole").code == 0
+    assert np.array_equal(drawn("whole")[0][:3], clip[:3]) and not np.array_equal(drawn("whole")[0][3], clip[3])
+    seen: list[Tensor] = []
+    own = diffgen.diffusion.denoiser.Denoiser.knowing
+
+    def knowing(self: Any, told: Tensor) -> Any:
+        seen.append(told)
+        return own(self, told)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffgen.diffusion.denoiser.Denoiser.knowing", knowing)
+        told = (*sample, "task.video=real.gif", "task.known=2", "task.at_once=1", "task.length=6", "out=long")
+        assert command(*told).code == 0
+    windows = [told[0, -1, :, 0, 0].tolist() for told in seen if told is not None and len(told) == 1]
+    assert windows == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
+    assert drawn("long").shape == (1, 6, 16, 16, 1) and np.array_equal(drawn("long")[0][:4], clip)
 
 
 def test_a_mask_is_one_picture_for_all_frames(command: Command, informed: Path, real: Tensor) -> None:
@@ -303,6 +328,8 @@ REFUSED = {
     "task=predict task.video=real.gif task.known=0": "task.known=0 must be in [1, 3]",
     "task=predict task.video=one.png task.known=2": "known=2 is more than the 1 frames of video='one.png'",
     "task=predict task.length=3": "task.length=3 must be in [4, 4096]: this model's clips have 4 frames",
+    "task=predict task.video=real.gif task.length=2": "task.length=2 must be in [3, 4096]",
+    "task=predict task.video=real.gif task.at_once=3": "task.at_once=3 must be in [1, 2]: of 4 frames 2 are known",
     "task=inbetween": "task.video is missing",
     "task=inbetween task.video=real.gif task.known=2": "task.known=2 at either end must leave some of this model's 4",
     "task=inbetween task.video=one.png": "known=1 at either end is more than the 1 frames of the video",
