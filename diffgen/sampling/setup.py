@@ -177,9 +177,8 @@ def check_guidance(settings: DrawSettings, labels: Sequence[int], unit: str, *, 
     Raises:
         UsageError: There is none.
     """
-    anything = settings.guide is not None or any(label >= 0 for label in labels) or tells
     require(
-        settings.guidance in ("auto", 1) or anything,
+        settings.guidance in ("auto", 1) or _possible(settings.guide, labels, tells=tells),
         f"guidance={settings.guidance} needs labels or guide=CKPT, and these {unit} have no label: guidance=1",
     )
 
@@ -207,4 +206,9 @@ def make_guide(path: str, trained: Trained) -> Denoiser:
 def guides(sampling: Sampling, labels: list[int]) -> bool:
     """Whether a network call stands for two evaluations."""
     guidance = sampling.guidance
-    return guidance.scale != 1 and (guidance.guide is not None or any(label >= 0 for label in labels) or sampling.tells)
+    return guidance.scale != 1 and _possible(guidance.guide, labels, tells=sampling.tells)
+
+
+def _possible(guide: object, labels: Sequence[int], *, tells: bool) -> bool:
+    """Whether there is something to guide by: a guide, a label, or known frames that the network is told of."""
+    return guide is not None or any(label >= 0 for label in labels) or tells
