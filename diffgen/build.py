@@ -17,6 +17,7 @@ from diffgen.data import DATASETS, Source
 from diffgen.data.classes import renumber
 from diffgen.data.kinds import KINDS, Kind
 from diffgen.data.splits import NOTHING_HELD_OUT, Splits, held_out
+from diffgen.diffusion import knowing
 from diffgen.diffusion.denoiser import Denoiser, Network
 from diffgen.diffusion.masking import Predictor
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
@@ -160,7 +161,8 @@ def data_shape(config: Config) -> DataShape:
             f"data of {shape} and {num_classes} classes is out of range: dataset.size must "
             f"give at most {MAX_VALUES:,} values and sides of {LONGEST_SIDE}, and there may be 100,000 classes"
         )
-    require(shape.given in (0, shape.channels + 1), f"data.given={shape.given} must be 0, or {shape.channels + 1} here")
+    given = knowing.channels(shape.channels)
+    require(shape.given in (0, given), f"data.given={shape.given} must be 0, or {given} here")
     if len(classes) not in (0, num_classes):
         raise UsageError(f"data has {num_classes} classes but {len(classes)} names")
     return shape

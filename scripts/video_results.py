@@ -108,11 +108,11 @@ def main() -> None:
     made = {
         "one by one": continued(model, clips, at_once=1),
         "at once": continued(model, clips),
-        "labelled": continued(model, clips, labels, at_once=1),
+        "labelled": continued(model, clips, labels),
     }
     with patch.object(Denoiser, "knowing", lambda self, told: self):
         made["replaced"] = continued(model, clips)
-    strips = torch.stack([clips[:SHOWN], made["one by one"][:SHOWN]], 1).flatten(0, 2)
+    strips = torch.stack([clips[:SHOWN], made["at once"][:SHOWN]], 1).flatten(0, 2)
     save_png(grid(strips, columns=clips.shape[1]), IMAGES / "moving-digits-predicted.png")
     save_png(model.grid(model.sample(10)), IMAGES / "moving-digits.png")
     copyfile(run / "clips" / "samples.gif", IMAGES / "moving-digits.gif")

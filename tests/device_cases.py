@@ -228,6 +228,7 @@ def clips(model: str) -> Case:
 
     def case(bench: Bench, out: Path) -> Figures:
         own = ("dataset=moving_digits", "dataset.n=40", "dataset.frames=4", f"model={model}", "train.known_frames=0.5")
+        own += ("optimizer=adam",)  # see `text`
         small = {
             "video_tiny": ("model.channels=8", "model.patch=4"),
             "dit_tiny": ("model.width=16", "model.depth=2", "model.heads=2", "model.attention=factorised"),

@@ -107,7 +107,7 @@ class Denoiser:
         """The same denoiser, whose network is told of a part of x0: see `diffusion.knowing`.
 
         Args:
-            told: [B, C + 1, *sides] for each example, or [1, C + 1, *sides] for all of them; None tells nothing.
+            told: [B, given, *sides] for each example, or [1, given, *sides] for all of them; None tells nothing.
         """
         other = copy.copy(self)
         other.told = told

@@ -8,7 +8,7 @@ same thing.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,18 +27,24 @@ class Guidance:
         rescale: Share phi in [0, 1] of the guided x0_hat that is scaled back to the standard deviation of the unguided
             one, image by image (Lin et al. 2024, sec. 3.4), against over-exposed pictures at high scales.
         guide: The reference of autoguidance; None takes the network itself without its condition.
+        told: w where the network is told of known frames; None takes `scale`.
     """
 
     scale: float
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
     guide: Denoiser | None = None
+    told: float | None = None
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.scale), f"guidance={self.scale} must be finite")
         require(0 <= self.rescale <= 1, f"guidance_rescale={self.rescale} must be in [0, 1]")
         low, high = self.interval or (0.0, math.inf)
         require(0 <= low < high, f"guidance_interval=[{low:g}, {high:g}] must satisfy 0 <= low < high")
+
+    def where(self, *, told: bool) -> "Guidance":
+        """The same with the one scale that counts: where the network is told of known frames, or of none."""
+        return replace(self, scale=self.told if told and self.told is not None else self.scale, told=None)
 
     def acts_at(self, nsr: float) -> bool:
         """Whether to guide at this sigma/alpha."""
@@ -69,6 +75,7 @@ def guided(
     Raises:
         UsageError: The guide has another noise schedule.
     """
+    guidance = guidance.where(told=denoiser.told is not None)
     guide, schedule = guidance.guide, denoiser.schedule
     require(
         guide is None or guide.schedule == schedule,

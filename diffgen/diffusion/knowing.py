@@ -2,11 +2,19 @@
 
 It sees them beside x_t, in channels of their own, as in MCVD (Voleti et al. 2022); which frames are known is drawn anew
 for each clip, as there and in RaMViD (Hoppe et al. 2022). So one network makes clips, continues them and fills them in.
-Beside a frame that is not known it sees the nearest one that is: what belongs there is then near by, and only moved.
+Beside each frame it sees the two nearest ones that are known: from one to the other it sees what moves, and how fast.
 """
 
 import torch
 from torch import Tensor
+
+NEAREST = 2
+"""Known frames that a network sees beside each frame."""
+
+
+def channels(c: int) -> int:
+    """In how many channels `told` tells of frames of c channels."""
+    return NEAREST * (c + 1)
 
 
 def told(x0: Tensor, known: Tensor) -> Tensor:
@@ -17,16 +25,21 @@ def told(x0: Tensor, known: Tensor) -> Tensor:
         known: Which frames are known, bool [B, 1, T, 1, 1], or [1, 1, T, 1, 1] for all clips.
 
     Returns:
-        [B, C + 1, T, H, W]: at each frame the nearest known one, itself if it is known and the earlier of two as near,
-        and 1 where it is known; 0 for clips of which nothing is.
+        [B, 2 (C + 1), T, H, W]: beside each frame, known or not, the nearest known one and then the second nearest, of
+        two as near the earlier one first. Behind the channels of each is one that tells where it is: 1 / (1 + d) for d
+        frames ago, negative for d frames ahead, so 1 beside a known frame itself. All are 0 where there is none.
     """
-    mark = known.to(x0).expand(len(x0), 1, *x0.shape[2:])
     known = known[:, 0, :, 0, 0].expand(len(x0), -1)
     time = torch.arange(x0.shape[2], device=x0.device)
-    far = (time[:, None] - time).abs()  # [T, T]
-    nearest = torch.where(known[:, None], far, len(time)).argmin(2)  # [B, T]
-    shown = x0.gather(2, nearest[:, None, :, None, None].expand_as(x0))
-    return torch.cat([shown * known.any(1)[:, None, None, None, None], mark], 1)
+    far = torch.where(known[:, None], (time[:, None] - time).abs(), len(time))  # [B, T, T]
+    parts = []
+    for nearest in far.argsort(dim=2, stable=True)[:, :, :NEAREST].unbind(2):  # [B, T]
+        there = known.gather(1, nearest)[:, None, :, None, None]
+        d = time - nearest
+        place = torch.where(d < 0, -1, 1) / (1 + d.abs())
+        shown = x0.gather(2, nearest[:, None, :, None, None].expand_as(x0))
+        parts += [shown * there, (place[:, None, :, None, None] * there).to(x0).expand_as(x0[:, :1])]
+    return torch.cat(parts, 1)
 
 
 def known_frames(n: int, frames: int, p: float, rng: torch.Generator) -> Tensor:

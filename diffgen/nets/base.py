@@ -23,8 +23,8 @@ class DataShape:
         vocabulary: Where x0 is tokens, whole numbers from 0, how many there are; 0 where it is real numbers. The
             network is given int64 [B, *size], one number more for a hidden token, and gives logits
             [B, *size, vocabulary].
-        given: Channels beside x that tell the network what is known of x0: C that show it and one that is 1 where it
-            is known, see `diffusion.knowing`; 0 for a network that is told of nothing.
+        given: Channels beside x that tell the network what is known of x0, see `diffusion.knowing`; 0 for a network
+            that is told of nothing.
     """
 
     size: tuple[int, ...]

@@ -8,7 +8,9 @@ keeps must be there after its first step: state that appears later cannot be for
 """
 
 import inspect
+import math
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -56,6 +58,87 @@ class Joined(torch.optim.Optimizer):
             member.param_groups = list(islice(groups, len(member.param_groups)))
             member.state = self.state
             member.step()
+
+
+TOGETHER = 2**24
+"""Numbers of the weights that Muon takes at once, at most: of small networks, all of one shape."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal as a matrix (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    On matrices it is torch's own, of torch 2.9 and newer, whose settings it has. That one refuses convolutions, and
+    takes one weight after another in bfloat16, which few CPUs are fast at.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        *,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        ns_steps: int,
+        weight_decay: float,
+        adjust_lr_fn: Literal["original", "match_rms_adamw"],
+    ) -> None:
+        """Args: weights: [A, B], and [A, ...], whose other axes are taken as one; for the others see `muon`."""
+        keys = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "adjust_lr_fn": adjust_lr_fn, **keys})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step, of weights of one shape together."""
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    alike[weight.flatten(1).shape].append(weight)
+            for shape, weights in alike.items():
+                some = max(TOGETHER // shape.numel(), 1)
+                for start in range(0, len(weights), some):
+                    self._together(weights[start : start + some], group)
+
+    def _together(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        ahead = [self._ahead(weight, group["momentum"], nesterov=group["nesterov"]) for weight in weights]
+        turned = orthogonal(torch.stack([each.flatten(1) for each in ahead]), group["ns_steps"])
+        a, b = turned.shape[1:]
+        size = math.sqrt(max(1, a / b)) if group["adjust_lr_fn"] == "original" else 0.2 * math.sqrt(max(a, b))
+        for weight, step in zip(weights, turned.to(weights[0].dtype), strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.sub_(step.view_as(weight), alpha=group["lr"] * size)
+
+    def _ahead(self, weight: Tensor, momentum: float, *, nesterov: bool) -> Tensor:
+        """The mean gradient, which the step makes anew, or with Nesterov's the one that it will be."""
+        assert weight.grad is not None
+        state = self.state[weight]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        mean = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(mean, momentum) if nesterov else mean
+
+
+def orthogonal(matrices: Tensor, steps: int) -> Tensor:
+    """Matrices of nearly the same singular vectors whose singular values are near to 1, by Newton-Schulz iterations.
+
+    Each brings the singular values s, of a matrix whose sum of squares is 1, to a s + b s^3 + c s^5, with Jordan's
+    coefficients, which end between 0.7 and 1.2. In bfloat16 where that is fast, as he does.
+
+    Args:
+        matrices: [n, A, B].
+        steps: How many iterations.
+
+    Returns:
+        The same shape.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x  # the smaller side makes the smaller square
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def _check(lr: float, betas: tuple[float, ...], eps: float, weight_decay: float, prefix: str = "") -> None:
@@ -124,10 +207,10 @@ def muon(
 ) -> torch.optim.Optimizer:
     """Muon for the hidden matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon), Adam for all else.
 
-    A hidden matrix is a weight of two axes in a layer of a numbered block, such as `blocks.0.layer1.weight`. So Adam
-    keeps the layers at both ends and the embedding, which stand outside the blocks, all norms and biases, and
-    convolutions, which torch's Muon refuses: of a U-Net only the layers that bring the embedding into its blocks are
-    left to Muon. The run's header counts both. Queries, keys and values in one matrix are made orthogonal as one.
+    A hidden matrix is a weight of two axes or more in a layer of a numbered block, such as `blocks.0.layer1.weight`;
+    a convolution [out, in, height, width] is the matrix [out, in height width]. So Adam keeps the layers at both ends
+    and the embedding, which stand outside the blocks, and all norms and biases. The run's header counts both. Queries,
+    keys and values in one matrix are made orthogonal as one.
 
     Args:
         parameters: Of which some are hidden matrices.
@@ -142,18 +225,21 @@ def muon(
         adam_betas: Of all else.
         adam_eps: Of all else.
     """
-    require(hasattr(torch.optim, "Muon"), f"name='muon' needs torch 2.9 or newer, and this is {torch.__version__}")
     _check_momentum(lr, momentum, weight_decay, nesterov=nesterov)
     _check(adam_lr, adam_betas, adam_eps, 0, "adam_")
     require(1 <= ns_steps < 100, f"ns_steps={ns_steps} must be in [1, 99]")
-    matrices = [(name, p) for name, p in parameters if p.ndim == 2 and HIDDEN.search(name)]
-    rest = [(name, p) for name, p in parameters if not (p.ndim == 2 and HIDDEN.search(name))]
+    matrices = [p for name, p in parameters if p.ndim >= 2 and HIDDEN.search(name)]
+    rest = [p for name, p in parameters if not (p.ndim >= 2 and HIDDEN.search(name))]
     require(bool(matrices), "name='muon' finds no matrix in a numbered block of this network: choose adamw")
     return eager(Joined)(
-        eager(torch.optim.Muon)(
-            matrices, lr, weight_decay, momentum, nesterov, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn
+        eager(Muon)(
+            matrices,
+            lr=lr,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_steps=ns_steps,
+            weight_decay=weight_decay,
+            adjust_lr_fn=adjust_lr_fn,
         ),
-        eager(torch.optim.Adam)(
-            [{"params": rest}], lr=adam_lr, betas=(adam_betas[0], adam_betas[1]), eps=adam_eps, fused=True
-        ),
+        eager(torch.optim.Adam)(rest, lr=adam_lr, betas=(adam_betas[0], adam_betas[1]), eps=adam_eps, fused=True),
     )

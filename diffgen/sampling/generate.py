@@ -158,7 +158,9 @@ def _guidance(order: Order) -> str:
     sampling = order.sampling
     if sampling.guidance.scale != 1 and not guides(sampling, order.labels):
         return "off: no label to guide by"
-    return shown_guidance(sampling.guidance, order.settings.guide)
+    first, told = (sampling.guidance.where(told=told) for told in (order.plan.told is not None, sampling.tells))
+    later = f"; {told.scale:g} in later windows" if told.scale != first.scale else ""
+    return shown_guidance(first, order.settings.guide) + later
 
 
 def _read_out(reporter: Reporter, kind: Kind, drawn: Tensor, *, films: bool) -> None:

@@ -26,6 +26,9 @@ from diffgen.storage.checkpoint import Checkpoint
 
 WORTH_COMPILING = 2000  # images, below which the compiler takes longer than it saves
 
+MOST_TOLD = 2.0
+"""Known frames tell more than a label: what guidance by a label wants makes other shapes of them (docs/results.md)."""
+
 
 def make_sampling(
     settings: SampleSettings, sampler: Config, saved: Checkpoint, trained: Trained, device: torch.device
@@ -142,24 +145,27 @@ def _check_task(name: str, trained: Trained) -> None:
 
 
 def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, device: torch.device) -> Guidance:
-    """The guidance that the settings ask for; `auto` is the scale of the checkpoint's previews.
+    """The guidance that the settings ask for.
+
+    `auto` is the scale of the checkpoint's previews, and where the network is told of known frames at most `MOST_TOLD`.
 
     Raises:
         UsageError: It is one that this objective has not, or the guide does not go with the checkpoint.
         CheckpointError: The checkpoint's own is none.
     """
-    scale = settings.guidance
+    scale, told = settings.guidance, None
     if scale == "auto":
         try:
             scale = convert("guidance", saved.config.get("guidance", 1.0), float)
         except UsageError as error:
             raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
+        told = min(scale, MOST_TOLD)
     guide = make_guide(settings.guide, trained) if settings.guide else None
     if guide is not None:
         guide.model.to(device)  # type: ignore[attr-defined]
     low_high = settings.guidance_interval
     interval = (low_high[0], low_high[1]) if low_high else None
-    guidance = Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide)
+    guidance = Guidance(scale=scale, interval=interval, rescale=settings.guidance_rescale, guide=guide, told=told)
     if trained.objective.discrete:
         masking.check_guidance(guidance)  # before anything is drawn
     return guidance

@@ -25,6 +25,10 @@ TimeDensity = Callable[[Tensor, Schedule], Tensor]
 UNNAMED = 0.8
 """Share of the clips with known frames that have no label: a clip that somebody brings has none."""
 
+NOISIER = 2
+"""The time of a clip with known frames is the latest of so many draws: where noise hides what there is to see, they are
+all there is to go by, and where there is little of it nothing asks for them."""
+
 
 class Feed:
     """One process's share of every batch."""
@@ -61,9 +65,9 @@ class Feed:
         if settings.augment:
             draws = tuple(values[mine] for values in self.kind.draws(n, rng))
             x0, done = self.kind.augment(x0, draws, settings.augment)
-        t = self.time_density(u, self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
         coin = torch.rand(n, generator=rng, device=device)[mine]  # these draws come last: they were not always there
         known = self._known(x0, rng)
+        t = self.time_density(self._noisier(u, known), self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
         label = torch.where(drop < self._label_dropout(known), NO_LABEL, stored.labels)
         return Batch(x0, label, self.objective.times(t, self.schedule), z, done, coin, known)
 
@@ -71,6 +75,10 @@ class Feed:
         """With which probability the label is withheld, for each example [B] where frames are known."""
         usual = self.settings.label_dropout
         return usual if known is None else torch.where(known.flatten(1).any(1), max(usual, UNNAMED), usual)
+
+    def _noisier(self, u: Tensor, known: Tensor | None) -> Tensor:
+        """u in (0, 1) [B], and where frames are known the largest of `NOISIER` such numbers, by its quantile."""
+        return u if known is None else torch.where(known.flatten(1).any(1), u ** (1 / NOISIER), u)
 
     def _known(self, x0: Tensor, rng: torch.Generator) -> Tensor | None:
         """Which frames of clips [B, C, T, H, W] the network is told of, bool [B, 1, T, 1, 1]."""

@@ -26,6 +26,7 @@ from diffgen.core.registry import bind, build, parameters
 from diffgen.core.settings import LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.data import Source
 from diffgen.data.splits import Splits
+from diffgen.diffusion import knowing
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.times import TIMES
 from diffgen.evaluation.held_out import check_apart, note
@@ -69,7 +70,7 @@ class Parts:
         self._check_kind(config)
         classes = list(self.dataset.classes) if config["conditional"] else []
         augment_labels = self.dataset.kind.augment_labels if settings.augment else 0
-        given = self.dataset.shape.channels + 1 if settings.known_frames else 0
+        given = knowing.channels(self.dataset.shape.channels) if settings.known_frames else 0
         self.config = {**config, "data": data_config(self.dataset, classes, augment_labels, given)}
         self._build_network()
         self._build_optimizer()

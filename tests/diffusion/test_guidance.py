@@ -121,6 +121,14 @@ def test_known_frames_are_a_condition_too(n: int, *, doubles: bool) -> None:
     assert torch.allclose(unlabelled, (3 * told[:, :1] - 10).expand_as(x), atol=1e-4)
 
 
+def test_known_frames_can_have_a_scale_of_their_own() -> None:
+    told, x, t = torch.randn(2, 2, 3, 2, 2), torch.randn(2, 1, 3, 2, 2), torch.tensor(0.5)
+    for frame in (telling(), telling().knowing(told)):
+        both = guided(frame, LABEL, Guidance(scale=3.0, told=2.0), clip=False)(x, t)
+        one = guided(frame, LABEL, Guidance(scale=3.0 if frame.told is None else 2.0), clip=False)(x, t)
+        assert torch.equal(both, one)
+
+
 def test_a_guide_is_told_as_well() -> None:
     told, x, t = torch.randn(2, 2, 3, 2, 2), torch.randn(2, 1, 3, 2, 2), torch.tensor(0.5)
     frame, guide = telling().knowing(told), Guidance(scale=2.0, guide=telling(0.5))

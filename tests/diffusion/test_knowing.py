@@ -8,7 +8,7 @@ from rows import schedule
 from torch import Tensor
 
 from diffgen.diffusion.denoiser import Denoiser
-from diffgen.diffusion.knowing import known_frames, told
+from diffgen.diffusion.knowing import channels, known_frames, told
 from diffgen.diffusion.parameterizations import flow
 from diffgen.diffusion.weightings import unit
 from diffgen.objectives import Batch, Denoise
@@ -19,14 +19,18 @@ def denoiser(model: Any, given: int = 2) -> Denoiser:
     return Denoiser(model, path, flow, sigma_data=0.5, scale_input=False, given=given)
 
 
-def test_a_network_is_told_the_nearest_known_frame_and_where_that_is_itself() -> None:
+def test_a_network_is_told_the_two_nearest_known_frames_and_how_near_they_are() -> None:
     x0 = torch.randn(3, 3, 5, 2, 2)
     known = torch.tensor([[1, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]).bool()[:, None, :, None, None]
     given = told(x0, known)
-    assert given.shape == (3, 4, 5, 2, 2)
-    assert torch.equal(given[0, :3], x0[0, :, [0, 0, 0, 4, 4]]), "of two that are as near the earlier one"
-    assert torch.equal(given[1, :3], x0[1, :, [3, 3, 3, 3, 3]]) and not given[2].any()
-    assert torch.equal(given[:, 3:], known.float().expand(-1, -1, -1, 2, 2))
+    assert given.shape == (3, channels(3), 5, 2, 2)
+    first, near, second, far = given.split([3, 1, 3, 1], 1)
+    assert torch.equal(first[0], x0[0, :, [0, 0, 0, 4, 4]]), "of two that are as near the earlier one"
+    assert torch.equal(second[0], x0[0, :, [4, 4, 4, 0, 0]])
+    assert torch.equal(near[0, 0, :, 1, 1], torch.tensor([1, 1 / 2, 1 / 3, -1 / 2, 1]))
+    assert torch.equal(far[0, 0, :, 1, 1], torch.tensor([-1 / 5, -1 / 4, -1 / 3, 1 / 4, 1 / 5]))
+    assert torch.equal(first[1], x0[1, :, [3, 3, 3, 3, 3]]) and not second[1].any() and not far[1].any()
+    assert not given[2].any()
     assert torch.equal(told(x0, known[:1]), told(x0, known[:1].expand(3, -1, -1, -1, -1)))
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import build
 from diffgen.nets.base import MODELS, DataShape
-from diffgen.nets.optimizers import OPTIMIZERS, Joined, Named, eager
+from diffgen.nets.optimizers import OPTIMIZERS, Joined, Muon, Named, eager
 
 Compose = Callable[..., dict[str, Any]]
 
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch's Muon came with 2.9")
+MUON = {"momentum": 0.95, "nesterov": True, "ns_steps": 5}
 
 
 def settings(compose: Compose, name: str, **given: Any) -> dict[str, Any]:
@@ -35,18 +35,17 @@ def transformer() -> nn.Module:
     return nn.ModuleDict({"blocks": nn.ModuleList([block]), **ends})
 
 
-@needs_muon
 @pytest.mark.parametrize(
     ("network", "hidden"),
     [
-        ("unet_tiny", {"encoder.0.embed", "middle.1.embed", "decoder.4.embed"}),
+        ("unet_tiny", {"encoder.0.embed", "middle.1.conv0", "decoder.4.skip"}),
         ("mlp", {"blocks.0.layer0", "blocks.0.layer1", "blocks.0.embed", "blocks.3.layer1"}),
         ("dit_tiny", {f"blocks.3.{name}" for name in ("attention.q", "attention.out", "feed_forward.gate")}),
         ("plugin", {"blocks.0.qkv", "blocks.0.mlp.0", "blocks.0.mlp.1"}),
     ],
 )
 def test_muon_takes_the_matrices_of_blocks(compose: Compose, network: str, hidden: set[str]) -> None:
-    """And Adam the ends, the embedding, convolutions, norms and biases: each weight is in one group."""
+    """And Adam the ends, the embedding, norms and biases: each weight is in one group."""
     if network == "plugin":
         model = transformer()
     else:
@@ -57,22 +56,15 @@ def test_muon_takes_the_matrices_of_blocks(compose: Compose, network: str, hidde
     taken = {names[p] for p in matrices}
     assert hidden <= taken
     assert network != "plugin" or hidden == taken
-    assert all(p.ndim == 2 for p in matrices)
+    assert all(p.ndim >= 2 for p in matrices)
     assert not taken & {"stem", "head", "embedding.layer0", "embedding.layer1", "embedding.label", "final", "time.0"}
     assert not any(re.match("ends|modulation|class_tokens", name) for name in taken)
     assert sorted(map(id, [*matrices, *rest])) == sorted(id(p) for _, p in named)
 
 
-@needs_muon
 def test_a_network_without_blocks_is_refused(compose: Compose) -> None:
     with pytest.raises(UsageError, match=r"optimizer.name='muon' finds no matrix in a numbered block"):
         build(OPTIMIZERS, settings(compose, "muon"), parameters(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))))
-
-
-def test_a_torch_without_muon_is_named(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(UsageError, match=r"optimizer.name='muon' needs torch 2.9 or newer, and this is 2"):
-        build(OPTIMIZERS, settings(compose, "muon"), parameters(transformer()))
 
 
 def stepped(optimizers: list[torch.optim.Optimizer], named: Named, *, reloaded: bool = False) -> list[Tensor]:
@@ -91,21 +83,66 @@ def stepped(optimizers: list[torch.optim.Optimizer], named: Named, *, reloaded: 
     return [parameter.detach() for _, parameter in named]
 
 
-@needs_muon
 @pytest.mark.parametrize("reloaded", [False, True])
 def test_joined_optimizers_step_as_they_do_alone(compose: Compose, *, reloaded: bool) -> None:
     network = transformer()
     first, second = parameters(network), parameters(copy.deepcopy(network))
-    whole = build(OPTIMIZERS, settings(compose, "muon", lr=0.1, adam_lr=0.3), first)
+    keys = settings(compose, "muon", lr=0.1, adam_lr=0.3)
     blocks = [p for name, p in second if "blocks" in name and p.ndim == 2]
     others = [p for name, p in second if not ("blocks" in name and p.ndim == 2)]
-    parts = [
-        torch.optim.Muon(blocks, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.Adam(others, lr=0.3, betas=(0.9, 0.95), eps=1e-10, fused=True),
-    ]
+    own = {key: keys[key] for key in ("lr", "momentum", "nesterov", "ns_steps", "weight_decay", "adjust_lr_fn")}
+    parts = [eager(Muon)(blocks, **own), torch.optim.Adam(others, lr=0.3, betas=(0.9, 0.95), eps=1e-10, fused=True)]
+    whole = build(OPTIMIZERS, keys, first)
     for a, b in zip(stepped([whole], first, reloaded=reloaded), stepped(parts, second), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert {p for _, p in first} == whole.state.keys()
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 5), (3, 2, 2, 2)])
+def test_muon_steps_along_the_singular_vectors(shape: tuple[int, ...]) -> None:
+    """By singular values that its polynomial makes of the gradient's, which is the first mean but for a factor."""
+    weight = torch.zeros(shape, requires_grad=True)
+    weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    eager(Muon)([weight], **MUON, lr=0.1, weight_decay=0.0, adjust_lr_fn="original").step()
+    u, s, v = torch.linalg.svd(weight.grad.flatten(1).double(), full_matrices=False)
+    s = s / s.norm()
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    assert ((s > 0.6) & (s < 1.25)).all()
+    size = max(1.0, shape[0] / math.prod(shape[1:])) ** 0.5
+    torch.testing.assert_close(weight.detach().flatten(1).double(), -0.1 * size * (u * s) @ v, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch's Muon came with 2.9")
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_that_of_torch(adjust: str, *, nesterov: bool) -> None:
+    """But for the bfloat16 of its iterations, and on the matrices that it takes."""
+    network = transformer()
+    first, second = ([p for _, p in parameters(each) if p.ndim == 2] for each in (network, copy.deepcopy(network)))
+    keys = {**MUON, "lr": 0.01, "weight_decay": 0.1, "nesterov": nesterov, "adjust_lr_fn": adjust}
+    before = [p.detach().clone() for p in first]
+    ours, theirs = (
+        stepped([optimizer], [("", p) for p in some])
+        for optimizer, some in ((eager(Muon)(first, **keys), first), (torch.optim.Muon(second, **keys), second))
+    )
+    for a, b, began in zip(ours, theirs, before, strict=True):
+        assert (a - b).norm() < 0.05 * (b - began).norm()
+
+
+def test_muon_steps_the_same_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made() -> list[Tensor]:
+        rng = torch.Generator().manual_seed(0)
+        shapes = [(3, 8), (3, 8), (3, 2, 2, 2), (5, 5)]
+        return [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes]
+
+    def after(weights: list[Tensor]) -> list[Tensor]:
+        optimizer = eager(Muon)(weights, **MUON, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        return stepped([optimizer], [("", p) for p in weights])
+
+    together = after(made())
+    monkeypatch.setattr("diffgen.nets.optimizers.TOGETHER", 1)
+    torch.testing.assert_close(after(made()), together)
 
 
 def test_joined_optimizers_keep_what_their_members_began_with() -> None:
@@ -154,8 +191,6 @@ def test_a_first_step_of_sgd_that_is_skipped_leaves_no_trace(compose: Compose) -
     ],
 )
 def test_bad_settings_are_told(compose: Compose, name: str, key: str, value: object, sentence: str) -> None:
-    if name == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch's Muon came with 2.9")
     with pytest.raises(UsageError) as caught:
         build(OPTIMIZERS, settings(compose, name, **{key: value}), parameters(transformer()))
     assert sentence in str(caught.value)

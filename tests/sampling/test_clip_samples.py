@@ -82,7 +82,7 @@ def test_previews_are_a_strip_and_a_film(informed: Path) -> None:
     ):
         assert strip.width > strip.height and film.n_frames == 4
     config = checkpoint.load(informed).config
-    assert config["data"]["size"] == [1, 4, 16, 16] and config["data"]["given"] == 2
+    assert config["data"]["size"] == [1, 4, 16, 16] and config["data"]["given"] == 4
     assert config["data"]["kind"]["name"] == "video"
 
 
@@ -217,6 +217,12 @@ def test_guidance_is_towards_known_frames_too(command: Command, informed: Path, 
     assert not np.array_equal(shown[1], shown[3])
     known = np.array_equal(shown[1][:, :2], shown[3][:, :2])
     assert known, "known frames are kept"
+    own = sample(informed, "task=predict", "task.video=real.gif")
+    assert (
+        "guidance  2\n" in own.out and sample(informed, "task=predict", "task.video=real.gif", "guidance=2").code == 0
+    )
+    later = sample(informed, "task=predict", "task.length=6")
+    assert "guidance  4; 2 in later windows\n" in later.out, later.out
     untold = sample(plain, "task=predict", "task.video=real.gif", "guidance=3")
     assert untold.code == 2 and "guidance=3.0 needs labels or guide=CKPT" in untold.err
 
@@ -241,7 +247,7 @@ def test_frames_one_at_a_time_know_all_those_before(command: Command, informed: 
         patch.setattr("diffgen.diffusion.denoiser.Denoiser.knowing", knowing)
         told = (*sample, "task.video=real.gif", "task.known=2", "task.at_once=1", "task.length=6", "out=long")
         assert command(*told).code == 0
-    windows = [told[0, -1, :, 0, 0].tolist() for told in seen if told is not None and len(told) == 1]
+    windows = [(told[0, 1, :, 0, 0] == 1).tolist() for told in seen if told is not None and len(told) == 1]
     assert windows == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
     assert drawn("long").shape == (1, 6, 16, 16, 1) and np.array_equal(drawn("long")[0][:4], clip)
 

@@ -156,8 +156,6 @@ RESUMED = {
 )
 def test_a_resumed_run_is_the_same_run(fit: Fit, tmp_path: Path, monkeypatch: Patch, case: str) -> None:
     """Bit for bit, whatever its optimizer remembers."""
-    if case == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch's Muon came with 2.9")
     if case in ROWS:
         monkeypatch.setitem(OPTIMIZERS, "mine", ROWS[case])
     settings = [*RESUMED[case], *CONSTANT]
