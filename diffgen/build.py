@@ -162,7 +162,11 @@ def data_shape(config: Config) -> DataShape:
             f"give at most {MAX_VALUES:,} values and sides of {LONGEST_SIDE}, and there may be 100,000 classes"
         )
     given = knowing.channels(shape.channels)
-    require(shape.given in (0, given), f"data.given={shape.given} must be 0, or {given} here")
+    require(
+        shape.given in (0, given),
+        f"data.given={shape.given} must be 0, or {given} here, which tell of two known frames; networks that were told "
+        "of one have to be trained anew",
+    )
     if len(classes) not in (0, num_classes):
         raise UsageError(f"data has {num_classes} classes but {len(classes)} names")
     return shape

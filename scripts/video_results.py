@@ -109,6 +109,8 @@ def main() -> None:
         "one by one": continued(model, clips, at_once=1),
         "at once": continued(model, clips),
         "labelled": continued(model, clips, labels),
+        "guidance 1": continued(model, clips, guidance=1),
+        "guidance 4": continued(model, clips, guidance=4),
     }
     with patch.object(Denoiser, "knowing", lambda self, told: self):
         made["replaced"] = continued(model, clips)

@@ -1,7 +1,7 @@
 """Densities of t in training, each written as its quantile function.
 
-A density is a map from u in (0, 1) to t. Whoever draws u decides how: independent, or one from each of n equal strata
-(Kingma et al. 2021, app. I), which every density here gets for free.
+A density is a map from u in (0, 1) to t that does not fall: a larger u is a noisier t. Whoever draws u decides how:
+independent, or one from each of n equal strata (Kingma et al. 2021, app. I), which every density here gets for free.
 """
 
 import torch

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffgen.nets.layers import NEAR_ZERO, SinusoidalEmbedding, attend, init_xavier, linear, norm
+from diffgen.nets.layers import NEAR_ZERO, SinusoidalEmbedding, attend, conv, init_xavier, linear, norm
 
 PLACES = 64
 """Numbers that tell which frame it is."""
@@ -34,15 +34,15 @@ class TimeConv(nn.Module):
         """Args: frames: of a clip."""
         super().__init__()
         self.frames = frames
-        self.norm, self.conv = norm(channels), linear(3 * channels, channels)
-        init_xavier(self.conv, NEAR_ZERO)
+        self.norm, self.conv = norm(channels), conv(3 * channels, channels, 1, gain=NEAR_ZERO)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B T, C, H, W] -> the same."""
         h = F.silu(self.norm(x)).permute(0, 2, 3, 1).unflatten(0, (-1, self.frames))  # [B, T, H, W, C]
         nothing = torch.zeros_like(h[:, :1])
         before, after = torch.cat([nothing, h[:, :-1]], 1), torch.cat([h[:, 1:], nothing], 1)
-        joined = self.conv(torch.cat([before, h, after], -1)).flatten(0, 1)
+        taps = self.conv.weight.flatten(1)  # as a product of matrices it is twice as fast on a CPU
+        joined = F.linear(torch.cat([before, h, after], -1), taps, self.conv.bias).flatten(0, 1)
         return x + joined.permute(0, 3, 1, 2)
 
 

@@ -71,7 +71,11 @@ class Sampling:
     def tells(self) -> bool:
         """Whether the network is told of known frames, now or in a later window."""
         plan = self.plan
-        return bool(self.trained.shape.given and plan and (plan.told is not None or plan.then))
+        return bool(plan and (self.tells_in(plan) or (self.trained.shape.given and plan.then)))
+
+    def tells_in(self, plan: Plan) -> bool:
+        """Whether the network is told of known frames in this window."""
+        return bool(self.trained.shape.given) and plan.told is not None
 
     def seed_of(self, window: int) -> int:
         """Of the noise of a window of clips that are longer than the network's."""
@@ -107,7 +111,7 @@ class Sampling:
             return self.noise(whose, self.seed_of(plan.window), draw)
 
         schedule, objective, frame = self.denoiser.schedule, self.trained.objective, self.denoiser
-        if plan.told is not None and self.trained.shape.given:
+        if self.tells_in(plan):
             frame = frame.knowing(plan.told)
         label = torch.tensor(labels, device=self.device)
         doubles = not isinstance(self.denoiser.model, Compiled)  # which is compiled for one size: it is called twice

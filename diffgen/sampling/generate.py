@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from diffgen.data.kinds import Kind
 from diffgen.diffusion.tasks import Plan
 from diffgen.sampling.drawing import Sampling, batch_size
 from diffgen.sampling.labels import choose_labels, class_columns, told
-from diffgen.sampling.setup import check_guidance, guides, make_plan, make_sampling, resolve_sampler
+from diffgen.sampling.setup import check_guidance, guides, make_plan, make_sampling, possible, resolve_sampler
 from diffgen.sampling.words import shown, shown_average, shown_guidance, shown_task
 from diffgen.sampling.writing import Files, Folder
 from diffgen.storage import checkpoint, posthoc
@@ -158,9 +158,12 @@ def _guidance(order: Order) -> str:
     sampling = order.sampling
     if sampling.guidance.scale != 1 and not guides(sampling, order.labels):
         return "off: no label to guide by"
-    first, told = (sampling.guidance.where(told=told) for told in (order.plan.told is not None, sampling.tells))
-    later = f"; {told.scale:g} in later windows" if told.scale != first.scale else ""
-    return shown_guidance(first, order.settings.guide) + later
+    now = sampling.tells_in(order.plan)
+    first, later = (sampling.guidance.where(told=told) for told in (now, sampling.tells))
+    if not possible(sampling.guidance.guide, order.labels, tells=now):
+        first = replace(first, scale=1)
+    more = f"; {later.scale:g} in later windows" if later.scale != first.scale else ""
+    return shown_guidance(first, order.settings.guide) + more
 
 
 def _read_out(reporter: Reporter, kind: Kind, drawn: Tensor, *, films: bool) -> None:

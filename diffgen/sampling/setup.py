@@ -159,7 +159,7 @@ def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, d
             scale = convert("guidance", saved.config.get("guidance", 1.0), float)
         except UsageError as error:
             raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
-        told = min(scale, MOST_TOLD)
+        told = None if settings.guide else min(scale, MOST_TOLD)
     guide = make_guide(settings.guide, trained) if settings.guide else None
     if guide is not None:
         guide.model.to(device)  # type: ignore[attr-defined]
@@ -184,7 +184,7 @@ def check_guidance(settings: DrawSettings, labels: Sequence[int], unit: str, *, 
         UsageError: There is none.
     """
     require(
-        settings.guidance in ("auto", 1) or _possible(settings.guide, labels, tells=tells),
+        settings.guidance in ("auto", 1) or possible(settings.guide, labels, tells=tells),
         f"guidance={settings.guidance} needs labels or guide=CKPT, and these {unit} have no label: guidance=1",
     )
 
@@ -212,9 +212,9 @@ def make_guide(path: str, trained: Trained) -> Denoiser:
 def guides(sampling: Sampling, labels: list[int]) -> bool:
     """Whether a network call stands for two evaluations."""
     guidance = sampling.guidance
-    return guidance.scale != 1 and _possible(guidance.guide, labels, tells=sampling.tells)
+    return guidance.scale != 1 and possible(guidance.guide, labels, tells=sampling.tells)
 
 
-def _possible(guide: object, labels: Sequence[int], *, tells: bool) -> bool:
+def possible(guide: object, labels: Sequence[int], *, tells: bool) -> bool:
     """Whether there is something to guide by: a guide, a label, or known frames that the network is told of."""
     return guide is not None or any(label >= 0 for label in labels) or tells

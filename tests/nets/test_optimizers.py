@@ -57,9 +57,22 @@ def test_muon_takes_the_matrices_of_blocks(compose: Compose, network: str, hidde
     assert hidden <= taken
     assert network != "plugin" or hidden == taken
     assert all(p.ndim >= 2 for p in matrices)
+    assert not any(p.ndim >= 2 and re.search(r"\.\d+\.", names[p]) and network != "plugin" for p in rest)
     assert not taken & {"stem", "head", "embedding.layer0", "embedding.layer1", "embedding.label", "final", "time.0"}
     assert not any(re.match("ends|modulation|class_tokens", name) for name in taken)
     assert sorted(map(id, [*matrices, *rest])) == sorted(id(p) for _, p in named)
+
+
+def test_all_weights_may_be_matrices(compose: Compose) -> None:
+    network = nn.ModuleDict({"blocks": nn.ModuleList([nn.Sequential(nn.Linear(3, 3, bias=False))])})
+    build(OPTIMIZERS, settings(compose, "muon"), parameters(network)).step()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon", "muon_small"])
+@pytest.mark.parametrize("dataset", ["digits", "moving_digits", "numbers", "points"])
+def test_a_recipe_takes_any_optimizer(compose: Compose, dataset: str, optimizer: str) -> None:
+    chosen = compose("train", f"dataset={dataset}", f"optimizer={optimizer}", "optimizer.lr=0.01")["optimizer"]
+    assert build(OPTIMIZERS, chosen, parameters(transformer())).param_groups[0]["lr"] == 0.01
 
 
 def test_a_network_without_blocks_is_refused(compose: Compose) -> None:

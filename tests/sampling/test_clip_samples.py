@@ -218,9 +218,14 @@ def test_guidance_is_towards_known_frames_too(command: Command, informed: Path, 
     known = np.array_equal(shown[1][:, :2], shown[3][:, :2])
     assert known, "known frames are kept"
     own = sample(informed, "task=predict", "task.video=real.gif")
-    assert (
-        "guidance  2\n" in own.out and sample(informed, "task=predict", "task.video=real.gif", "guidance=2").code == 0
-    )
+    assert "guidance  2\n" in own.out
+    shown[0] = drawn("o")
+    assert sample(informed, "task=predict", "task.video=real.gif", "guidance=2").code == 0
+    assert np.array_equal(drawn("o"), shown[0])
+    unaware = sample(plain, "task=predict", "task.video=real.gif", "label=3")
+    assert "guidance  4\n" in unaware.out, unaware.out
+    first = sample(informed, "task=predict", "task.length=6", "label=none")
+    assert "guidance  off; 2 in later windows\n" in first.out, first.out
     later = sample(informed, "task=predict", "task.length=6")
     assert "guidance  4; 2 in later windows\n" in later.out, later.out
     untold = sample(plain, "task=predict", "task.video=real.gif", "guidance=3")

@@ -149,7 +149,7 @@ def test_another_kind_of_data_is_refused(config: dict[str, Any], tiny_run: Path)
 
 def test_clips_begin_from_pictures(config: dict[str, Any], tiny_run: Path) -> None:
     """All that a network of pictures has is taken, and what it was not told of adds nothing."""
-    parts = parts_of(config, [*"0123456789"], (1, 3, 8, 8), given=2)
+    parts = parts_of(config, [*"0123456789"], (1, 3, 8, 8), given=4)
     row = begin(str(tiny_run), parts)
     theirs, ours = checkpoint.load(tiny_run).weights, parts.network.state_dict()
     for name, weight in theirs.items():
@@ -162,10 +162,10 @@ def test_clips_begin_from_pictures(config: dict[str, Any], tiny_run: Path) -> No
 
 
 def test_clips_begin_as_the_pictures_they_are_made_of(config: dict[str, Any], tiny_run: Path) -> None:
-    parts = parts_of(config, [*"0123456789"], (1, 3, 8, 8), given=2)
+    parts = parts_of(config, [*"0123456789"], (1, 3, 8, 8), given=4)
     begin(str(tiny_run), parts)
     x, t, label = torch.randn(2, 1, 3, 8, 8), torch.tensor([0.2, 0.8]), torch.tensor([3, -1])
-    clips = parts.network(torch.cat([x, torch.ones(2, 2, 3, 8, 8)], 1), t, label)
+    clips = parts.network(torch.cat([x, torch.ones(2, 4, 3, 8, 8)], 1), t, label)
     pictures = restore(checkpoint.load(tiny_run)).denoiser.model
     each = torch.stack([pictures(frame, t, label) for frame in x.unbind(2)], 2)
     assert each.std() > 0.01 and torch.allclose(clips, each, atol=1e-3)
@@ -174,8 +174,8 @@ def test_clips_begin_as_the_pictures_they_are_made_of(config: dict[str, Any], ti
 def test_a_run_that_is_told_begins_from_one_that_is_not(config: dict[str, Any], tmp_path: Path) -> None:
     """Transformers of clips; back again, and from other channels, what takes x in is new, though its shape may fit."""
     config = {**config, "model": rows.row("model", "dit_tiny", width=32, depth=1, patch_time=1)}
-    plain, told = (parts_of(config, [], (1, 2, 8, 8), given) for given in (0, 2))
-    colour = parts_of(config, [], (3, 2, 8, 8))
+    plain, told = (parts_of(config, [], (1, 2, 8, 8), given) for given in (0, 4))
+    colour = parts_of(config, [], (5, 2, 8, 8))
     for name, parts in (("plain", plain), ("told", told), ("colour", colour)):
         checkpoint.save_model(tmp_path / name, parts.config, 1, parts.network.state_dict())
     stem = "ends.stem.0.weight"
@@ -183,8 +183,8 @@ def test_a_run_that_is_told_begins_from_one_that_is_not(config: dict[str, Any], 
     assert f"{stem} takes in what is known of x0 from 0 on" in begin(str(tmp_path / "plain"), told)
     taken = told.network.state_dict()[stem]
     assert torch.equal(taken[:, : known.shape[1]], known) and (taken[:, known.shape[1] :] == 0).all()
-    assert f"new: {stem} [32, 48], " in begin(str(tmp_path / "colour"), told)
-    assert f"new: {stem} [32, 16] (was [32, 48])" in begin(str(tmp_path / "told"), plain)
+    assert f"new: {stem} [32, 80], " in begin(str(tmp_path / "colour"), told)
+    assert f"new: {stem} [32, 16] (was [32, 80])" in begin(str(tmp_path / "told"), plain)
 
 
 @pytest.mark.fault(
