@@ -202,7 +202,7 @@ def test_what_unet2dmodel_cannot_hold_is_refused(
 
 
 def test_known_frames_have_no_place_in_unet2dmodel(tmp_path: Path) -> None:
-    saved(tmp_path / "a", *WIDE, size=(1, 2, 8, 8), given=2)
+    saved(tmp_path / "a", *WIDE, size=(1, 2, 8, 8), given=4)
     with pytest.raises(UsageError, match=r"it is told of known frames \(train.known_frames\)"):
         run(tmp_path / "a", tmp_path / "b", "diffusers")
 

@@ -95,7 +95,7 @@ OF_CLIPS = {
 def test_clips(tmp_path: Path, network: str, format: str) -> None:
     """What is written is compared with it by the export itself, with batches of two sizes."""
     pytest.importorskip("onnxruntime")
-    saved(tmp_path / "a", "method=edm", *OF_CLIPS[network], size=(1, 4, 8, 8), classes=3, given=2)
+    saved(tmp_path / "a", "method=edm", *OF_CLIPS[network], size=(1, 4, 8, 8), classes=3, given=4)
     text = (run(tmp_path / "a", tmp_path / "b", format) / "README.md").read_text()
     assert "[batch, 1, 4, 8, 8]" in text and "here it is told of none" in text
 
