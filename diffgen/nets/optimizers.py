@@ -67,24 +67,10 @@ TOGETHER = 2**24
 class Muon(torch.optim.Optimizer):
     """Momentum, made orthogonal as a matrix (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    On matrices it is torch's own, of torch 2.9 and newer, whose settings it has. That one refuses convolutions, and
-    takes one weight after another in bfloat16, which few CPUs are fast at.
+    Its weights are [A, B], and [A, ...], whose other axes are taken as one; its settings are those of `muon`. On
+    matrices it is torch's own, of torch 2.9 and newer, which refuses convolutions, and takes one weight after another
+    in bfloat16, which few CPUs are fast at.
     """
-
-    def __init__(
-        self,
-        weights: Sequence[Tensor],
-        *,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        ns_steps: int,
-        weight_decay: float,
-        adjust_lr_fn: Literal["original", "match_rms_adamw"],
-    ) -> None:
-        """Args: weights: [A, B], and [A, ...], whose other axes are taken as one; for the others see `muon`."""
-        keys = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
-        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "adjust_lr_fn": adjust_lr_fn, **keys})
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step, of weights of one shape together."""
@@ -191,8 +177,8 @@ def sgd(parameters: Named, *, lr: float, momentum: float, nesterov: bool, weight
     return optimizer
 
 
-def _is_matrix(weight: Tensor) -> bool:
-    return weight.ndim >= 2 and min(weight.flatten(1).shape) > 1
+def _is_hidden_matrix(name: str, weight: Tensor) -> bool:
+    return bool(HIDDEN.search(name)) and weight.ndim >= 2 and min(weight.flatten(1).shape) > 1
 
 
 @OPTIMIZERS.register("muon")
@@ -232,19 +218,13 @@ def muon(
     _check_momentum(lr, momentum, weight_decay, nesterov=nesterov)
     _check(adam_lr, adam_betas, adam_eps, 0, "adam_")
     require(1 <= ns_steps < 100, f"ns_steps={ns_steps} must be in [1, 99]")
-    matrices = [p for name, p in parameters if _is_matrix(p) and HIDDEN.search(name)]
-    rest = [p for name, p in parameters if not (_is_matrix(p) and HIDDEN.search(name))]
+    matrices = [p for name, p in parameters if _is_hidden_matrix(name, p)]
+    rest = [p for name, p in parameters if not _is_hidden_matrix(name, p)]
     require(bool(matrices), "name='muon' finds no matrix in a numbered block of this network: choose adamw")
+    settings = {"lr": lr, "weight_decay": weight_decay, "adjust_lr_fn": adjust_lr_fn}
+    settings |= {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
     return eager(Joined)(
-        eager(Muon)(
-            matrices,
-            lr=lr,
-            momentum=momentum,
-            nesterov=nesterov,
-            ns_steps=ns_steps,
-            weight_decay=weight_decay,
-            adjust_lr_fn=adjust_lr_fn,
-        ),
+        eager(Muon)(matrices, settings),
         eager(torch.optim.Adam)(
             [{"params": rest}], lr=adam_lr, betas=(adam_betas[0], adam_betas[1]), eps=adam_eps, fused=True
         ),

@@ -41,7 +41,7 @@ class TimeConv(nn.Module):
         h = F.silu(self.norm(x)).permute(0, 2, 3, 1).unflatten(0, (-1, self.frames))  # [B, T, H, W, C]
         nothing = torch.zeros_like(h[:, :1])
         before, after = torch.cat([nothing, h[:, :-1]], 1), torch.cat([h[:, 1:], nothing], 1)
-        taps = self.conv.weight.flatten(1)  # as a product of matrices it is twice as fast on a CPU
+        taps = self.conv.weight.flatten(1)  # a product of matrices: a CPU is slower at the convolution
         joined = F.linear(torch.cat([before, h, after], -1), taps, self.conv.bias).flatten(0, 1)
         return x + joined.permute(0, 3, 1, 2)
 

@@ -67,18 +67,14 @@ class Feed:
             x0, done = self.kind.augment(x0, draws, settings.augment)
         coin = torch.rand(n, generator=rng, device=device)[mine]  # these draws come last: they were not always there
         known = self._known(x0, rng)
-        t = self.time_density(self._noisier(u, known), self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
-        label = torch.where(drop < self._label_dropout(known), NO_LABEL, stored.labels)
+        dropout: float | Tensor = settings.label_dropout
+        if known is not None:
+            told = known.flatten(1).any(1)
+            u = torch.where(told, u ** (1 / NOISIER), u)  # the largest of so many, by its quantile
+            dropout = torch.where(told, max(settings.label_dropout, UNNAMED), settings.label_dropout)
+        t = self.time_density(u, self.schedule).clamp(self.schedule.t_min, self.schedule.t_max)
+        label = torch.where(drop < dropout, NO_LABEL, stored.labels)
         return Batch(x0, label, self.objective.times(t, self.schedule), z, done, coin, known)
-
-    def _label_dropout(self, known: Tensor | None) -> float | Tensor:
-        """With which probability the label is withheld, for each example [B] where frames are known."""
-        usual = self.settings.label_dropout
-        return usual if known is None else torch.where(known.flatten(1).any(1), max(usual, UNNAMED), usual)
-
-    def _noisier(self, u: Tensor, known: Tensor | None) -> Tensor:
-        """u in (0, 1) [B], and where frames are known the largest of `NOISIER` such numbers, by its quantile."""
-        return u if known is None else torch.where(known.flatten(1).any(1), u ** (1 / NOISIER), u)
 
     def _known(self, x0: Tensor, rng: torch.Generator) -> Tensor | None:
         """Which frames of clips [B, C, T, H, W] the network is told of, bool [B, 1, T, 1, 1]."""

@@ -104,7 +104,7 @@ def test_joined_optimizers_step_as_they_do_alone(compose: Compose, *, reloaded: 
     blocks = [p for name, p in second if "blocks" in name and p.ndim == 2]
     others = [p for name, p in second if not ("blocks" in name and p.ndim == 2)]
     own = {key: keys[key] for key in ("lr", "momentum", "nesterov", "ns_steps", "weight_decay", "adjust_lr_fn")}
-    parts = [eager(Muon)(blocks, **own), torch.optim.Adam(others, lr=0.3, betas=(0.9, 0.95), eps=1e-10, fused=True)]
+    parts = [eager(Muon)(blocks, own), torch.optim.Adam(others, lr=0.3, betas=(0.9, 0.95), eps=1e-10, fused=True)]
     whole = build(OPTIMIZERS, keys, first)
     for a, b in zip(stepped([whole], first, reloaded=reloaded), stepped(parts, second), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -116,7 +116,7 @@ def test_muon_steps_along_the_singular_vectors(shape: tuple[int, ...]) -> None:
     """By singular values that its polynomial makes of the gradient's, which is the first mean but for a factor."""
     weight = torch.zeros(shape, requires_grad=True)
     weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    eager(Muon)([weight], **MUON, lr=0.1, weight_decay=0.0, adjust_lr_fn="original").step()
+    eager(Muon)([weight], {**MUON, "lr": 0.1, "weight_decay": 0.0, "adjust_lr_fn": "original"}).step()
     u, s, v = torch.linalg.svd(weight.grad.flatten(1).double(), full_matrices=False)
     s = s / s.norm()
     for _ in range(5):
@@ -137,7 +137,7 @@ def test_muon_is_that_of_torch(adjust: str, *, nesterov: bool) -> None:
     before = [p.detach().clone() for p in first]
     ours, theirs = (
         stepped([optimizer], [("", p) for p in some])
-        for optimizer, some in ((eager(Muon)(first, **keys), first), (torch.optim.Muon(second, **keys), second))
+        for optimizer, some in ((eager(Muon)(first, keys), first), (torch.optim.Muon(second, **keys), second))
     )
     for a, b, began in zip(ours, theirs, before, strict=True):
         assert (a - b).norm() < 0.05 * (b - began).norm()
@@ -150,7 +150,8 @@ def test_muon_steps_the_same_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
         return [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes]
 
     def after(weights: list[Tensor]) -> list[Tensor]:
-        optimizer = eager(Muon)(weights, **MUON, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        keys = {**MUON, "lr": 0.1, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+        optimizer = eager(Muon)(weights, keys)
         return stepped([optimizer], [("", p) for p in weights])
 
     together = after(made())
