@@ -239,7 +239,8 @@ class Run:
         Raises:
             UsageError: The shape, a time or a label is out of range, or this run unmasks tokens.
         """
-        require(not self._trained.objective.discrete, "this run unmasks tokens, and has no x0_hat on a path of noise")
+        makes = self._trained.objective.makes
+        require(self._trained.objective.path, f"this run {makes}, and has no x0_hat on a path of noise")
         require(isinstance(x, Tensor), f"x must be a tensor of torch, and is {type(x).__name__}: torch.as_tensor(x)")
         require(
             x.shape[1:] == self.shape and x.is_floating_point(),

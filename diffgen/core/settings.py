@@ -171,10 +171,29 @@ class PreviewSettings:
         require(math.isfinite(self.guidance), f"preview.guidance={self.guidance} must be finite")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentSettings:
+    """`latent.*`: the autoencoder whose latents are learned from instead of pixels."""
+
+    path: str | None
+    posterior: Literal["mean", "sample"]
+    embed: bool
+    cache: str | None
+
+    def __post_init__(self) -> None:
+        require(self.path != "", "latent.path is empty: give a run of method=vae, or null")
+
+
 TOP: dict[str, Any] = {"run_dir": str | None, "method": str, "conditional": bool, "plugins": tuple[str, ...]}
 """Settings of `diffgen-train` outside any group."""
 
-SECTIONS = {"train": TrainSettings, "lr_schedule": LrSchedule, "ema": EmaSettings, "preview": PreviewSettings}
+SECTIONS = {
+    "train": TrainSettings,
+    "latent": LatentSettings,
+    "lr_schedule": LrSchedule,
+    "ema": EmaSettings,
+    "preview": PreviewSettings,
+}
 
 
 def section(config: Mapping[str, Any], name: str) -> Any:
@@ -194,6 +213,7 @@ class DrawSettings:
     """How images are drawn: what `diffgen-sample` and `diffgen-eval` share, beside the sampler."""
 
     ckpt: str | None
+    latent: str | None
     seed: int
     guidance: float | Literal["auto"]
     guidance_interval: tuple[float, ...] | None

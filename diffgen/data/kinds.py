@@ -184,6 +184,10 @@ class Kind:
         """
         raise UsageError(f"image={path!r} is for pictures, and this model makes {self.unit}: task=generate")
 
+    def original(self, path: str, size: tuple[int, ...]) -> Tensor:
+        """A file that a task names as an example is stored, as the model reads it."""
+        return self.decode(self.read(path, size)[None])[0]
+
     def shade(self, path: str, size: tuple[int, ...]) -> Tensor:
         """Brightness of a picture that a task names, in [0, 255], float [1, H, W] or what is broadcast to x0.
 

@@ -35,6 +35,7 @@ from diffgen.sampling.labels import cycle_labels
 from diffgen.sampling.setup import check_guidance, make_sampling, resolve_sampler
 from diffgen.sampling.words import shown, shown_average, shown_guidance
 from diffgen.storage import checkpoint, posthoc
+from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
 
 TRAINED_ON = {
@@ -71,7 +72,8 @@ def evaluate(
     """
     with accelerated(settings.precision) as accelerator:
         reporter = Reporter(speaks=accelerator.is_main_process)
-        saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
+        saved = supplied(checkpoint.load(Path(settings.ckpt)), settings.latent) if settings.ckpt else None
+        saved = posthoc.of_length(saved, settings.sigma_rel) if saved else None
         trained = restore(saved) if saved else None
         textual = trained is not None and trained.kind.textual
         _check_extractor(settings, str(extractor.get("name")), textual=textual)

@@ -58,7 +58,7 @@ def _check_denoiser(saved: Checkpoint, trained: Trained) -> None:
         UsageError: It is something else.
     """
     held = f"ckpt={str(saved.path)!r} cannot be exported: formats hold x, t, label -> x0_hat, and"
-    require(not trained.objective.discrete, f"{held} this model unmasks tokens")
+    require(trained.objective.path, f"{held} this model {trained.objective.makes}")
     require(
         not trained.denoiser.self_condition,
         f"{held} this network sees its own last estimate, too (model.self_condition=true)",

@@ -16,10 +16,11 @@ from diffgen.core.errors import CheckpointError, UsageError, require
 from diffgen.core.registry import build, convert
 from diffgen.core.settings import DrawSettings, SampleSettings
 from diffgen.data.kinds import Kind
+from diffgen.data.latents import Latents
 from diffgen.diffusion import masking
-from diffgen.diffusion.denoiser import NO_LABEL, Denoiser
+from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
-from diffgen.diffusion.tasks import TASKS, Plan, Run, Start, Wrap
+from diffgen.diffusion.tasks import TASKS, Finish, Plan, Run, Start, Wrap
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
 from diffgen.storage.checkpoint import Checkpoint
@@ -97,10 +98,14 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
         x0, free = kind.template(text, mark, size)
         return placed(x0), free.to(sampling.device)
 
-    @torch.inference_mode()
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        unknown_label = torch.full((len(x),), NO_LABEL, device=x.device)
-        return sampling.denoiser(x, t.to(x).expand(len(x)), unknown_label)
+    def noise_of(x0: Tensor, rtol: float) -> Tensor:
+        return objective.noise_of(x0, sampling.denoiser, sampling.ts[0], rtol)
+
+    def kept(image: str, mask: str) -> Finish | None:
+        if not isinstance(kind, Latents):
+            return None
+        original, shade = kind.original(image, size), kind.shade_of_pixels(mask)
+        return lambda examples, numbers: torch.where(shade > 127.5, examples, original)
 
     run = Run(
         schedule=sampling.denoiser.schedule,
@@ -110,7 +115,10 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
         shade=lambda path: kind.shade(path, size).to(sampling.device),
         film=lambda path, first, stride: placed(kind.film(path, size, first, stride)),
         size=size,
-        denoise=denoise,
+        state=lambda noise: objective.start(noise, sampling.denoiser, sampling.ts[0]),
+        noise_of=noise_of,
+        original=lambda path: kind.original(path, size),
+        kept=kept,
         n=settings.n,
         start=start,
         keep=keep,
@@ -137,11 +145,16 @@ def _check_task(name: str, trained: Trained) -> None:
     require(not (facts.pictures and kind.textual), f"task={name} is for pictures, {makes}: task=infill fills in text")
     require(not facts.text or kind.textual, f"task={name} is for text, {makes}: task=inpaint fills in pictures")
     require(not facts.clips or kind.moving, f"task={name} is for clips, {makes}")
+    objective = trained.objective
     require(
-        not (facts.noise and trained.objective.discrete),
+        not (facts.noise and objective.discrete),
         f"task={name} needs a path of Gaussian noise, {makes} by unmasking tokens: task=generate, trajectory, infill "
         "or inpaint",
     )
+    told = f"task={name} needs a way from noise to pictures, and this model {objective.makes}: task=generate, "
+    require(not facts.way or objective.path or objective.discrete, f"{told}reconstruct or interpolate")
+    told = f"task={name} is for an autoencoder, and this model {objective.makes}: give the ckpt of a run of method=vae"
+    require(not facts.codes or not (objective.path or objective.discrete), told)
 
 
 def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, device: torch.device) -> Guidance:

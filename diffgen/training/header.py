@@ -23,7 +23,7 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
         "found": parts.dataset.found,
         "held out": parts.splits.test.found if parts.splits.by == "place" and parts.splits.test else "",
         "model": model(config, parts.network, gflop, parts.dataset.kind.unit),
-        "method": method(config, discrete=parts.objective.discrete),
+        "method": method(config, path=parts.objective.path, discrete=parts.objective.discrete),
         "device": processes.told(parts.accelerator),
         "batch": batch,
         "optimizer": optimizer(config, parts.optimizer.param_groups, parts.base_lrs),
@@ -54,10 +54,10 @@ def model(config: Config, network: torch.nn.Module, gflop: float, unit: str) -> 
     return f"{config['model']['name']}, {count(parameters)} parameters, {cost}"
 
 
-def method(config: Config, *, discrete: bool) -> str:
-    """Schedule, parameterization, weighting, times and sampler; of tokens the objective settles all but the first."""
+def method(config: Config, *, path: bool, discrete: bool) -> str:
+    """Schedule, parameterization, weighting, times and sampler, or what of them the objective leaves open."""
     of_noise = ("schedule", "parameterization", "weighting", "time")
-    chosen = ("objective", "schedule") if discrete else of_noise
+    chosen = of_noise if path else ("objective", "schedule") if discrete else ("objective",)
     parts = [config[part]["name"] for part in chosen]
     sampler: dict[str, Any] = config["sampler"]
     steps = f" in {sampler['steps']} steps" if "steps" in sampler else ""

@@ -42,7 +42,7 @@ PICTURES = {
 
 def run(n: int, ts: torch.Tensor = TS) -> Run:
     def start(indices: list[int]) -> torch.Tensor:
-        return Denoise().start(noise(indices, None), FLOW, ts[0])
+        return state(noise(indices, None))
 
     def shade(path: str) -> torch.Tensor:
         return (PICTURES[path].mean(0, keepdim=True) + 1) * 127.5

@@ -1,0 +1,119 @@
+"""Autoencoders of diffusers, as they were published: encoded with, decoded with, and never trained here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffgen.core.errors import UsageError, first_line, require, unknown
+from diffgen.nets.autoencoder import AUTOENCODERS, Posterior
+from diffgen.nets.base import DataShape
+
+CLASSES = ("AutoencoderKL", "AutoencoderDC", "VQModel")
+"""Of diffusers; a checkpoint can name no other."""
+
+ABSENT = "pip install diffusers"
+
+
+@AUTOENCODERS.register("diffusers")
+class Published(nn.Module):
+    """One of diffusers' autoencoders.
+
+    Its own scaling factor is of no use here: latents are scaled by their deviations over the training pictures.
+
+    Attributes:
+        config: From which this is made again.
+        latent_size: (c, h, w).
+    """
+
+    def __init__(self, shape: DataShape, *, kind: str, settings: Any, licence: str) -> None:
+        """Build the network for a size of pictures.
+
+        Args:
+            shape: Of the pictures.
+            kind: One of `CLASSES`.
+            settings: What its config says.
+            licence: What its folder said of how it may be used.
+
+        Raises:
+            UsageError: diffusers is not there, or makes no such network.
+        """
+        super().__init__()
+        require(kind in CLASSES, unknown(f"kind={kind!r}", CLASSES))
+        require(isinstance(settings, Mapping), "settings must be a group of settings")
+        self.config = {"name": "diffusers", "kind": kind, "settings": dict(settings), "licence": licence}
+        try:
+            self.network: nn.Module = _class(kind).from_config(dict(settings))
+        except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError, RuntimeError) as error:
+            raise UsageError(f"kind={kind} cannot be made of its config: {first_line(error)[:200]}") from None
+        self.shape_for(shape)
+
+    def shape_for(self, shape: DataShape) -> None:
+        """Find the size of the latents of pictures, without computing any.
+
+        Raises:
+            UsageError: It is for other pictures.
+        """
+        channels = self.config["settings"].get("in_channels", 3)
+        told = f"kind={self.config['kind']} takes pictures of {channels} channels, and these have {shape.channels}"
+        require(channels == shape.channels, f"{told}: dataset.channels={channels}, where the data set has that")
+        twin = _class(self.config["kind"]).from_config(dict(self.config["settings"])).to("meta")
+        try:
+            with torch.no_grad():
+                z = _latents(twin, torch.zeros(1, *shape.size, device="meta")).mean
+                back = twin.decode(z).sample
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"kind={self.config['kind']} cannot encode {shape}: {first_line(error)[:200]}") from None
+        told = f"kind={self.config['kind']} gives back {tuple(back.shape[2:])} of pictures of {shape}: choose another size"
+        require(tuple(back.shape[1:]) == tuple(shape.size), told)
+        self.latent_size: tuple[int, ...] = tuple(z.shape[1:])
+
+    @classmethod
+    def read(cls, folder: Path, kind: str, licence: str) -> "Published":
+        """A folder that diffusers wrote, its weights in float32.
+
+        Raises:
+            UsageError: diffusers cannot read it.
+        """
+        try:
+            network = _class(kind).from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+            raise UsageError(f"diffusers cannot read it: {first_line(error)[:200]}") from None
+        plain = {key: _plain(value) for key, value in network.config.items() if not key.startswith("_")}
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.network = network.eval()
+        made.config = {"name": "diffusers", "kind": kind, "settings": plain, "licence": licence}
+        return made
+
+    def encode(self, x: Tensor) -> Posterior:
+        """Pictures [B, C, H, W] in [-1, 1] -> their latents, as diffusers gives them before any scaling."""
+        return _latents(self.network, x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Such latents -> pictures."""
+        decoded: Tensor = self.network.decode(z).sample  # type: ignore[operator]
+        return decoded
+
+
+def _latents(network: Any, x: Tensor) -> Posterior:
+    out = network.encode(x)
+    if hasattr(out, "latent_dist"):
+        return Posterior(out.latent_dist.mean, out.latent_dist.logvar)
+    return Posterior(out.latent if hasattr(out, "latent") else out.latents, None)
+
+
+def _class(kind: str) -> Any:
+    try:
+        import diffusers
+    except ImportError:
+        raise UsageError(f"kind={kind} needs the library diffusers: {ABSENT}") from None
+    return getattr(diffusers, kind)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

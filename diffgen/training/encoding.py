@@ -1,0 +1,202 @@
+"""All pictures of a data set to latents, once: kept in the cache, in pieces, so that a run that was stopped goes on."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from diffgen.build import make_autoencoder
+from diffgen.core.console import Reporter, count
+from diffgen.core.errors import DataError, UsageError, require
+from diffgen.core.files import cache_folder, write_atomically
+from diffgen.core.processes import faults_told, on_main
+from diffgen.core.randomness import image_noise
+from diffgen.core.settings import LatentSettings
+from diffgen.data import InMemory, Source
+from diffgen.data import images as pixels
+from diffgen.data.latents import AutoencoderNetwork, Encoded, Latents
+from diffgen.evaluation.classifier import identity
+from diffgen.storage.autoencoder_file import Found, find
+
+PIECE = 2048
+"""Pictures of a file."""
+
+DIGITS = 4
+"""Of the scale: on another machine the last digits of an encoding differ, and a run that goes on keeps its scale."""
+
+
+class Piece(NamedTuple):
+    """A file of latents float32 [n, views, c, h, w], and which pictures they are of."""
+
+    path: Path
+    entries: Tensor
+
+
+def encoded(
+    whole: Source, settings: LatentSettings, *, mirrored: bool, accelerator: Accelerator, reporter: Reporter
+) -> tuple[Encoded, Found]:
+    """The latents of a data set's pictures, and the autoencoder that makes them.
+
+    Args:
+        whole: The pictures.
+        settings: Which autoencoder, and how it is asked.
+        mirrored: Whether mirrored pictures are learned from, too: these are encoded beside the others.
+        accelerator: Each process encodes a part.
+        reporter: Shows how far it is.
+
+    Raises:
+        UsageError: The data are no pictures, or of another size than the autoencoder's.
+        CheckpointError: The path holds no autoencoder.
+        EnvironmentFault: The cache cannot be written.
+    """
+    assert settings.path is not None
+    kind = whole.kind
+    require(kind.judged and kind.bounded, f"latent.path={settings.path!r} is of pictures, and the data is {kind.unit}")
+    found = find(settings.path, "latent.path")
+    told = f"latent.path={settings.path!r} is an autoencoder of pictures of {found.size}, and the data is {whole.shape}"
+    require(found.size in (None, tuple(whole.shape.size)), told)
+    network = make_autoencoder(found.config, whole.shape.size, found.weights, Path(settings.path))
+    network.to(accelerator.device)  # type: ignore[attr-defined]
+    folder = Path(settings.cache or cache_folder() / "latents") / _key(whole, found, settings, mirrored=mirrored)
+    pieces = [
+        Piece(folder / f"{int(entries[0]):09d}.safetensors", entries) for entries in torch.arange(len(whole)).split(PIECE)
+    ]
+    made = _encode_missing(pieces, whole, network, settings, mirrored, accelerator, reporter)
+    latents, labels = (torch.cat(column) for column in zip(*map(_read, pieces), strict=True))
+    mean, std = scale(latents)
+    own = kind.as_numbers()
+    latent_kind = Latents(
+        background=getattr(own, "background", "white"), range=getattr(own, "range", None),
+        size=tuple(whole.shape.size), autoencoder=found.config, hash=found.hash, likelihood=found.likelihood,
+        mean=mean, std=std,
+    ).with_network(network)  # fmt: skip
+    latent_kind.check(tuple(latents.shape[2:]))
+    drawn = "means of the posterior" if settings.posterior == "mean" else "drawn from the posterior once"
+    home = f"latents {drawn}, {'encoded now, kept in' if made else 'found in'} {folder}"
+    return Encoded(whole, latent_kind, latents, labels, home), found
+
+
+def scale(latents: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of latents [N, views, c, h, w], over all of them."""
+    sums = torch.zeros(2, latents.shape[2], dtype=torch.float64)
+    for some in latents.split(PIECE):
+        values = some.double()
+        sums += torch.stack([values.sum((0, 1, 3, 4)), values.square().sum((0, 1, 3, 4))])
+    mean, square = sums / (latents.numel() / latents.shape[2])
+    std = (square - mean**2).clamp(min=0).sqrt()
+    if not bool((std > 1e-6).all()):
+        raise DataError(
+            f"channel {int(std.argmin())} of the latents is the same for all pictures: the autoencoder has collapsed; "
+            "train it with a smaller objective.kl"
+        )
+    return _rounded(mean), _rounded(std)
+
+
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    return tuple(float(f"{value:.{DIGITS}g}") for value in values.tolist())
+
+
+def _key(whole: Source, found: Found, settings: LatentSettings, *, mirrored: bool) -> str:
+    """A name that differs wherever the latents may."""
+    facts = [fingerprint(whole), found.hash, mirrored, settings.posterior, len(whole), list(whole.shape.size)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+
+def fingerprint(source: Source) -> str:
+    """What tells pictures from others: of those in memory their digest, else names, sizes and times of their files."""
+    if isinstance(source, InMemory):
+        return source.digest
+    total = hashlib.sha256(identity(source).encode())
+    whole = source
+    while hasattr(whole, "whole"):
+        total.update(whole.entries.numpy().tobytes())
+        whole = whole.whole
+    place = getattr(whole, "place", None)
+    for name in getattr(whole, "names", ()):
+        total.update(str(name).encode())
+        opened = place.open(name) if place is not None and isinstance(getattr(place, "root", None), Path) else None
+        if isinstance(opened, Path):
+            status = opened.stat()
+            total.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    return total.hexdigest()
+
+
+def _encode_missing(
+    pieces: list[Piece],
+    whole: Source,
+    network: AutoencoderNetwork,
+    settings: LatentSettings,
+    mirrored: bool,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> bool:
+    """Write the pieces that are not there, each process its own; whether there were any."""
+    there = on_main(accelerator, lambda: [piece.path.is_file() for piece in pieces])
+    missing = [piece for piece, known in zip(pieces, there, strict=True) if not known]
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    if missing:
+        reporter.say(f"encoding {len(whole):,} pictures, once: {pieces[0].path.parent}")
+    todo = sum(len(piece.entries) for piece in mine)
+    with faults_told(accelerator):
+        with reporter.progress(max(todo, 1), 0) as line:
+            done = 0
+            for piece in mine:
+                latents, labels = _encode(whole, piece.entries, network, settings, mirrored, accelerator.device)
+                write_atomically(piece.path, save({"latents": latents, "labels": labels}))
+                done += len(piece.entries)
+                line.update(done, f"{count(done * accelerator.num_processes)} img encoded")
+        accelerator.wait_for_everyone()
+    return bool(missing)
+
+
+@torch.inference_mode()
+def _encode(
+    whole: Source,
+    entries: Tensor,
+    network: AutoencoderNetwork,
+    settings: LatentSettings,
+    mirrored: bool,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Latents [n, views, c, h, w] of some pictures, and their labels."""
+    views, labels, done = [], [], 0
+    most = max(1, min(256, 2**22 // whole.shape.size[0] // whole.shape.size[1] // whole.shape.size[2]))
+    for stored, label in whole.batches(iter(entries.split(most)), device):
+        numbers = entries[done : done + len(stored)].tolist()
+        both = [stored, whole.kind.mirror(stored, torch.ones_like(label, dtype=torch.bool))] if mirrored else [stored]
+        views.append(torch.stack([_latents(network, view, numbers, settings) for view in both], 1).cpu())
+        labels.append(label.cpu())
+        done += len(stored)
+    return torch.cat(views), torch.cat(labels)
+
+
+def _latents(network: AutoencoderNetwork, stored: Tensor, numbers: list[int], settings: LatentSettings) -> Tensor:
+    posterior = network.encode(pixels.to_float(stored))
+    if settings.posterior == "mean":
+        return posterior.mean.float()
+    noise = image_noise(tuple(posterior.mean.shape[1:]), numbers, 0, 0).to(posterior.mean.device)
+    return posterior.sample(noise.to(posterior.mean)).float()
+
+
+def _read(piece: Piece) -> tuple[Tensor, Tensor]:
+    """A piece of the cache.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    try:
+        tensors = load_file(piece.path)
+        latents, labels = tensors["latents"], tensors["labels"]
+        if len(latents) == len(labels) == len(piece.entries) and latents.isfinite().all():
+            return latents, labels
+    except (OSError, SafetensorError, KeyError):
+        pass
+    raise DataError(f"{piece.path} is damaged: delete it, and its pictures are encoded again")
