@@ -294,7 +294,9 @@ def _kind_of(checkpoint: Checkpoint) -> Kind:
     kind: Kind = build(KINDS, checkpoint.config["data"].get("kind"))
     if not isinstance(kind, Latents):
         for name in checkpoint.autoencoder:
-            raise CheckpointError(f"{checkpoint.path}: weight {name[:80]!r} is of an autoencoder, which no config names")
+            raise CheckpointError(
+                f"{checkpoint.path}: weight {name[:80]!r} is of an autoencoder, which no config names"
+            )
         return kind
     if not checkpoint.autoencoder:
         told = f"{checkpoint.path} keeps its autoencoder, {kind.hash[:12]}, apart (latent.embed=false)"

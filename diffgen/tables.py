@@ -26,7 +26,7 @@ TABLES: dict[str, Table] = {
 }
 
 ALL: tuple[Table, ...] = (*TABLES.values(), UNMASKERS, PRIORS)
-"""Those, and the samplers of tokens and of autoencoders, which are of one group with the others: no two have one name."""
+"""Those, and the samplers of tokens and of autoencoders, of one group with the others: no two have one name."""
 
 
 def table_of(group: str, name: str) -> Table:

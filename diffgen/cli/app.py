@@ -37,7 +37,18 @@ Job = Callable[[dict[str, Any], str], None]
 FOLDERS = ("run_dir", "out", "cache", "to")
 """Settings that name a folder to write to."""
 
-PATHS = (*FOLDERS, "ckpt", "guide", "images", "latent", "train.resume", "train.init", "latent.path", "dataset.root", "dataset.path")
+PATHS = (
+    *FOLDERS,
+    "ckpt",
+    "guide",
+    "images",
+    "latent",
+    "train.resume",
+    "train.init",
+    "latent.path",
+    "dataset.root",
+    "dataset.path",
+)
 """Settings whose value may look like a number, and is a path."""
 
 LOOKS = re.compile(r"(?<![^\[,])\s*([\d.+-][\w.+-]*|true|false|null|nan|inf)\s*(?![^\],])", re.IGNORECASE)

@@ -83,7 +83,8 @@ class Compiled(nn.Module):
         sources = [x for x in (*inputs, *self.network.parameters()) if x is not None and x.requires_grad]
         outs = [each for each in (out if isinstance(out, tuple) else (out,)) if each is not None and each.requires_grad]
         if outs:
-            torch.autograd.grad(sum(each.float().sum() for each in outs), sources, allow_unused=True)
+            total = torch.stack([each.float().sum() for each in outs]).sum()
+            torch.autograd.grad(total, sources, allow_unused=True)
 
     def give_up(self, reason: str) -> None:
         """Run the network as it stands from now on.

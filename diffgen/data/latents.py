@@ -1,4 +1,4 @@
-"""Latents of pictures: what diffusion learns from instead of pixels, made by a frozen autoencoder (Rombach et al. 2022).
+"""Latents of pictures: what diffusion learns instead of pixels, made by a frozen autoencoder (Rombach et al. 2022).
 
 The kind holds the autoencoder, so everything that is drawn is decoded, and every picture that a task names is encoded.
 For training all pictures are encoded once, before the first step.
@@ -106,7 +106,7 @@ class Latents(Pixels):
 
     def _network(self, device: torch.device) -> AutoencoderNetwork:
         assert self.network is not None
-        return self.network.to(device)  # type: ignore[attr-defined,no-any-return]
+        return self.network.to(device)  # type: ignore[attr-defined]
 
     def _parts(self, values: Tensor) -> tuple[Tensor, ...]:
         most = max(1, AT_ONCE // (self.size[0] * self.size[1] * self.size[2]))

@@ -2,8 +2,8 @@
 
     log p(x) >= E_q[log p(x | z)] - KL(q(z | x) || p(z))
 
-p(z) is standard normal, or uniform over the codes of quantised latents; p(x | z) is a distribution over the 256 levels of
-a pixel, so that the bound counts bits of the pixels themselves.
+p(z) is standard normal, or uniform over the codes of quantised latents; p(x | z) is a distribution over the 256 levels
+of a pixel, so that the bound counts bits of the pixels themselves.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""A convolutional autoencoder: pictures to a small grid of latents, and back (Kingma & Welling 2014; Rombach et al. 2022).
+"""A convolutional autoencoder: pictures to a grid of latents, and back (Kingma & Welling 2014; Rombach et al. 2022).
 
 The latents are Gaussian, of which the encoder gives mean and log variance, or one of a few levels each: finite scalar
 quantisation (Mentzer et al. 2024).
@@ -17,10 +17,9 @@ from diffgen.core.registry import Table
 from diffgen.nets.base import MODELS, DataShape
 from diffgen.nets.layers import NEAR_ZERO, attend, conv, norm
 
-
 AUTOENCODERS = Table("autoencoder")
-"""Rows are called as row(shape, **settings), and encode and decode pictures of that shape; a checkpoint that was trained
-on latents names its own."""
+"""Rows are called as row(shape, **settings), and encode and decode pictures of that shape; a checkpoint that was
+trained on latents names its own."""
 
 
 class Posterior(NamedTuple):
@@ -79,14 +78,14 @@ class Attend(nn.Module):
 
 
 class Quantiser(nn.Module):
-    """Finite scalar quantisation: each latent is rounded to one of a few levels in [-1, 1] (Mentzer et al. 2024, sec. 3).
+    """Finite scalar quantisation: each latent becomes one of a few levels in [-1, 1] (Mentzer et al. 2024, sec. 3).
 
     Attributes:
         levels: How many each channel has, (L_1, ..., L_c).
     """
 
     ROOM = 1e-3
-    """Share by which the bound is wider than the outermost levels, so that tanh reaches them; as in the authors' code."""
+    """Share by which the bound is wider than the outermost levels, so that tanh reaches them, as in their code."""
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
@@ -97,7 +96,7 @@ class Quantiser(nn.Module):
         return torch.tensor(self.levels, dtype=z.dtype, device=z.device).reshape(-1, 1, 1)
 
     def bounded(self, z: Tensor) -> Tensor:
-        """z squashed so that rounding gives L values: -L/2 .. L/2 - 1 of an even L, -(L-1)/2 .. (L-1)/2 of an odd one."""
+        """z squashed so that rounding gives L values: -L/2 .. L/2 - 1 of even L, -(L-1)/2 .. (L-1)/2 of odd ones."""
         levels = self.count(z)
         half = (levels - 1) * (1 + self.ROOM) / 2
         offset = 0.5 * (levels % 2 == 0).to(z)
@@ -202,7 +201,9 @@ class Autoencoder(nn.Module):
     ) -> None:
         require(len(shape.size) == 3, f"name=autoencoder takes pictures [C, H, W], and the data is {shape}")
         require(1 <= latent_channels <= 64, f"latent_channels={latent_channels} must be in [1, 64]")
-        told = f"levels={list(levels or ())} must be null or one of [2, 1000] for each of the {latent_channels} channels"
+        told = (
+            f"levels={list(levels or ())} must be null or one of [2, 1000] for each of the {latent_channels} channels"
+        )
         sane = levels is None or (len(levels) == latent_channels and all(2 <= count <= 1000 for count in levels))
         require(sane, told)
         require(
@@ -216,7 +217,9 @@ class Autoencoder(nn.Module):
         require(1 <= patch <= 64, f"patch={patch} must be in [1, 64]")
         whole = shape.height % self.factor == 0 and shape.width % self.factor == 0
         told = f"name=autoencoder makes a latent of {self.factor}x{self.factor} pixels, and these pictures are "
-        require(whole, f"{told}{shape.height}x{shape.width}: choose another size, or channel_mult and patch that divide it")
+        require(
+            whole, f"{told}{shape.height}x{shape.width}: choose another size, or channel_mult and patch that divide it"
+        )
 
     def encode(self, x: Tensor) -> Posterior:
         """Pictures [B, C, H, W] in [-1, 1] -> their latents [B, c, h, w]."""

@@ -43,7 +43,7 @@ class Published(nn.Module):
         super().__init__()
         require(kind in CLASSES, unknown(f"kind={kind!r}", CLASSES))
         require(isinstance(settings, Mapping), "settings must be a group of settings")
-        self.config = {"name": "diffusers", "kind": kind, "settings": dict(settings), "licence": licence}
+        self.kind, self.config = kind, _config(kind, settings, licence)
         try:
             self.network: nn.Module = _class(kind).from_config(dict(settings))
         except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError, RuntimeError) as error:
@@ -56,17 +56,18 @@ class Published(nn.Module):
         Raises:
             UsageError: It is for other pictures.
         """
-        channels = self.config["settings"].get("in_channels", 3)
-        told = f"kind={self.config['kind']} takes pictures of {channels} channels, and these have {shape.channels}"
+        settings = self.config["settings"]
+        channels = settings.get("in_channels", 3)
+        told = f"kind={self.kind} takes pictures of {channels} channels, and these have {shape.channels}"
         require(channels == shape.channels, f"{told}: dataset.channels={channels}, where the data set has that")
-        twin = _class(self.config["kind"]).from_config(dict(self.config["settings"])).to("meta")
+        twin = _class(self.kind).from_config(dict(settings)).to("meta")
         try:
             with torch.no_grad():
                 z = _latents(twin, torch.zeros(1, *shape.size, device="meta")).mean
                 back = twin.decode(z).sample
         except (RuntimeError, ValueError) as error:
-            raise UsageError(f"kind={self.config['kind']} cannot encode {shape}: {first_line(error)[:200]}") from None
-        told = f"kind={self.config['kind']} gives back {tuple(back.shape[2:])} of pictures of {shape}: choose another size"
+            raise UsageError(f"kind={self.kind} cannot encode {shape}: {first_line(error)[:200]}") from None
+        told = f"kind={self.kind} gives back {tuple(back.shape[2:])} of pictures of {shape}: choose another size"
         require(tuple(back.shape[1:]) == tuple(shape.size), told)
         self.latent_size: tuple[int, ...] = tuple(z.shape[1:])
 
@@ -87,7 +88,7 @@ class Published(nn.Module):
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made.network = network.eval()
-        made.config = {"name": "diffusers", "kind": kind, "settings": plain, "licence": licence}
+        made.kind, made.config = kind, _config(kind, plain, licence)
         return made
 
     def encode(self, x: Tensor) -> Posterior:
@@ -105,6 +106,10 @@ def _latents(network: Any, x: Tensor) -> Posterior:
     if hasattr(out, "latent_dist"):
         return Posterior(out.latent_dist.mean, out.latent_dist.logvar)
     return Posterior(out.latent if hasattr(out, "latent") else out.latents, None)
+
+
+def _config(kind: str, settings: Mapping[str, Any], licence: str) -> dict[str, Any]:
+    return {"name": "diffusers", "kind": kind, "settings": dict(settings), "licence": licence}
 
 
 def _class(kind: str) -> Any:

@@ -1,4 +1,4 @@
-"""Autoencoders whose latents diffusion learns: of a run, inside a checkpoint that was trained on them, or of diffusers."""
+"""Autoencoders whose latents diffusion learns: of a run, in a checkpoint trained on them, or of diffusers."""
 
 import json
 import re
@@ -113,7 +113,7 @@ def _of_diffusers(folder: Path, what: str) -> Found:
 
 
 def licence(folder: Path) -> str:
-    """What a folder's model card calls its licence, or the first line of its licence file; empty if there is neither."""
+    """What a model card calls its licence, or the first line of a licence file; empty if there is neither."""
     for place in (folder, folder.parent):
         card, text = place / "README.md", next(iter(sorted(place.glob("LICEN[SC]E*"))), None)
         if card.is_file() and (found := LICENCE.search(card.read_text(errors="replace")[:20_000])):

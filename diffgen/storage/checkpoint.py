@@ -72,7 +72,7 @@ class Checkpoint:
     config: dict[str, Any]
     images: int
     weights: Tensors
-    autoencoder: Tensors = field(default_factory=dict)
+    autoencoder: Tensors = field(default_factory=dict, kw_only=True)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def load(path: Path, key: str = "ckpt") -> Checkpoint:
             raise CheckpointError(f"{path}: weight {name[:80]!r} holds values that are not finite")
     parts = [name.removeprefix(OF_AUTOENCODER) for name in weights if name.startswith(OF_AUTOENCODER)]
     autoencoder = {name: weights.pop(OF_AUTOENCODER + name) for name in parts}
-    return Checkpoint(path, about.config, about.images, weights, autoencoder)
+    return Checkpoint(path, about.config, about.images, weights, autoencoder=autoencoder)
 
 
 def with_autoencoder(model: Tensors, autoencoder: Tensors) -> Tensors:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +13,14 @@ from torch import Tensor
 
 from diffgen.build import make_autoencoder
 from diffgen.core.console import Reporter, count
-from diffgen.core.errors import DataError, UsageError, require
+from diffgen.core.errors import DataError, require
 from diffgen.core.files import cache_folder, write_atomically
 from diffgen.core.processes import faults_told, on_main
 from diffgen.core.randomness import image_noise
 from diffgen.core.settings import LatentSettings
 from diffgen.data import InMemory, Source
 from diffgen.data import images as pixels
+from diffgen.data.base import Part
 from diffgen.data.latents import AutoencoderNetwork, Encoded, Latents
 from diffgen.evaluation.classifier import identity
 from diffgen.storage.autoencoder_file import Found, find
@@ -67,7 +66,8 @@ def encoded(
     network.to(accelerator.device)  # type: ignore[attr-defined]
     folder = Path(settings.cache or cache_folder() / "latents") / _key(whole, found, settings, mirrored=mirrored)
     pieces = [
-        Piece(folder / f"{int(entries[0]):09d}.safetensors", entries) for entries in torch.arange(len(whole)).split(PIECE)
+        Piece(folder / f"{int(entries[0]):09d}.safetensors", entries)
+        for entries in torch.arange(len(whole)).split(PIECE)
     ]
     made = _encode_missing(pieces, whole, network, settings, mirrored, accelerator, reporter)
     latents, labels = (torch.cat(column) for column in zip(*map(_read, pieces), strict=True))
@@ -116,7 +116,7 @@ def fingerprint(source: Source) -> str:
         return source.digest
     total = hashlib.sha256(identity(source).encode())
     whole = source
-    while hasattr(whole, "whole"):
+    while isinstance(whole, Part):
         total.update(whole.entries.numpy().tobytes())
         whole = whole.whole
     place = getattr(whole, "place", None)

@@ -105,8 +105,8 @@ class Parts:
         latent: LatentSettings = section(config, "latent")
         if latent.path is None:
             return
-        told = f"latent.path={latent.path!r} gives latents to denoise, and objective={config['objective']['name']} does not"
-        require(build(OBJECTIVES, config["objective"]).path, f"{told}: leave one of them out")
+        told = f"latent.path={latent.path!r} gives latents to denoise, which objective={config['objective']['name']}"
+        require(build(OBJECTIVES, config["objective"]).path, f"{told} does not: leave one of them out")
         told = f"train.augment={self.settings.augment:g} is for pixels, and latents cannot be turned: train.augment=0"
         require(not self.settings.augment, told)
         self.dataset, found = encoded(

@@ -19,9 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffgen.build import make_model
 from diffgen.cli.configs import compose_group, defaults
 from diffgen.core import memory, speed
-from diffgen.objectives import Denoise
 from diffgen.nets import DataShape
 from diffgen.nets.optimizers import eager
+from diffgen.objectives import Denoise
 from diffgen.storage.checkpoint import load
 from diffgen.training import trainer
 
@@ -132,7 +132,11 @@ def test_arithmetic_is_counted_as_torch_does() -> None:
     network = make_model({"data": dict(CIFAR), "model": model}).eval()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 32, 32), torch.zeros(1), torch.zeros(1, dtype=torch.long))
-    assert speed.gflop(network, *Denoise().inputs(shape.size, shape.size, torch.device("cpu"))) == counter.get_total_flops() / 1e9 > 0.1
+    assert (
+        speed.gflop(network, *Denoise().inputs(shape.size, shape.size, torch.device("cpu")))
+        == counter.get_total_flops() / 1e9
+        > 0.1
+    )
 
 
 def test_attention_is_counted_on_every_device(monkeypatch: Patch) -> None:

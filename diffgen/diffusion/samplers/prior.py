@@ -1,6 +1,5 @@
 """Samplers of autoencoders: from p(z) to pictures in one step."""
 
-import torch
 from torch import Tensor
 
 from diffgen.core.registry import Table
