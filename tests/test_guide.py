@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 import shlex
 from collections import Counter
@@ -11,11 +12,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_docs import anchors
 from torch import nn
 
-from test_docs import anchors
-
 from diffgen.data.mixture import Mixture, mixture
+from diffgen.diffusion import transitions
+from diffgen.diffusion.schedules import RectifiedFlow
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "from-the-article.md"
@@ -120,7 +122,7 @@ def test_the_commands_of_autoencoders_run(command: Callable[..., Any], data: lis
 def test_python_prints_what_the_guide_says() -> None:
     """What is computed to the digit, and what is learned to a quarter."""
     found, space, said = blocks(GUIDE), dict[str, Any](), 0
-    for block, shown in zip(found, found[1:], strict=False):
+    for block, shown in itertools.pairwise(found):
         if block.language != "python":
             continue
         with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()) as out:
@@ -132,7 +134,27 @@ def test_python_prints_what_the_guide_says() -> None:
     assert said == 3
 
 
-# --- figures of the guide -------------------------------------------------------------------------------------------
+# --- formulas and figures of the guide ------------------------------------------------------------------------------
+
+
+def test_formulas_of_the_straight_path() -> None:
+    """What the guide writes out for 1 - t and t, against the functions that it names."""
+    line = RectifiedFlow(shift=1.0, t_min=0.001, t_max=1.0)
+    s, t = torch.rand(2, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).sort(0).values
+    gain, variance = (1 - t) / (1 - s), (t - s) * (t + s - 2 * s * t) / (1 - s) ** 2
+    torch.testing.assert_close(transitions.transition(line, s, t), (gain, variance))
+    assert (transitions.transition(line, t, s)[1] < 0).all()
+    c_x = (1 - t) * s**2 / ((1 - s) * t**2)
+    c_0, v = 1 - s - c_x * (1 - t), s**2 * (t - s) * (t + s - 2 * s * t) / (t**2 * (1 - s) ** 2)
+    torch.testing.assert_close(transitions.posterior(line, s, t), (c_x, c_0, v))
+    torch.testing.assert_close(c_0**2 / (2 * v), (transitions.snr(line, s) - transitions.snr(line, t)) / 2)
+    h = 1e-6  # a small step is one of dx = -x / (1 - t) dt + sqrt(2 t / (1 - t)) dw
+    gain, variance = transitions.transition(line, s, s + h)
+    torch.testing.assert_close((gain - 1) / h, -1 / (1 - s), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(variance / h, 2 * s / (1 - s), rtol=1e-3, atol=1e-3)
+    x, sides = torch.linspace(-2, 2, 9, dtype=torch.float64), torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    chance = torch.softmax(-((x - 0.3 * sides) ** 2) / (2 * 0.7**2), 0)[0]  # at t = 0.7, of data at 1 and -1
+    torch.testing.assert_close(chance, 1 / (1 + torch.exp(-2 * 0.3 * x / 0.7**2)))
 
 
 def articles_network(vectors: Mixture, losses: list[float]) -> nn.Module:
@@ -156,7 +178,9 @@ def articles_network(vectors: Mixture, losses: list[float]) -> nn.Module:
 def rows(page: Path, section: str) -> dict[str, list[float]]:
     """Tables of numbers under a heading: what stands first in a row -> the rest of it."""
     text = page.read_text().partition(f"### {section} ")[2].partition("\n### ")[0]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*$", text, re.MULTILINE)]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*$", text, re.MULTILINE)
+    ]
     return {first: numbers(" ".join(rest)) for first, *rest in cells if numbers(" ".join(rest))}
 
 
@@ -268,7 +292,11 @@ def spelled(prose: str) -> Counter[str]:
 
 
 def test_scales_of_numbers() -> None:
-    assert spelled("1.2 and 0.8 million, 8x8") == spelled("120 万与 80 万，8x8") == Counter(["1200000", "800000", "8", "8"])
+    assert (
+        spelled("1.2 and 0.8 million, 8x8")
+        == spelled("120 万与 80 万，8x8")
+        == Counter(["1200000", "800000", "8", "8"])
+    )
 
 
 @pytest.mark.parametrize("english", PAIRS, ids=lambda page: page.name)
