@@ -9,12 +9,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffgen.build import GRID, dataset_settings, make_denoiser, make_model, sampler_settings
+from diffgen.build import GRID, make_denoiser, make_model, sampler_settings
 from diffgen.cli import plugins
 from diffgen.cli.configs import config_dir
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import Table, bind, build, conform, convert, parameters
 from diffgen.core.settings import SECTIONS, section
+from diffgen.data.opening import dataset_settings
 from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.nets import DataShape
 from diffgen.tables import ALL, TABLES, table_of
