@@ -7,7 +7,10 @@ from collections.abc import Mapping
 
 AUTOENCODER = {"model": "vae_tiny"}
 
-METHODS: Mapping[str, Mapping[str, str]] = {"vae": AUTOENCODER, "fsq": AUTOENCODER}
+METHODS: Mapping[str, Mapping[str, str]] = {
+    "vae": AUTOENCODER,
+    "fsq": {**AUTOENCODER, "model.levels": "[8,5,5,5]"},  # 1000 codes a site
+}
 """What a method brings."""
 
 LATENT: Mapping[str, str] = {"model": "unet_latent", "denoiser.sigma_data": "1.0"}

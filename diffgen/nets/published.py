@@ -117,7 +117,12 @@ def _class(kind: str) -> Any:
         import diffusers
     except ImportError:
         raise UsageError(f"kind={kind} needs the library diffusers: {ABSENT}") from None
-    return getattr(diffusers, kind)
+    known = {
+        "AutoencoderKL": diffusers.AutoencoderKL,
+        "AutoencoderDC": diffusers.AutoencoderDC,
+        "VQModel": diffusers.VQModel,
+    }
+    return known[kind]
 
 
 def _plain(value: Any) -> Any:

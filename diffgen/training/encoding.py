@@ -7,14 +7,12 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from diffgen.build import make_autoencoder
 from diffgen.core.console import Reporter, count
 from diffgen.core.errors import DataError, require
-from diffgen.core.files import cache_folder, write_atomically
+from diffgen.core.files import cache_folder
 from diffgen.core.processes import faults_told, on_main
 from diffgen.core.randomness import image_noise
 from diffgen.core.settings import LatentSettings
@@ -24,6 +22,7 @@ from diffgen.data.base import Part
 from diffgen.data.latents import AutoencoderNetwork, Encoded, Latents
 from diffgen.evaluation.classifier import identity
 from diffgen.storage.autoencoder_file import Found, find
+from diffgen.storage.tensor_file import load_tensors, write_tensors
 
 PIECE = 2048
 """Pictures of a file."""
@@ -150,7 +149,7 @@ def _encode_missing(
             done = 0
             for piece in mine:
                 latents, labels = _encode(whole, piece.entries, network, settings, mirrored, accelerator.device)
-                write_atomically(piece.path, save({"latents": latents, "labels": labels}))
+                write_tensors({"latents": latents, "labels": labels}, piece.path)
                 done += len(piece.entries)
                 line.update(done, f"{count(done * accelerator.num_processes)} img encoded")
         accelerator.wait_for_everyone()
@@ -193,10 +192,10 @@ def _read(piece: Piece) -> tuple[Tensor, Tensor]:
         DataError: It is damaged.
     """
     try:
-        tensors = load_file(piece.path)
+        tensors = load_tensors(piece.path)
         latents, labels = tensors["latents"], tensors["labels"]
         if len(latents) == len(labels) == len(piece.entries) and latents.isfinite().all():
             return latents, labels
-    except (OSError, SafetensorError, KeyError):
+    except (CheckpointError, KeyError):
         pass
     raise DataError(f"{piece.path} is damaged: delete it, and its pictures are encoded again")
