@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffgen.build import make_autoencoder
 from diffgen.core.console import Reporter, count
-from diffgen.core.errors import DataError, require
+from diffgen.core.errors import CheckpointError, DataError, require
 from diffgen.core.files import cache_folder
 from diffgen.core.processes import faults_told, on_main
 from diffgen.core.randomness import image_noise
