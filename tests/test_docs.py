@@ -22,9 +22,6 @@ ROOT = Path(__file__).parents[1]
 CHINESE = sorted((ROOT / "docs" / "zh").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *CHINESE]
 
-COMING = ("method=vae", "latent=A", "ckpt=L", "ckpt=A", "autoencoders.md")
-"""What pages name before it is there: nothing, once autoencoders are."""
-
 SOURCES = (".py", ".md", ".yaml", ".toml")
 """Endings of files that are named because they are in the repository; others are what a run writes."""
 
@@ -133,7 +130,7 @@ def package(path: Path) -> str:
 
 def is_known(span: str) -> bool:
     """Whether what stands between backquotes exists, as far as it looks like a name of something."""
-    if is_placeholder(span) or span in ELSEWHERE or span in COMING or span.endswith(OUTPUTS):
+    if is_placeholder(span) or span in ELSEWHERE or span.endswith(OUTPUTS):
         return True
     if re.fullmatch(r"[\w./-]+::test_\w+", span):
         path, _, test = span.partition("::")
@@ -189,7 +186,7 @@ def is_target(page: Path, link: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
-    here = [link for link in links if "://" not in link and not link.endswith(COMING)]
+    here = [link for link in links if "://" not in link]
     assert not [link for link in here if not is_target(page, link)]
 
 
@@ -260,7 +257,7 @@ def commands() -> list[list[str]]:
     lines = [line for page in PAGES for line in blocks(page) if line.startswith(tuple(f"{name} " for name in ours))]
     lines += ["diffgen-train"]
     unique = dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in lines)
-    return [list(words) for words in unique if not set(words) & set(COMING)]
+    return [list(words) for words in unique]
 
 
 def own(words: list[str]) -> list[str]:

@@ -104,7 +104,6 @@ def test_the_commands_run(command: Callable[..., Any], tmp_path: Path) -> None:
         run(command, line, tmp_path)
 
 
-@pytest.mark.skip(reason="autoencoders")
 @pytest.mark.parametrize("data", [["dataset=digits"]], ids=" ".join)
 def test_the_commands_of_autoencoders_run(command: Callable[..., Any], data: list[str], tmp_path: Path) -> None:
     """On data that need no download."""
