@@ -76,6 +76,10 @@ class Latents(Pixels):
         """The kind of the pictures themselves."""
         return Pixels(background=self.background, range=self.range)
 
+    def sized(self, size: tuple[int, ...]) -> str:
+        """`3x256x256 in latents of 4x32x32`."""
+        return f"{super().sized(self.size)} in latents of {super().sized(size)}"
+
     def check(self, size: tuple[int, ...]) -> None:
         """See `Kind`; a checkpoint may say anything of its latents, too."""
         super().check(size)

@@ -78,8 +78,8 @@ def encoded(
         mean=mean, std=std,
     ).with_network(network)  # fmt: skip
     latent_kind.check(tuple(latents.shape[2:]))
-    drawn = "means of the posterior" if settings.posterior == "mean" else "drawn from the posterior once"
-    home = f"latents {drawn}, {'encoded now, kept in' if made else 'found in'} {folder}"
+    drawn = "means" if settings.posterior == "mean" else "one draw each"
+    home = f"{drawn}, {count(latents.nbytes)}B, {'encoded now and kept' if made else 'found'} in {folder}"
     return Encoded(whole, latent_kind, latents, labels, home), found
 
 

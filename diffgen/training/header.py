@@ -7,8 +7,9 @@ import torch
 from diffgen.build import Config, Trained
 from diffgen.core import processes
 from diffgen.core.console import clock, count, unit_of
-from diffgen.core.settings import TrainSettings
+from diffgen.core.settings import LatentSettings, TrainSettings, section
 from diffgen.data import survey
+from diffgen.data.latents import Latents
 from diffgen.data.splits import Splits
 from diffgen.training.parts import Parts
 
@@ -20,6 +21,7 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
     batch = f"{settings.batch_size} = {world} x {parts.local_batch}" if world > 1 else f"{settings.batch_size}"
     told = {
         "data": data(parts.splits, parts.sampling.trained),
+        "latents": latents(parts),
         "found": parts.dataset.found,
         "held out": parts.splits.test.found if parts.splits.by == "place" and parts.splits.test else "",
         "model": model(config, parts.network, gflop, parts.dataset.kind.unit),
@@ -40,6 +42,17 @@ def data(splits: Splits, trained: Trained) -> str:
     size = ("of " if dataset.kind.textual else "") + trained.kind.sized(trained.shape.size)
     unit = unit_of(len(dataset), dataset.kind.unit)
     return f"{len(dataset):,} {unit} {size}, {labels}, {dataset.home}{held_out(splits)}"
+
+
+def latents(parts: Parts) -> str:
+    """Whose latents are learned from, and where they are; empty where pixels are."""
+    kind = parts.dataset.kind
+    if not isinstance(kind, Latents):
+        return ""
+    latent: LatentSettings = section(parts.config, "latent")
+    apart = "" if latent.embed else "; checkpoints keep it apart"
+    licence = f", licence {kind.autoencoder['licence']}" if kind.autoencoder.get("licence") else ""
+    return f"of {latent.path} ({kind.hash[:12]}{licence}){apart}; {parts.dataset.home}"
 
 
 def held_out(splits: Splits) -> str:
