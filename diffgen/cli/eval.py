@@ -7,7 +7,7 @@ from typing import Any
 from diffgen.cli import app, configs
 from diffgen.cli.train import choices_line, codes_text, indent
 from diffgen.core.errors import EXIT_CODES, UsageError, unknown
-from diffgen.core.settings import eval_settings
+from diffgen.core.eval_settings import eval_settings
 
 ROWS: list[dict[str, Any]] = []
 """Results of the jobs of a sweep."""
