@@ -69,6 +69,8 @@ def run(command: Callable[..., Any], words: list[str], folder: Path) -> None:
     name = program.removeprefix("diffgen-")
     compares = name == "eval" and any("fd" in word for word in arguments)
     short = [] if "--cfg" in arguments else FEATURES if compares else SHORT[name]  # nothing stands behind --cfg
+    if "method=vae" in arguments:
+        short = [each for each in short if not each.startswith("sampler.")]  # an autoencoder decodes in one step
     done = command(name, *arguments, *short)
     assert done.code == 0, f"{' '.join(words)}: {done.err}"
     for word in arguments:
