@@ -23,6 +23,7 @@ from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.tasks import TASKS, Finish, Plan, Run, Start, Wrap
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
+from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
 
 WORTH_COMPILING = 2000  # images, below which the compiler takes longer than it saves
@@ -173,7 +174,7 @@ def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, d
         except UsageError as error:
             raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
         told = None if settings.guide else min(scale, MOST_TOLD)
-    guide = make_guide(settings.guide, trained) if settings.guide else None
+    guide = make_guide(settings.guide, trained, settings.latent) if settings.guide else None
     if guide is not None:
         guide.model.to(device)  # type: ignore[attr-defined]
     low_high = settings.guidance_interval
@@ -202,13 +203,14 @@ def check_guidance(settings: DrawSettings, labels: Sequence[int], unit: str, *, 
     )
 
 
-def make_guide(path: str, trained: Trained) -> Denoiser:
-    """The denoiser to guide away from.
+def make_guide(path: str, trained: Trained, latent: str | None = None) -> Denoiser:
+    """The denoiser to guide away from; `latent` is where an autoencoder is that both keep apart.
 
     Raises:
         UsageError: It was trained on other examples, for another objective, or by another schedule.
     """
-    weaker = restore(checkpoint.load(Path(path), "guide"))
+    saved = checkpoint.load(Path(path), "guide")
+    weaker = restore(saved if saved.autoencoder else supplied(saved, latent))
     theirs, ours = ((each.kind, replace(each.shape, augment_labels=0), each.classes) for each in (weaker, trained))
     require(
         theirs == ours,
