@@ -14,6 +14,9 @@ from diffgen.nets.base import DataShape
 CLASSES = ("AutoencoderKL", "AutoencoderDC", "VQModel")
 """Of diffusers; a checkpoint can name no other."""
 
+LEVELS, LAYERS, WIDEST = 16, 64, 65_536
+"""Most items of a list of settings, layers of a level, and any other whole number."""
+
 ABSENT = "pip install diffusers"
 
 
@@ -43,6 +46,7 @@ class Published(nn.Module):
         super().__init__()
         require(kind in CLASSES, unknown(f"kind={kind!r}", CLASSES))
         require(isinstance(settings, Mapping), "settings must be a group of settings")
+        _check_bounds(settings)
         self.kind, self.config = kind, _config(kind, settings, licence)
         try:
             self.network: nn.Module = _class(kind).from_config(dict(settings))
@@ -110,6 +114,20 @@ def _latents(network: Any, x: Tensor) -> Posterior:
 
 def _config(kind: str, settings: Mapping[str, Any], licence: str) -> dict[str, Any]:
     return {"name": "diffusers", "kind": kind, "settings": dict(settings), "licence": licence}
+
+
+def _check_bounds(settings: Mapping[str, Any]) -> None:
+    """Require a network of a sane size before a list is made of its layers: a stranger may have written the settings.
+
+    Raises:
+        UsageError: It has too many levels, layers or channels.
+    """
+    for key, value in settings.items():
+        items = value if isinstance(value, list | tuple) else [value]
+        require(len(items) <= LEVELS, f"settings.{key} has {len(items)} items, and {LEVELS} are the most")
+        most = LAYERS if "layers" in key else WIDEST
+        large = next((n for n in items if isinstance(n, int) and n > most), None)
+        require(large is None, f"settings.{key} has {large}, and {most} is the most")
 
 
 def _class(kind: str) -> Any:
