@@ -35,7 +35,7 @@ def untold(trained: Trained) -> dict[str, str]:
     if not isinstance(kind, Latents):
         told = "is of an autoencoder, and ckpt has none"
         return {name: f"metrics={name} {told}" for name in ("elbo", "reconstruction")}
-    found["elbo"] = "metrics=elbo is of an autoencoder alone, and ckpt is a model of latents, which has metrics=bits"
+    found["elbo"] = "metrics=elbo is of an autoencoder alone, and ckpt is a model of latents"
     found["vlb"] = "metrics=vlb is a bound on bits of pixels, and ckpt was trained in latents"
     why = latent_bits.untold(kind)
     return found | ({"bits": why} if why else {})

@@ -94,12 +94,8 @@ def evaluate(
         cache = cache / str(dataset["name"])
         n = _number(settings, splits, given)
         texts = text.Texts(splits, n) if textual else None
-        row: Row = {
-            {"text": "sequences", "clips": "clips"}.get(what, "images"): n,
-            "dataset": dataset["name"],
-            "seed": settings.seed,
-            **held,
-        }
+        unit = {"text": "sequences", "clips": "clips"}.get(what, "images")
+        row: Row = {unit: n, "dataset": dataset["name"], "seed": settings.seed, **held}
         started = time.monotonic()
         if saved and trained:
             sampling, facts = _sampling(settings, sampler, saved, trained, accelerator, n)

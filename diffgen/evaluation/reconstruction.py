@@ -75,17 +75,20 @@ def psnr(pixels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 def ssim(pixels: Tensor, others: Tensor) -> Tensor:
     """Structural similarity of each pair of pictures uint8 [B, C, H, W], float64 [B] (Wang et al. 2004, eq. 13).
 
+    The mean over windows that lie inside the picture, as in the paper's code and in scikit-image; torchmetrics' own
+    mean counts windows beyond the border, too, of a picture that is mirrored there.
+
     Raises:
         ImportError: torchmetrics is not installed.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     wide = float_type(pixels.device)
-    found = structural_similarity_index_measure(
-        others.to(wide), pixels.to(wide), sigma=1.5, kernel_size=WINDOW, reduction="none", data_range=255.0
+    _, found = structural_similarity_index_measure(
+        others.to(wide), pixels.to(wide), sigma=1.5, reduction="none", data_range=255.0, return_full_image=True
     )
-    assert isinstance(found, Tensor)
-    return found.reshape(-1).cpu().double()
+    inside = slice(WINDOW // 2, -(WINDOW // 2))
+    return found[..., inside, inside].flatten(1).mean(1).cpu().double()
 
 
 def without_ssim(size: tuple[int, ...]) -> str:

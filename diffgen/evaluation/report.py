@@ -55,7 +55,7 @@ NAMES = {
     "iwae": "importance-weighted bound",
     "psnr": "reconstructions: PSNR, dB",
     "ssim": "reconstructions: SSIM",
-    "fd_reconstruction": "Frechet distance, reconstructions",
+    "fd_reconstruction": "reconstructions: Frechet distance",
     "codes_used": "share of codes used",
     "active_channels": "active channels",
 }
