@@ -20,7 +20,16 @@ from diffgen.nets.autoencoder import Posterior, Quantiser
 
 LogCdf = Callable[[Tensor], Tensor]
 
-LIKELIHOODS: dict[str, LogCdf] = {"logistic": F.logsigmoid, "gaussian": torch.special.log_ndtr}
+
+def log_ndtr(x: Tensor) -> Tensor:
+    """log of the normal distribution function; the gradient of torch's own is lost in single precision far below 0."""
+    far = x < -1
+    low, high = x.masked_fill(~far, -1), x.masked_fill(far, -1)
+    tail = (torch.special.erfcx(-low * math.sqrt(0.5)) / 2).log() - low.square() / 2
+    return torch.where(far, tail, torch.log1p(-torch.special.erfc(high * math.sqrt(0.5)) / 2))
+
+
+LIKELIHOODS: dict[str, LogCdf] = {"logistic": F.logsigmoid, "gaussian": log_ndtr}
 """log of the distribution function of width 1, by name; both are symmetric."""
 
 BIN = 2 / 255

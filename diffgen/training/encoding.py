@@ -20,6 +20,7 @@ from diffgen.data import InMemory, Source
 from diffgen.data import images as pixels
 from diffgen.data.base import Part
 from diffgen.data.latents import AutoencoderNetwork, Encoded, Latents
+from diffgen.data.places import Place
 from diffgen.evaluation.classifier import identity
 from diffgen.storage.autoencoder_file import Found, find
 from diffgen.storage.tensor_file import load_tensors, write_tensors
@@ -69,7 +70,8 @@ def encoded(
         for entries in torch.arange(len(whole)).split(PIECE)
     ]
     made = _encode_missing(pieces, whole, network, settings, mirrored, accelerator, reporter)
-    latents, labels = (torch.cat(column) for column in zip(*map(_read, pieces), strict=True))
+    size = (2 if mirrored else 1, *network.latent_size)
+    latents, labels = (torch.cat(column) for column in zip(*(_read(piece, size) for piece in pieces), strict=True))
     mean, std = scale(latents)
     own = kind.as_numbers()
     latent_kind = Latents(
@@ -110,22 +112,35 @@ def _key(whole: Source, found: Found, settings: LatentSettings, *, mirrored: boo
 
 
 def fingerprint(source: Source) -> str:
-    """What tells pictures from others: of those in memory their digest, else names, sizes and times of their files."""
+    """What tells pictures and labels from others: of those in memory their digest.
+
+    Of others how they are read, and the names, sizes and times of their files.
+    """
     if isinstance(source, InMemory):
         return source.digest
     total = hashlib.sha256(identity(source).encode())
     whole = source
     while isinstance(whole, Part):
         total.update(whole.entries.numpy().tobytes())
+        total.update(repr(whole.numbers).encode())
         whole = whole.whole
-    place = getattr(whole, "place", None)
-    for name in getattr(whole, "names", ()):
-        total.update(str(name).encode())
-        opened = place.open(name) if place is not None and isinstance(getattr(place, "root", None), Path) else None
-        if isinstance(opened, Path):
-            status = opened.stat()
-            total.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    if isinstance(whole, InMemory):
+        total.update(whole.digest.encode())
+    total.update(repr([whole.kind, getattr(whole, "labels", None)]).encode())
+    for path in _files(whole):
+        status = path.stat()
+        total.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
     return total.hexdigest()
+
+
+def _files(source: Source) -> list[Path]:
+    """What pictures that are not in memory are read from."""
+    place: Place | None = getattr(source, "place", None)
+    if place is None:
+        return []
+    if place.root is not None:
+        return [place.root / name for name in place.names]
+    return getattr(place, "files", [Path(place.title)])
 
 
 def _encode_missing(
@@ -185,8 +200,8 @@ def _latents(network: AutoencoderNetwork, stored: Tensor, numbers: list[int], se
     return posterior.sample(noise.to(posterior.mean)).float()
 
 
-def _read(piece: Piece) -> tuple[Tensor, Tensor]:
-    """A piece of the cache.
+def _read(piece: Piece, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """A piece of the cache, whose latents are of a size (views, c, h, w).
 
     Raises:
         DataError: It is damaged.
@@ -194,7 +209,9 @@ def _read(piece: Piece) -> tuple[Tensor, Tensor]:
     try:
         tensors = load_tensors(piece.path)
         latents, labels = tensors["latents"], tensors["labels"]
-        if len(latents) == len(labels) == len(piece.entries) and latents.isfinite().all():
+        n = len(piece.entries)
+        alike = latents.shape == (n, *size) and latents.dtype == torch.float32
+        if alike and labels.shape == (n,) and labels.dtype == torch.int64 and latents.isfinite().all():
             return latents, labels
     except (CheckpointError, KeyError):
         pass
