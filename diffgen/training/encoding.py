@@ -13,7 +13,7 @@ from diffgen.build import make_autoencoder
 from diffgen.core.console import Reporter, count
 from diffgen.core.errors import CheckpointError, DataError, require
 from diffgen.core.files import cache_folder
-from diffgen.core.processes import faults_told, on_main
+from diffgen.core.processes import faults_told, on_all, on_main
 from diffgen.core.randomness import image_noise
 from diffgen.core.settings import LatentSettings
 from diffgen.data import InMemory, Source
@@ -158,16 +158,19 @@ def _encode_missing(
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     if missing:
         reporter.say(f"encoding {len(whole):,} pictures, once: {pieces[0].path.parent}")
-    todo = sum(len(piece.entries) for piece in mine)
-    with faults_told(accelerator):
+
+    def encode() -> None:
+        done, todo = 0, sum(len(piece.entries) for piece in mine)
         with reporter.progress(max(todo, 1), 0) as line:
-            done = 0
             for piece in mine:
                 latents, labels = _encode(whole, piece.entries, network, settings, mirrored, accelerator.device)
                 write_tensors({"latents": latents, "labels": labels}, piece.path)
                 done += len(piece.entries)
                 line.update(done, f"{count(done * accelerator.num_processes)} img encoded")
-        accelerator.wait_for_everyone()
+
+    if missing:
+        with faults_told(accelerator):
+            on_all(encode)
     return bool(missing)
 
 
