@@ -17,7 +17,6 @@ from diffgen.core.processes import faults_told, on_all, on_main
 from diffgen.core.randomness import image_noise
 from diffgen.core.settings import LatentSettings
 from diffgen.data import InMemory, Source
-from diffgen.data import images as pixels
 from diffgen.data.base import Part
 from diffgen.data.latents import AutoencoderNetwork, Encoded, Latents
 from diffgen.data.places import Place
@@ -189,14 +188,16 @@ def _encode(
     for stored, label in whole.batches(iter(entries.split(most)), device):
         numbers = entries[done : done + len(stored)].tolist()
         both = [stored, whole.kind.mirror(stored, torch.ones_like(label, dtype=torch.bool))] if mirrored else [stored]
-        views.append(torch.stack([_latents(network, view, numbers, settings) for view in both], 1).cpu())
+        views.append(
+            torch.stack([_latents(network, whole.kind.encode(view), numbers, settings) for view in both], 1).cpu()
+        )
         labels.append(label.cpu())
         done += len(stored)
     return torch.cat(views), torch.cat(labels)
 
 
-def _latents(network: AutoencoderNetwork, stored: Tensor, numbers: list[int], settings: LatentSettings) -> Tensor:
-    posterior = network.encode(pixels.to_float(stored))
+def _latents(network: AutoencoderNetwork, x0: Tensor, numbers: list[int], settings: LatentSettings) -> Tensor:
+    posterior = network.encode(x0)
     if settings.posterior == "mean":
         return posterior.mean.float()
     noise = image_noise(tuple(posterior.mean.shape[1:]), numbers, 0, 0).to(posterior.mean.device)
