@@ -241,6 +241,9 @@ class Kind:
         """x0 distorted with probability p, and what was done, float [B, augment_labels]."""
         raise NotImplementedError
 
+    def put(self, device: torch.device) -> None:
+        """Move what encodes and decodes, if it is more than arithmetic."""
+
     def layout(self, device: torch.device) -> torch.memory_format:
         """How a network for such examples lies in memory."""
         return torch.contiguous_format

@@ -23,6 +23,11 @@ AT_ONCE = 2**22
 """Values of pictures that are encoded or decoded at a time: the widest layers hold a hundred times as many."""
 
 
+def exactly(device: torch.device) -> torch.autocast:
+    """Single precision, whatever the denoiser runs in: bfloat16 has hardly more steps than a pixel has levels."""
+    return torch.autocast(device.type, enabled=False)
+
+
 class AutoencoderNetwork(Protocol):
     """What encodes and decodes; an nn.Module."""
 
@@ -67,9 +72,13 @@ class Latents(Pixels):
         require(same, f"data.kind.mean={list(self.mean)} and std={list(self.std)} must be one of each, std above 0")
 
     def with_network(self, network: AutoencoderNetwork) -> "Latents":
-        """Put the autoencoder in; it is moved to where it is used."""
+        """Put the autoencoder in."""
         object.__setattr__(self, "network", network)
         return self
+
+    def put(self, device: torch.device) -> None:
+        """See `Kind`."""
+        self._network.to(device)  # type: ignore[attr-defined]
 
     @property
     def pictures(self) -> Pixels:
@@ -88,14 +97,18 @@ class Latents(Pixels):
 
     def encode(self, stored: Tensor) -> Tensor:
         """The mean of q(z | x), scaled."""
-        return self.scaled(torch.cat([self._posterior(some).mean for some in self._parts(stored)]))
+        device = self._device
+        with torch.inference_mode(), exactly(device):
+            parts = [self._network.encode(images.to_float(some.to(device))).mean for some in self._parts(stored)]
+        return self.scaled(torch.cat(parts)).to(stored.device)
 
     def decode(self, x0: Tensor) -> Tensor:
         """The pictures of latents."""
-        network = self._network(x0.device)
-        with torch.inference_mode():
-            z = x0.float() * self._of(self.std, x0) + self._of(self.mean, x0)
-            return torch.cat([images.to_uint8(network.decode(some)) for some in self._parts(z)])
+        device = self._device
+        with torch.inference_mode(), exactly(device):
+            z = x0.to(device, torch.float32)
+            z = z * self._of(self.std, z) + self._of(self.mean, z)
+            return torch.cat([images.to_uint8(self._network.decode(some)) for some in self._parts(z)]).to(x0.device)
 
     def scaled(self, z: Tensor) -> Tensor:
         """Latents [..., c, h, w] -> x0."""
@@ -104,13 +117,16 @@ class Latents(Pixels):
     def _of(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return torch.tensor(values, device=like.device, dtype=torch.float32).reshape(-1, 1, 1)
 
-    @torch.inference_mode()
-    def _posterior(self, stored: Tensor) -> Posterior:
-        return self._network(stored.device).encode(images.to_float(stored))
-
-    def _network(self, device: torch.device) -> AutoencoderNetwork:
+    @property
+    def _network(self) -> AutoencoderNetwork:
         assert self.network is not None
-        return self.network.to(device)  # type: ignore[attr-defined]
+        return self.network
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the autoencoder is."""
+        weights: Tensor = next(self._network.parameters())  # type: ignore[attr-defined]
+        return weights.device
 
     def _parts(self, values: Tensor) -> tuple[Tensor, ...]:
         most = max(1, AT_ONCE // (self.size[0] * self.size[1] * self.size[2]))

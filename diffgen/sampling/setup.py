@@ -50,6 +50,7 @@ def make_sampling(
     """
     denoiser = trained.denoiser
     denoiser.model.to(device)
+    trained.kind.put(device)
     if compilation.wanted(settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING):
         required = settings.compile is True
         denoiser.model = Compiled(denoiser.model, key="compile", required=required)
