@@ -19,6 +19,9 @@ LEVELS, LAYERS, WIDEST = 16, 64, 65_536
 
 ABSENT = "pip install diffusers"
 
+UNFIT = (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError, RuntimeError)
+"""What diffusers raises of settings that make no network."""
+
 
 @AUTOENCODERS.register("diffusers")
 class Published(nn.Module):
@@ -50,7 +53,7 @@ class Published(nn.Module):
         self.kind, self.config = kind, _config(kind, settings, licence)
         try:
             self.network: nn.Module = _class(kind).from_config(dict(settings))
-        except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        except UNFIT as error:
             raise UsageError(f"kind={kind} cannot be made of its config: {first_line(error)[:200]}") from None
         self.shape_for(shape)
 
@@ -69,24 +72,25 @@ class Published(nn.Module):
             with torch.no_grad():
                 z = _latents(twin, torch.zeros(1, *shape.size, device="meta")).mean
                 back = twin.decode(z).sample
-        except (RuntimeError, ValueError) as error:
+        except UNFIT as error:
             raise UsageError(f"kind={self.kind} cannot encode {shape}: {first_line(error)[:200]}") from None
         told = f"kind={self.kind} gives back {tuple(back.shape[2:])} of pictures of {shape}: choose another size"
         require(tuple(back.shape[1:]) == tuple(shape.size), told)
         self.latent_size: tuple[int, ...] = tuple(z.shape[1:])
 
     @classmethod
-    def read(cls, folder: Path, kind: str, licence: str) -> "Published":
-        """A folder that diffusers wrote, its weights in float32.
+    def read(cls, folder: Path, kind: str, settings: Mapping[str, Any], licence: str) -> "Published":
+        """A folder that diffusers wrote, its weights in float32; `settings` are what its config says.
 
         Raises:
             UsageError: diffusers cannot read it.
         """
+        _check_bounds(settings)
         try:
             network = _class(kind).from_pretrained(
                 str(folder), use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
             )
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        except (OSError, *UNFIT) as error:
             raise UsageError(f"diffusers cannot read it: {first_line(error)[:200]}") from None
         plain = {key: _plain(value) for key, value in network.config.items() if not key.startswith("_")}
         made = cls.__new__(cls)

@@ -106,7 +106,7 @@ def _of_diffusers(folder: Path, what: str) -> Found:
         raise CheckpointError(f"{what} has no {WEIGHTS}; pickles (.bin, .pt) are not read")
     read_any_header(weights)
     try:
-        network = Published.read(folder, name, licence(folder))
+        network = Published.read(folder, name, told, licence(folder))
     except UsageError as error:
         raise CheckpointError(f"{what}: {error}") from None
     return Found(network.config, on_cpu(network.state_dict()))
