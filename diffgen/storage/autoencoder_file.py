@@ -5,9 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffgen.core.errors import CheckpointError, UsageError, require
+from diffgen.core.registry import convert
 from diffgen.nets.published import CLASSES, Published
 from diffgen.storage import checkpoint
 from diffgen.storage.checkpoint import Checkpoint
@@ -56,16 +57,38 @@ def find(path: str, key: str) -> Found:
     if (folder / CONFIG).is_file():
         return _of_diffusers(folder, f"{key}={path!r}")
     saved = checkpoint.load(folder, key)
-    data, objective = saved.config.get("data", {}), saved.config.get("objective", {})
-    if isinstance(objective, Mapping) and objective.get("name") == "autoencode" and isinstance(data, Mapping):
-        return Found(dict(saved.config["model"]), saved.weights, tuple(data["size"]), objective.get("likelihood"))
+    data, objective, trained = (_group(saved.config.get(part)) for part in ("data", "objective", "trained"))
+    if objective.get("name") == "autoencode":
+        return _found(saved, saved.config.get("model"), saved.weights, data, objective)
     if saved.autoencoder:
-        kind = saved.config["data"]["kind"]
-        return Found(dict(kind["autoencoder"]), saved.autoencoder, tuple(kind["size"]), kind.get("likelihood"))
+        kind = _group(data.get("kind"))
+        return _found(saved, kind.get("autoencoder"), saved.autoencoder, kind, kind)
     raise CheckpointError(
-        f"{key}={path!r} is no autoencoder: it was trained by method={saved.config.get('trained', {}).get('method')}; "
+        f"{key}={path!r} is no autoencoder: it was trained by method={trained.get('method')}; "
         "diffgen-train method=vae makes one, or give a folder of diffusers"
     )
+
+
+def _group(value: Any) -> Mapping[str, Any]:
+    """A part of a checkpoint's config, which may be anything."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _found(
+    saved: Checkpoint, config: Any, weights: Tensors, data: Mapping[str, Any], learned: Mapping[str, Any]
+) -> Found:
+    """What a checkpoint says of an autoencoder.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    try:
+        require(isinstance(config, Mapping), "its autoencoder must be a group of settings")
+        size = convert("size", data.get("size"), tuple[int, ...])
+        likelihood = convert("likelihood", learned.get("likelihood"), Literal["logistic", "gaussian"] | None)
+    except UsageError as error:
+        raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
+    return Found(dict(config), weights, size, likelihood)
 
 
 def supplied(saved: Checkpoint, path: str | None) -> Checkpoint:
@@ -77,8 +100,7 @@ def supplied(saved: Checkpoint, path: str | None) -> Checkpoint:
     """
     if path is None:
         return saved
-    kind = saved.config.get("data", {}).get("kind", {})
-    wanted = kind.get("hash") if isinstance(kind, Mapping) else None
+    wanted = _group(_group(saved.config.get("data")).get("kind")).get("hash")
     require(wanted is not None, f"latent={path!r}: {saved.path} was not trained on latents, and needs no autoencoder")
     found = find(path, "latent")
     if found.hash != wanted:
