@@ -29,6 +29,7 @@ from diffgen.diffusion.weightings import WEIGHTINGS, Weighting
 from diffgen.nets import AUTOENCODERS, MODELS, DataShape
 from diffgen.nets.one_hot import OneHot, one_hot
 from diffgen.objectives import OBJECTIVES, Objective
+from diffgen.storage.autoencoder_file import Found
 from diffgen.storage.checkpoint import Checkpoint, assign
 from diffgen.storage.tensor_file import Tensors
 
@@ -194,13 +195,15 @@ def make_frame(config: Config, objective: Objective, shape: DataShape, network: 
         told = "objective=unmask has a network that says what tokens are: parameterization=x0"
         require(target == "x0", f"parameterization={target} is of Gaussian noise, and {told}")
         return Predictor(network, build(SCHEDULES, config["schedule"]), shape.vocabulary)
-    if not objective.path:
+    encodes = hasattr(MODELS.get(str(config["model"].get("name"))), "encode")
+    told = f"model.name={config['model'].get('name')} is an autoencoder, which method=vae or fsq learns"
+    require(objective.codes or not encodes, told)
+    if objective.codes:
         for part, only in (("schedule", "rectified_flow"), ("parameterization", "x0")):
             told = f"{part}={config[part].get('name')} is of Gaussian noise, and objective=autoencode has none of it"
             require(config[part].get("name") == only, f"{told}: leave it to method=vae or fsq")
         told = f"objective=autoencode learns an autoencoder, and model.name={config['model'].get('name')} is none"
-        encodes = MODELS.get(str(config["model"].get("name")))
-        require(hasattr(encodes, "encode"), f"{told}: model=vae_tiny, vae_f4 or vae_f8")
+        require(encodes, f"{told}: model=vae_tiny, vae_f4 or vae_f8")
         return Codec(network, build(SCHEDULES, config["schedule"]))
     return make_denoiser(config, network, shape.given)
 
@@ -245,6 +248,9 @@ def _kind_of(checkpoint: Checkpoint) -> Kind:
     if not checkpoint.autoencoder:
         told = f"{checkpoint.path} keeps its autoencoder, {kind.hash[:12]}, apart (latent.embed=false)"
         raise CheckpointError(f"{told}: latent=PATH says where it is")
+    require(isinstance(kind.autoencoder, Mapping), "data.kind.autoencoder must be a group of settings")
+    whole = Found(dict(kind.autoencoder), checkpoint.autoencoder).hash == kind.hash
+    require(whole, f"data.kind.hash={kind.hash[:12]!r} is not that of its autoencoder")
     network = make_autoencoder(kind.autoencoder, kind.size, checkpoint.autoencoder, checkpoint.path)
     size = tuple(checkpoint.config["data"].get("size", ()))
     told = f"data.size={list(size)} is not that of the autoencoder's latents, {list(network.latent_size)}"

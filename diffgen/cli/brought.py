@@ -13,8 +13,11 @@ METHODS: Mapping[str, Mapping[str, str]] = {
 }
 """What a method brings."""
 
-LATENT: Mapping[str, str] = {"model": "unet_latent", "denoiser.sigma_data": "1.0"}
-"""What `latent=PATH` brings: a network for few sites, and the deviation of latents, which are scaled to it."""
+LATENT: Mapping[str, str] = {"denoiser.sigma_data": "1.0"}
+"""What `latent=PATH` brings: the deviation of latents, which are scaled to it."""
+
+LEARNER: Mapping[str, str] = {"model": "unet_latent", "optimizer": "muon_small", "optimizer.lr": "2.0e-3"}
+"""And a network for few sites with what it learns by, unless one of them is given, or an experiment pins them."""
 
 
 def with_brought(overrides: list[str]) -> list[str]:
@@ -23,10 +26,11 @@ def with_brought(overrides: list[str]) -> list[str]:
     given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     brought: dict[str, str] = {}
     methods = [name.strip() for name in given.get("method", "").split(",")]
-    if all(name in METHODS for name in methods):  # a sweep over others, too, has to name its networks
-        brought |= METHODS[methods[0]]
+    if all(name in METHODS for name in methods):  # of a sweep what all of its methods bring; it has to name the rest
+        common = set.intersection(*(set(METHODS[name].items()) for name in methods))
+        brought |= {key: value for key, value in METHODS[methods[0]].items() if (key, value) in common}
     if given.get("latent.path", "null") not in ("null", ""):
-        brought |= LATENT
+        brought |= {**LATENT, **({} if LEARNER.keys() & given.keys() else LEARNER)}
     if "experiment" in given:
-        brought.pop("model", None)
+        brought = {key: value for key, value in brought.items() if key not in LEARNER}
     return [*overrides, *(f"{key}={value}" for key, value in brought.items() if key not in given)]

@@ -6,6 +6,7 @@ For training all pictures are encoded once, before the first step.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,16 +17,12 @@ from diffgen.core.errors import require
 from diffgen.data import images
 from diffgen.data.base import Source, Stored, gather
 from diffgen.data.kinds import KINDS, Kind, Pixels
+from diffgen.diffusion.codec import exactly
 from diffgen.nets.autoencoder import Posterior
 from diffgen.nets.base import DataShape
 
 AT_ONCE = 2**22
 """Values of pictures that are encoded or decoded at a time: the widest layers hold a hundred times as many."""
-
-
-def exactly(device: torch.device) -> torch.autocast:
-    """Single precision, whatever the denoiser runs in: bfloat16 has hardly more steps than a pixel has levels."""
-    return torch.autocast(device.type, enabled=False)
 
 
 class AutoencoderNetwork(Protocol):
@@ -115,7 +112,7 @@ class Latents(Pixels):
         return (z - self._of(self.mean, z)) / self._of(self.std, z)
 
     def _of(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values, device=like.device, dtype=torch.float32).reshape(-1, 1, 1)
+        return _on_device(values, like.device)
 
     @property
     def _network(self) -> AutoencoderNetwork:
@@ -156,6 +153,13 @@ class Latents(Pixels):
     def as_numbers(self) -> Kind:
         """Itself."""
         return self
+
+
+@lru_cache(maxsize=16)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number for each channel, [c, 1, 1]; copied once, since a step would wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=torch.float32).reshape(-1, 1, 1)
 
 
 class Encoded(Source):

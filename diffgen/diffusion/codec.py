@@ -59,6 +59,11 @@ def log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, likelihood: str) -> Ten
     return top + torch.log(-torch.expm1((log_cdf(low) - top).clamp(max=-1e-7)))
 
 
+def exactly(device: torch.device) -> torch.autocast:
+    """Single precision, whatever the denoiser runs in: bfloat16 has hardly more steps than a pixel has levels."""
+    return torch.autocast(device.type, enabled=False)
+
+
 class Codec:
     """The frame of an autoencoder: latents z of pictures x0 [B, C, H, W] in [-1, 1], and back."""
 
@@ -81,12 +86,14 @@ class Codec:
 
     def encode(self, x0: Tensor) -> Posterior:
         """q(z | x0), [B, c, h, w] in float32."""
-        posterior: Posterior = self.network.encode(x0.float())
+        with exactly(x0.device):
+            posterior: Posterior = self.network.encode(x0.float())
         return posterior
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of p(x | z), [B, C, H, W] in z's dtype."""
-        decoded: Tensor = self.network.decode(z.float())
+        with exactly(z.device):
+            decoded: Tensor = self.network.decode(z.float())
         return decoded.to(z)
 
     def of_noise(self, noise: Tensor) -> Tensor:

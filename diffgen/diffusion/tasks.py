@@ -73,7 +73,7 @@ class Run(NamedTuple):
         noise_of: (x0 [B, *size], rtol) -> the noise of which a sampler of the ODE makes it again.
         original: path -> the example as it is stored, as the kind reads it.
         kept: (picture, mask) -> what puts the pixels that are kept into drawn pictures, where x0 does not hold them
-            exactly; None where it does.
+            exactly; None where it does, or where nothing is kept.
         n: Number of images of the run.
         start: indices -> the state at ts[0] of new examples, [B, *size].
         keep: (x0 [*size], where it is free, bool [*size]) -> how to start and what the sampler sees, so that the rest
@@ -182,14 +182,15 @@ def inpaint(run: Run, *, image: str | None, mask: str | None) -> Plan:
         f"mask={mask!r} is black, and black is kept: nothing would be painted. At the model's size its brightest pixel "
         f"has {brightest} of 255; from 128 on, and best in white, 255, it says where to paint",
     )
+    finish = run.kept(str(image), str(mask))
     require(
-        not bool(paint.all()),
+        finish is not None or not bool(paint.all()),
         f"mask={mask!r} has 128 of 255 or more everywhere, with what shines through its transparent pixels: nothing "
         "would be kept, which is task=generate; black is kept",
     )
 
     start, wrap = run.keep(x0, paint.expand(x0.shape))
-    return Plan(start, run.ts, wrap, finish=run.kept(str(image), str(mask)))
+    return Plan(start, run.ts, wrap, finish=finish)
 
 
 @TASKS.register("infill", text=True)

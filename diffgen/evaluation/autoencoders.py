@@ -43,7 +43,7 @@ def untold(trained: Trained) -> dict[str, str]:
 
 def is_autoencoder(trained: Trained) -> bool:
     """Whether a checkpoint is an autoencoder itself."""
-    return not trained.objective.path and not trained.objective.discrete
+    return trained.objective.codes
 
 
 def looked_at(source: Source, n: int, device: torch.device) -> Iterator[tuple[Tensor, list[int]]]:

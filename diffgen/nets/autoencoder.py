@@ -85,7 +85,8 @@ class Quantiser(nn.Module):
     """
 
     ROOM = 1e-3
-    """Share by which the bound is wider than the outermost levels, so that tanh reaches them, as in their code."""
+    """Share by which the bound is wider than the outermost levels, so that tanh reaches them (lucidrains' code); the
+    paper's own bound is as much narrower, and reaches them by rounding alone."""
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
@@ -202,9 +203,9 @@ class Autoencoder(nn.Module):
         require(len(shape.size) == 3, f"name=autoencoder takes pictures [C, H, W], and the data is {shape}")
         require(1 <= latent_channels <= 64, f"latent_channels={latent_channels} must be in [1, 64]")
         told = (
-            f"levels={list(levels or ())} must be null or one of [2, 1000] for each of the {latent_channels} channels"
+            f"levels={list(levels or ())} must be null or one of [3, 1000] for each of the {latent_channels} channels"
         )
-        sane = levels is None or (len(levels) == latent_channels and all(2 <= count <= 1000 for count in levels))
+        sane = levels is None or (len(levels) == latent_channels and all(3 <= count <= 1000 for count in levels))
         require(sane, told)
         require(
             4 <= channels <= 4096 and channels % 4 == 0, f"channels={channels} must be a multiple of 4 in [4, 4096]"

@@ -92,7 +92,7 @@ class Published(nn.Module):
             )
         except (OSError, *UNFIT) as error:
             raise UsageError(f"diffusers cannot read it: {first_line(error)[:200]}") from None
-        plain = {key: _plain(value) for key, value in network.config.items() if not key.startswith("_")}
+        plain = {key: _plain(value) for key, value in settings.items() if not key.startswith("_")}
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made.network = network.eval()
@@ -127,11 +127,16 @@ def _check_bounds(settings: Mapping[str, Any]) -> None:
         UsageError: It has too many levels, layers or channels.
     """
     for key, value in settings.items():
-        items = value if isinstance(value, list | tuple) else [value]
+        items = _flat(value)
         require(len(items) <= LEVELS, f"settings.{key} has {len(items)} items, and {LEVELS} are the most")
         most = LAYERS if "layers" in key else WIDEST
         large = next((n for n in items if isinstance(n, int) and n > most), None)
         require(large is None, f"settings.{key} has {large}, and {most} is the most")
+
+
+def _flat(value: Any) -> list[Any]:
+    """The items of lists in lists; one that is none is alone."""
+    return [item for each in value for item in _flat(each)] if isinstance(value, list | tuple) else [value]
 
 
 def _class(kind: str) -> Any:

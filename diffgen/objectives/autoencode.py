@@ -39,6 +39,7 @@ class Autoencode:
     discrete: ClassVar[bool] = False
     noise_type: ClassVar[torch.dtype] = torch.float32
     path: ClassVar[bool] = False
+    codes: ClassVar[bool] = True
     labelled: ClassVar[bool] = False
     makes: ClassVar[str] = "is an autoencoder"
 

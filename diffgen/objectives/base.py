@@ -69,6 +69,8 @@ class Objective(Protocol):
     """Of the noise in sampling, which is drawn on the CPU."""
     path: ClassVar[bool]
     """Whether examples and noise are the ends of a path alpha x0 + sigma z, along which samplers walk."""
+    codes: ClassVar[bool]
+    """Whether it learns an autoencoder, whose frame is a `Codec`."""
     labelled: ClassVar[bool]
     """Whether the network is told of labels."""
     makes: ClassVar[str]

@@ -31,6 +31,7 @@ class Denoise:
     discrete: ClassVar[bool] = False
     noise_type: ClassVar[torch.dtype] = torch.float32
     path: ClassVar[bool] = True
+    codes: ClassVar[bool] = False
     labelled: ClassVar[bool] = True
     makes: ClassVar[str] = "removes Gaussian noise"
 

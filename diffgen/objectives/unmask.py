@@ -38,6 +38,7 @@ class Unmask:
     discrete: ClassVar[bool] = True
     noise_type: ClassVar[torch.dtype] = torch.float64  # as rare as a token may be, some number is its own
     path: ClassVar[bool] = False
+    codes: ClassVar[bool] = False
     labelled: ClassVar[bool] = True
     makes: ClassVar[str] = "unmasks tokens"
 

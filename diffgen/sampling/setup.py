@@ -51,7 +51,11 @@ def make_sampling(
     denoiser = trained.denoiser
     denoiser.model.to(device)
     trained.kind.put(device)
-    if compilation.wanted(settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING):
+    told = "compile=true is for a network that is called many times, and this model is an autoencoder: leave it out"
+    require(settings.compile is not True or not trained.objective.codes, told)
+    if not trained.objective.codes and compilation.wanted(
+        settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING
+    ):
         required = settings.compile is True
         denoiser.model = Compiled(denoiser.model, key="compile", required=required)
     guidance = make_guidance(settings, saved, trained, device)
@@ -107,6 +111,8 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
         if not isinstance(kind, Latents):
             return None
         original, shade = kind.original(image, size), kind.shade_of_pixels(mask)
+        if bool((shade > 127.5).all()):
+            return None
         return lambda examples, numbers: torch.where(shade > 127.5, examples, original)
 
     run = Run(
@@ -154,9 +160,9 @@ def _check_task(name: str, trained: Trained) -> None:
         "or inpaint",
     )
     told = f"task={name} needs a way from noise to pictures, and this model {objective.makes}: task=generate, "
-    require(not facts.way or objective.path or objective.discrete, f"{told}reconstruct or interpolate")
+    require(not facts.way or not objective.codes, f"{told}reconstruct or interpolate")
     told = f"task={name} is for an autoencoder, and this model {objective.makes}: give the ckpt of a run of method=vae"
-    require(not facts.codes or not (objective.path or objective.discrete), told)
+    require(not facts.codes or objective.codes, told)
 
 
 def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, device: torch.device) -> Guidance:
@@ -168,6 +174,10 @@ def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, d
         UsageError: It is one that this objective has not, or the guide does not go with the checkpoint.
         CheckpointError: The checkpoint's own is none.
     """
+    if trained.objective.codes:
+        plain = settings.guidance in ("auto", 1) and not settings.guide
+        given = f"guidance={settings.guidance} and guide={settings.guide}"
+        require(plain, f"{given} lead a sampler on its way, and this model is an autoencoder: leave them out")
     scale, told = settings.guidance, None
     if scale == "auto":
         try:

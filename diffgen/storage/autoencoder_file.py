@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,10 +37,10 @@ class Found:
     size: tuple[int, ...] | None = None
     likelihood: Any = None
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        """SHA-256 of both."""
-        return digest(self.weights, config_text(self.config))
+        """SHA-256 of the weights and of the config without what is said of the licence: a card may be edited."""
+        return digest(self.weights, config_text({k: v for k, v in self.config.items() if k != "licence"}))
 
 
 def find(path: str, key: str) -> Found:
@@ -96,7 +97,7 @@ def supplied(saved: Checkpoint, path: str | None) -> Checkpoint:
 
     Raises:
         CheckpointError: It is another one.
-        UsageError: The checkpoint has one, or needs none.
+        UsageError: The checkpoint needs none.
     """
     if path is None:
         return saved

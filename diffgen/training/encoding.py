@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -11,21 +12,26 @@ from torch import Tensor
 
 from diffgen.build import make_autoencoder
 from diffgen.core.console import Reporter, count
-from diffgen.core.errors import CheckpointError, DataError, require
+from diffgen.core.errors import CheckpointError, DataError, UsageError, require
 from diffgen.core.files import cache_folder
 from diffgen.core.processes import faults_told, on_all, on_main
 from diffgen.core.randomness import image_noise
 from diffgen.core.settings import LatentSettings
+from diffgen.core.signals import StoppedBefore, StopRequest
 from diffgen.data import InMemory, Source
 from diffgen.data.base import Part
 from diffgen.data.latents import AutoencoderNetwork, Encoded, Latents
 from diffgen.data.places import Place
 from diffgen.evaluation.classifier import identity
+from diffgen.storage import checkpoint
 from diffgen.storage.autoencoder_file import Found, find
 from diffgen.storage.tensor_file import load_tensors, write_tensors
 
 PIECE = 2048
 """Pictures of a file."""
+
+FORMAT = 1
+"""Of what is kept; another number where pictures are read or encoded otherwise."""
 
 DIGITS = 4
 """Of the scale: on another machine the last digits of an encoding differ, and a run that goes on keeps its scale."""
@@ -38,8 +44,37 @@ class Piece(NamedTuple):
     entries: Tensor
 
 
+def held(config: Mapping[str, Any], resume: str) -> Path | None:
+    """The model of the run that goes on, if it holds the autoencoder that the config names; None: it is read anew.
+
+    So a run goes on in the same latents where that autoencoder is gone, or was trained further.
+
+    Args:
+        config: Of the run.
+        resume: Its `train.resume`.
+    """
+    place = config["run_dir"] if resume in ("auto", "none") else resume
+    if resume == "none" or place is None or not Path(place).exists():
+        return None
+    try:
+        about = checkpoint.describe(Path(place), "train.resume")
+    except (CheckpointError, UsageError):
+        return None  # there is none, or whoever loads it says what is wrong
+    before = (checkpoint.run_config(about.path) or {}).get("latent")
+    if not isinstance(before, Mapping) or before.get("path") != config["latent"]["path"]:
+        return None
+    return about.path if checkpoint.load(about.path).autoencoder else None
+
+
 def encoded(
-    whole: Source, settings: LatentSettings, *, mirrored: bool, accelerator: Accelerator, reporter: Reporter
+    whole: Source,
+    settings: LatentSettings,
+    *,
+    mirrored: bool,
+    own: Path | None,
+    accelerator: Accelerator,
+    reporter: Reporter,
+    request: StopRequest,
 ) -> tuple[Encoded, Found]:
     """The latents of a data set's pictures, and the autoencoder that makes them.
 
@@ -47,10 +82,13 @@ def encoded(
         whole: The pictures.
         settings: Which autoencoder, and how it is asked.
         mirrored: Whether mirrored pictures are learned from, too: these are encoded beside the others.
+        own: A checkpoint of the run that goes on, whose autoencoder and scale are taken; see `held`.
         accelerator: Each process encodes a part.
         reporter: Shows how far it is.
+        request: Ends the encoding.
 
     Raises:
+        StoppedBefore: A signal came.
         UsageError: The data are no pictures, or of another size than the autoencoder's.
         CheckpointError: The path holds no autoencoder.
         EnvironmentFault: The cache cannot be written.
@@ -58,7 +96,9 @@ def encoded(
     assert settings.path is not None
     kind = whole.kind
     require(kind.judged and kind.bounded, f"latent.path={settings.path!r} is of pictures, and the data is {kind.unit}")
-    found = find(settings.path, "latent.path")
+    found = find(str(own or settings.path), "latent.path")
+    told = f"latent.path={settings.path!r} was written anew while this run read it: type the same command again"
+    require(on_main(accelerator, lambda: found.hash) == found.hash, told)
     told = f"latent.path={settings.path!r} is an autoencoder of pictures of {found.size}, and the data is {whole.shape}"
     require(found.size in (None, tuple(whole.shape.size)), told)
     network = make_autoencoder(found.config, whole.shape.size, found.weights, Path(settings.path))
@@ -68,13 +108,13 @@ def encoded(
         Piece(folder / f"{int(entries[0]):09d}.safetensors", entries)
         for entries in torch.arange(len(whole)).split(PIECE)
     ]
-    made = _encode_missing(pieces, whole, network, settings, mirrored, accelerator, reporter)
+    made = _encode_missing(pieces, whole, network, settings, mirrored, accelerator, reporter, request)
     size = (2 if mirrored else 1, *network.latent_size)
     latents, labels = (torch.cat(column) for column in zip(*(_read(piece, size) for piece in pieces), strict=True))
-    mean, std = scale(latents)
-    own = kind.as_numbers()
+    mean, std = scale(latents) if own is None else scale_of(own)
+    pictures = kind.as_numbers()
     latent_kind = Latents(
-        background=getattr(own, "background", "white"), range=getattr(own, "range", None),
+        background=getattr(pictures, "background", "white"), range=getattr(pictures, "range", None),
         size=tuple(whole.shape.size), autoencoder=found.config, hash=found.hash, likelihood=found.likelihood,
         mean=mean, std=std,
     ).with_network(network)  # fmt: skip
@@ -100,13 +140,19 @@ def scale(latents: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return _rounded(mean), _rounded(std)
 
 
+def scale_of(own: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """That of a checkpoint."""
+    kind = checkpoint.describe(own).config["data"]["kind"]
+    return tuple(kind["mean"]), tuple(kind["std"])
+
+
 def _rounded(values: Tensor) -> tuple[float, ...]:
     return tuple(float(f"{value:.{DIGITS}g}") for value in values.tolist())
 
 
 def _key(whole: Source, found: Found, settings: LatentSettings, *, mirrored: bool) -> str:
     """A name that differs wherever the latents may."""
-    facts = [fingerprint(whole), found.hash, mirrored, settings.posterior, len(whole), list(whole.shape.size)]
+    facts = [FORMAT, fingerprint(whole), found.hash, mirrored, settings.posterior, len(whole), list(whole.shape.size)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
@@ -150,6 +196,7 @@ def _encode_missing(
     mirrored: bool,
     accelerator: Accelerator,
     reporter: Reporter,
+    request: StopRequest,
 ) -> bool:
     """Write the pieces that are not there, each process its own; whether there were any."""
     there = on_main(accelerator, lambda: [piece.path.is_file() for piece in pieces])
@@ -162,7 +209,9 @@ def _encode_missing(
         done, todo = 0, sum(len(piece.entries) for piece in mine)
         with reporter.progress(max(todo, 1), 0) as line:
             for piece in mine:
-                latents, labels = _encode(whole, piece.entries, network, settings, mirrored, accelerator.device)
+                latents, labels = _encode(
+                    whole, piece.entries, network, settings, mirrored, accelerator.device, request
+                )
                 write_tensors({"latents": latents, "labels": labels}, piece.path)
                 done += len(piece.entries)
                 line.update(done, f"{count(done * accelerator.num_processes)} img encoded")
@@ -181,11 +230,14 @@ def _encode(
     settings: LatentSettings,
     mirrored: bool,
     device: torch.device,
+    request: StopRequest,
 ) -> tuple[Tensor, Tensor]:
     """Latents [n, views, c, h, w] of some pictures, and their labels."""
     views, labels, done = [], [], 0
     most = max(1, min(256, 2**22 // whole.shape.size[0] // whole.shape.size[1] // whole.shape.size[2]))
     for stored, label in whole.batches(iter(entries.split(most)), device):
+        if request.signum:
+            raise StoppedBefore(request.signum, "pictures were encoded")
         numbers = entries[done : done + len(stored)].tolist()
         both = [stored, whole.kind.mirror(stored, torch.ones_like(label, dtype=torch.bool))] if mirrored else [stored]
         views.append(
@@ -210,6 +262,8 @@ def _read(piece: Piece, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: It is damaged.
     """
+    if not piece.path.exists():
+        raise DataError(f"{piece.path} is not there: latent.cache must be a folder that all processes share")
     try:
         tensors = load_tensors(piece.path)
         latents, labels = tensors["latents"], tensors["labels"]

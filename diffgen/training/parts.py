@@ -21,10 +21,11 @@ from diffgen.core import compilation
 from diffgen.core.compilation import Compiled
 from diffgen.core.console import Reporter
 from diffgen.core.errors import require
-from diffgen.core.processes import main_first
+from diffgen.core.processes import main_first, on_main
 from diffgen.core.randomness import mix
 from diffgen.core.registry import bind, build, parameters
 from diffgen.core.settings import LatentSettings, LrSchedule, PreviewSettings, TrainSettings, section
+from diffgen.core.signals import StopRequest
 from diffgen.data import Source
 from diffgen.data.splits import Splits
 from diffgen.diffusion import knowing
@@ -41,7 +42,7 @@ from diffgen.sampling.drawing import Sampling
 from diffgen.storage.checkpoint import with_autoencoder
 from diffgen.storage.tensor_file import Tensors, check_config
 from diffgen.training import moments
-from diffgen.training.encoding import encoded
+from diffgen.training.encoding import encoded, held
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
 from diffgen.training.loggers import Loggers
@@ -58,8 +59,22 @@ class Parts:
         model: The network as a step calls it.
     """
 
-    def __init__(self, config: dict[str, Any], settings: TrainSettings, accelerator: Accelerator) -> None:
-        """Build every part; nothing is written before all of them fit together."""
+    def __init__(
+        self,
+        config: dict[str, Any],
+        settings: TrainSettings,
+        accelerator: Accelerator,
+        request: StopRequest | None = None,
+    ) -> None:
+        """Build every part; nothing is written before all of them fit together, but for latents, which are kept.
+
+        Args:
+            config: Of the run.
+            settings: Its `train`.
+            accelerator: Of the run.
+            request: Ends what takes long.
+        """
+        self.request = request or StopRequest()
         self.settings, self.accelerator = settings, accelerator
         self.lr_schedule: LrSchedule = section(config, "lr_schedule")
         self.preview: PreviewSettings = section(config, "preview")
@@ -113,8 +128,10 @@ class Parts:
             self.splits.train,
             latent,
             mirrored=self.settings.horizontal_flip,
+            own=on_main(self.accelerator, lambda: held(config, self.settings.resume)),
             accelerator=self.accelerator,
             reporter=self.reporter,
+            request=self.request,
         )
         self.autoencoder = found.weights if latent.embed else {}
 
@@ -139,6 +156,12 @@ class Parts:
             model = config["model"].get("name")
             sees = "self_condition" in parameters(MODELS[model]) if model in MODELS else True
             require(sees, f"method=bits needs a network that sees its own estimate: model=dit_tiny, not name={model}")
+        if config["method"] in ("vae", "fsq"):
+            has, wants = bool(config["model"].get("levels")), config["method"] == "fsq"
+            told = "model.levels=[8,5,5,5], say" if wants else "model.levels=null"
+            require(
+                has == wants, f"method={config['method']} needs {told}, and levels are {config['model'].get('levels')}"
+            )
         require(
             bool(kind.augment_labels) or not settings.augment,
             f"train.augment={settings.augment:g} is for pictures: {kind.unit} cannot be turned",

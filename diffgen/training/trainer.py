@@ -81,7 +81,7 @@ def train_until(
     settings: TrainSettings = section(config, "train")
     torch.set_num_threads(settings.threads or DEFAULT_THREADS)
     with accelerated(settings.precision, PRECISIONS) as accelerator, RunLock() as lock:
-        parts = Parts(config, settings, accelerator)
+        parts = Parts(config, settings, accelerator, request)
         if parts.main:
             parts.loggers.running.update(told or {})
         trainer = Trainer(parts)

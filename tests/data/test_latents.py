@@ -19,6 +19,7 @@ from diffgen.core.errors import DataError, UsageError
 from diffgen.core.processes import accelerated
 from diffgen.core.registry import build
 from diffgen.core.settings import LatentSettings
+from diffgen.core.signals import StopRequest
 from diffgen.data import Images, pictures
 from diffgen.data.base import Part
 from diffgen.data.kinds import Pixels
@@ -78,7 +79,15 @@ def encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: Acceler
         monkeypatch.setattr(encoding, "find", lambda path, key: which)
         settings = LatentSettings(path="A", posterior=posterior, embed=True, cache=str(tmp_path / "cache"))
         reporter = Reporter(speaks=False)
-        return encoding.encoded(source, settings, mirrored=mirrored, accelerator=accelerator, reporter=reporter)[0]
+        return encoding.encoded(
+            source,
+            settings,
+            mirrored=mirrored,
+            own=None,
+            accelerator=accelerator,
+            reporter=reporter,
+            request=StopRequest(),
+        )[0]
 
     return run
 

@@ -13,7 +13,7 @@ from diffgen.core.registry import build
 from diffgen.nets import MODELS, DataShape
 from diffgen.nets.autoencoder import Autoencoder, Posterior, Quantiser, kl_of_gaussian
 
-LEVELS = range(2, 10)
+LEVELS = range(3, 10)
 NARROW = {"channels": 8, "channel_mult": [1], "blocks": 1, "patch": 2, "latent_channels": 2}
 
 
@@ -46,7 +46,7 @@ def spread(count: int = 1, sites: int = 4001) -> Tensor:
 # --- levels -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("levels", [(8, 5, 5, 5), (2,), (3,), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (4, 9)])
+@pytest.mark.parametrize("levels", [(8, 5, 5, 5), (3,), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (4, 9)])
 def test_levels_are_those_of_the_paper(levels: tuple[int, ...]) -> None:
     z = 3 * torch.randn(2, len(levels), 5, 7, generator=torch.Generator().manual_seed(0))
     bounded, quantised = (each.movedim(-1, 1) for each in published(z.movedim(1, -1), levels))
@@ -199,7 +199,7 @@ REFUSED = {
     "takes pictures \\[C, H, W\\], and the data is": ((8,), {}),
     "latent_channels=0 must be in": ((1, 8, 8), {"latent_channels": 0}),
     "latent_channels=65 must be in": ((1, 8, 8), {"latent_channels": 65}),
-    "levels=\\[5, 1\\] must be null or one of \\[2, 1000\\] for each of the 2 channels": (
+    "levels=\\[5, 1\\] must be null or one of \\[3, 1000\\] for each of the 2 channels": (
         (1, 8, 8),
         {"levels": [5, 1]},
     ),

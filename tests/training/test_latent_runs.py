@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,20 @@ from PIL import Image
 from torch import Tensor
 
 from diffgen.build import data_config, make_model, make_splits, make_trained, restore
-from diffgen.core.errors import CheckpointError
+from diffgen.cli.brought import with_brought
+from diffgen.core.errors import CheckpointError, DataError
+from diffgen.core.processes import accelerated
 from diffgen.core.settings import section
+from diffgen.core.signals import StoppedBefore, StopRequest
 from diffgen.data.digits import digits
 from diffgen.data.latents import Latents
 from diffgen.diffusion.times import uniform
 from diffgen.diffusion.weightings import unit
 from diffgen.nets.autoencoder import Autoencoder
 from diffgen.storage import autoencoder_file, checkpoint
+from diffgen.training import encoding
 from diffgen.training.feed import Feed
+from diffgen.training.parts import Parts
 from diffgen.training.trainer import train
 
 Command = Callable[..., Any]
@@ -247,6 +253,79 @@ def test_a_run_begins_from_another_in_latents(command: Command, latent: Path, va
         torch.testing.assert_close(checkpoint.load(half).weights[name], weight, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("fate", ["gone", "trained further"])
+def test_a_run_goes_on_in_its_latents_whatever_became_of_the_autoencoder(vae: Path, tmp_path: Path, fate: str) -> None:
+    """Byte for byte as one that was never stopped, by the autoencoder that its checkpoint holds."""
+    ends = []
+    for stops in (False, True):
+        place = tmp_path / "A"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(vae, place)
+        settings = [*NOISE, f"latent.path={place}", f"latent.cache={tmp_path / 'cache'}"]
+        run = tmp_path / f"{stops}"
+        if stops:
+            trained(run, *settings, "train.images=64")
+            if fate == "gone":
+                shutil.rmtree(place)
+            else:
+                trained(place, *VAE, "train.images=256")
+        trained(run, *settings)
+        ends.append((run / "checkpoints" / "00000128" / "model.safetensors").read_bytes())
+    assert ends[0] == ends[1]
+
+
+def test_a_run_begins_from_one_that_keeps_its_autoencoder_apart(
+    command: Command, apart: Path, vae: Path, tmp_path: Path
+) -> None:
+    settings = [*SMALL, *NOISE, "train.images=16", f"run_dir={tmp_path / 'new'}"]
+    done = command("train", *settings, f"latent={vae}", f"train.init={apart}")
+    assert done.code == 0 and "of 128 images" not in done.err, done.err
+
+
+def test_a_signal_ends_the_encoding(vae: Path, tmp_path: Path) -> None:
+    request = StopRequest()
+    request.receive(signal.SIGTERM)
+    config = conftest.compose_config("train", [*SMALL, *NOISE, f"latent.path={vae}", f"latent.cache={tmp_path}"])
+    with (
+        accelerated("no") as accelerator,
+        pytest.raises(StoppedBefore, match="SIGTERM while pictures were encoded") as told,
+    ):
+        Parts(config, section(config, "train"), accelerator, request)
+    assert told.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_cache_that_processes_do_not_share_is_told(
+    vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "on_all", lambda call: None)  # the others wrote elsewhere
+    with pytest.raises(DataError, match="is not there: latent.cache must be a folder that all processes share"):
+        trained(tmp_path / "run", *NOISE, f"latent.path={vae}", f"latent.cache={tmp_path}")
+
+
+def test_what_a_method_brings() -> None:
+    """To a sweep only what all of its methods bring; never what is given."""
+    levels = "model.levels=[8,5,5,5]"
+    assert with_brought(["method=fsq"]) == ["method=fsq", "model=vae_tiny", levels]
+    assert with_brought(["method=vae,fsq"]) == ["method=vae,fsq", "model=vae_tiny"]
+    assert with_brought(["method=vae,edm"]) == ["method=vae,edm"]
+    assert with_brought(["method=vae", "model=vae_f4"]) == ["method=vae", "model=vae_f4"]
+    assert with_brought(["experiment=text8", "method=vae"]) == ["experiment=text8", "method=vae"]
+    scaled, learner = "denoiser.sigma_data=1.0", ["model=unet_latent", "optimizer=muon_small", "optimizer.lr=2.0e-3"]
+    assert with_brought(["latent=A"]) == ["latent.path=A", scaled, *learner]
+    for own in ("model=dit_tiny", "optimizer=adam", "optimizer.lr=1e-4", "experiment=quickstart"):
+        assert with_brought([own, "latent=A"]) == [own, "latent.path=A", scaled]
+    assert with_brought(["latent=null"]) == ["latent.path=null"]
+
+
+def test_an_autoencoder_draws_in_single_precision(vae: Path) -> None:
+    """What the run's denoiser would be cast to has hardly more steps than a pixel has levels."""
+    codec = restore(checkpoint.load(vae)).denoiser
+    x0 = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    exact = codec.decode(codec.encode(x0).mean)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codec.decode(codec.encode(x0).mean), exact)
+
+
 def test_every_average_holds_the_autoencoder(command: Command, vae: Path, tmp_path: Path) -> None:
     power = ["ema.profile=power", "ema.sigma_rel=[0.05,0.1]", "train.checkpoint_every=32"]
     run = trained(tmp_path / "P", *NOISE, f"latent.path={vae}", *power)
@@ -414,7 +493,9 @@ CANNOT = {
     "vae task=trajectory": "task=trajectory needs a way from noise to pictures, and this model is an autoencoder",
     "vae task=reconstruct": "image is missing: task.image=PATH names a picture",
     "vae task=infill task.text=abc": "task=infill is for text, and this model makes images",
-    "vae guidance=2": "guidance=2.0 needs labels or guide=CKPT, and these images have no label: guidance=1",
+    "vae guidance=2": "guidance=2.0 and guide=None lead a sampler on its way, and this model is an autoencoder",
+    "vae guide=A": "lead a sampler on its way, and this model is an autoencoder: leave them out",
+    "vae compile=true": "compile=true is for a network that is called many times, and this model is an autoencoder",
     "vae label=3": "label",
     "vae sampler=heun": "sampler.name='heun' is unknown; choose one of [prior]; this model is an autoencoder",
     "latent sampler=prior": "sampler.name='prior' is unknown; choose one of",
@@ -439,6 +520,9 @@ REFUSED = {
     "latent=": (2, "latent.path is empty: give a run of method=vae, or null"),
     "latent=VAE method=vae": (2, "gives latents to denoise, which objective=autoencode does not: leave one of them out"),
     "latent=VAE train.augment=0.1": (2, "train.augment=0.1 is for pixels, and latents cannot be turned: train.augment=0"),
+    "model=vae_tiny": (2, "model.name=autoencoder is an autoencoder, which method=vae or fsq learns"),
+    "method=fsq model.levels=null": (2, "method=fsq needs model.levels=[8,5,5,5], say, and levels are None"),
+    "method=vae model.levels=[5,5,5,5]": (2, "method=vae needs model.levels=null, and levels are [5, 5, 5, 5]"),
     "latent=VAE dataset=points": (2, "is of pictures, and the data is vectors"),
     "latent=VAE dataset=numbers": (2, "gives latents to denoise, which objective=unmask does not: leave"),
     "latent=VAE method=masked sampler=unmask": (2, "gives latents to denoise, which objective=unmask does not"),
