@@ -62,6 +62,7 @@ class Latents(Pixels):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     network: AutoencoderNetwork | None = field(init=False, default=None, compare=False, repr=False)
+    _tables: dict[Any, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     bounded = False
     augment_labels = 0
@@ -115,7 +116,12 @@ class Latents(Pixels):
         return (z - self._of(self.mean, z)) / self._of(self.std, z)
 
     def _of(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values, device=like.device, dtype=torch.float32).reshape(-1, 1, 1)
+        key = (values, like.device)
+        if key not in self._tables:  # a copy to the device is waited for, and each step would make one
+            with torch.inference_mode(False):
+                table = torch.tensor(values, device=like.device, dtype=torch.float32)
+                self._tables[key] = table.reshape(-1, 1, 1)
+        return self._tables[key]
 
     @property
     def _network(self) -> AutoencoderNetwork:
