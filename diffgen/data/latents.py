@@ -6,7 +6,6 @@ For training all pictures are encoded once, before the first step.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -59,6 +58,7 @@ class Latents(Pixels):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     network: AutoencoderNetwork | None = field(init=False, default=None, compare=False, repr=False)
+    _tables: dict[Any, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     bounded = False
     augment_labels = 0
@@ -112,7 +112,11 @@ class Latents(Pixels):
         return (z - self._of(self.mean, z)) / self._of(self.std, z)
 
     def _of(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        return _on_device(values, like.device)
+        key = (values, like.device)
+        if key not in self._tables:  # a copy to the device is waited for, and each step would make one
+            with torch.inference_mode(False):
+                self._tables[key] = torch.tensor(values, device=like.device, dtype=torch.float32).reshape(-1, 1, 1)
+        return self._tables[key]
 
     @property
     def _network(self) -> AutoencoderNetwork:
@@ -153,13 +157,6 @@ class Latents(Pixels):
     def as_numbers(self) -> Kind:
         """Itself."""
         return self
-
-
-@lru_cache(maxsize=16)
-def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """One number for each channel, [c, 1, 1]; copied once, since a step would wait for it."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device, dtype=torch.float32).reshape(-1, 1, 1)
 
 
 class Encoded(Source):

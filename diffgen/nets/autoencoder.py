@@ -94,7 +94,7 @@ class Quantiser(nn.Module):
 
     def count(self, z: Tensor) -> Tensor:
         """The number of levels of each channel, like z [B, c, h, w]: [c, 1, 1]."""
-        return torch.tensor(self.levels, dtype=z.dtype, device=z.device).reshape(-1, 1, 1)
+        return torch.stack([z.new_full((1, 1), count) for count in self.levels])  # written there: no step waits
 
     def bounded(self, z: Tensor) -> Tensor:
         """z squashed so that rounding gives L values: -L/2 .. L/2 - 1 of even L, -(L-1)/2 .. (L-1)/2 of odd ones."""
