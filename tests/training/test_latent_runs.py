@@ -377,11 +377,10 @@ def test_two_processes_train_what_one_trains(
 ) -> None:
     """Also the encoding is shared by them, from an empty cache."""
     settings = {"vae": VAE, "fsq": FSQ, "latent": [*NOISE, f"latent.path={vae}"]}[case]
-    own = [f"latent.cache={tmp_path / 'one'}"] if case == "latent" else []
-    one = trained(tmp_path / "A", *settings, *own)
-    own = [f"latent.cache={tmp_path / 'two'}"] if case == "latent" else []
+    caches = [[f"latent.cache={tmp_path / name}"] if case == "latent" else [] for name in ("first", "second")]
+    one = trained(tmp_path / "one", *settings, *caches[0])
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "diffgen.cli.train"]
-    done = python(*launch, *SMALL, *settings, *own, "run_dir=two")
+    done = python(*launch, *SMALL, *settings, *caches[1], "run_dir=two")
     assert done.returncode == 0, done.stderr
     assert "cpu x 2" in done.stdout
     two = tmp_path / "two"
@@ -396,7 +395,7 @@ def test_two_processes_train_what_one_trains(
 # --- sampling -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", ["vae", "fsq", "latent"])
+@pytest.mark.parametrize("run", ["vae", pytest.param("fsq", marks=pytest.mark.slow), "latent"])
 def test_a_sample_depends_on_its_seed_and_number_alone(
     command: Command, request: pytest.FixtureRequest, run: str
 ) -> None:
@@ -458,7 +457,7 @@ def test_paths_between_pictures_end_in_their_reconstructions(
     walk = ("n=3", "task=interpolate", "task.images=[a.png,b.png]")
     path = drawn(command, vae, *walk).astype(int)
     assert np.abs(path[0] - pairs[1]).max() <= 1 and np.abs(path[2] - pairs[3]).max() <= 1
-    fine = ("sampler=heun", "sampler.steps=60", "label=none", "guidance=1")
+    fine = ("sampler=heun", "sampler.steps=30", "label=none", "guidance=1")
     path = drawn(command, latent, *walk, *fine).astype(int)
     assert np.abs(path[0] - pairs[1]).mean() < 2 and np.abs(path[2] - pairs[3]).mean() < 2
 
