@@ -249,12 +249,12 @@ def _kind_of(checkpoint: Checkpoint) -> Kind:
         told = f"{checkpoint.path} keeps its autoencoder, {kind.hash[:12]}, apart (latent.embed=false)"
         raise CheckpointError(f"{told}: latent=PATH says where it is")
     require(isinstance(kind.autoencoder, Mapping), "data.kind.autoencoder must be a group of settings")
-    whole = Found(dict(kind.autoencoder), checkpoint.autoencoder).hash == kind.hash
-    require(whole, f"data.kind.hash={kind.hash[:12]!r} is not that of its autoencoder")
     network = make_autoencoder(kind.autoencoder, kind.size, checkpoint.autoencoder, checkpoint.path)
     size = tuple(checkpoint.config["data"].get("size", ()))
     told = f"data.size={list(size)} is not that of the autoencoder's latents, {list(network.latent_size)}"
     require(size == tuple(network.latent_size), told)
+    whole = Found(dict(kind.autoencoder), checkpoint.autoencoder).hash == kind.hash
+    require(whole, f"data.kind.hash={kind.hash[:12]!r} is not that of its autoencoder")
     return kind.with_network(network)
 
 

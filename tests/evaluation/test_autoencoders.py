@@ -189,7 +189,7 @@ def test_latents_without_a_density_of_pictures(network: Any, likelihood: Any, wo
     told = latent_bits.untold(in_latents(network, likelihood))
     assert words in told and bool(told) == bool(words)
     trained: Any = SimpleNamespace(
-        kind=in_latents(network, likelihood), objective=SimpleNamespace(path=True, discrete=False)
+        kind=in_latents(network, likelihood), objective=SimpleNamespace(path=True, discrete=False, codes=False)
     )
     assert ("bits" in untold(trained)) == bool(words)
 

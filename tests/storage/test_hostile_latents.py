@@ -92,7 +92,7 @@ HOSTILE: dict[str, tuple[Callable[[Config], object], str]] = {
         lambda c: c["data"]["kind"]["autoencoder"].update(channels=4096, channel_mult=[64], blocks=16), "the model torch.float32",
     ),
     "codes instead of numbers": (kind("autoencoder", "levels", value=[5, 5]), "weight 'encoder."),
-    "a million levels": (kind("autoencoder", "levels", value=[10**6, 2]), "must be null or one of [2, 1000]"),
+    "a million levels": (kind("autoencoder", "levels", value=[10**6, 2]), "must be null or one of [3, 1000]"),
     "pixels with an autoencoder": (
         put("data", "kind", value={"name": "pixels", "background": "white", "range": None}),
         "is of an autoencoder, which no config names",
@@ -159,7 +159,7 @@ OF_VAE: dict[str, tuple[Callable[[Config], object], str]] = {
     "levels that it has not": (put("model", "levels", value=[5, 5]), "weight 'encoder."),
     "pictures of a stranger's size": (put("data", "size", value=[1, 9, 9]), "these pictures are 9x9"),
     "an unknown likelihood": (put("objective", "likelihood", value="os"), "objective.likelihood='os' is unknown"),
-    "noise": (put("objective", value={"name": "denoise"}), "sampler.name='prior' is unknown"),
+    "noise": (put("objective", value={"name": "denoise"}), "model.name=autoencoder is an autoencoder, which method=vae or fsq learns"),
     "another sampler": (put("sampler", "name", value="heun"), "sampler.name='heun' is unknown"),
     "a setting of the sampler": (put("sampler", "steps", value=10**12), "sampler.steps is not a setting here"),
     "latents of latents": (
