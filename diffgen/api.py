@@ -31,6 +31,7 @@ from diffgen.core.signals import Stopped, StopRequest
 from diffgen.sampling.generate import prepare
 from diffgen.sampling.labels import choose_labels
 from diffgen.storage import checkpoint
+from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
 from diffgen.training.loggers import Figures
 from diffgen.training.trainer import train_until
@@ -39,13 +40,20 @@ DRAWING, TRAINING = Lock(), Lock()
 """One thread of a process draws at a time, as memory is for one; and one run is trained, as Accelerate's state is."""
 
 
-def load(path: str | Path, *, device: str | torch.device = "auto", plugins: str | Sequence[str] = ()) -> "Run":
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    plugins: str | Sequence[str] = (),
+    latent: str | Path | None = None,
+) -> "Run":
     """Read a checkpoint.
 
     Args:
         path: A .safetensors file, a checkpoint folder, or a run directory, whose newest is read.
         device: Where it draws: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
         plugins: Modules or files of your own that it needs: one or several.
+        latent: The autoencoder of a checkpoint that keeps it apart.
 
     Raises:
         UsageError: There is no such device, or a plugin cannot be imported.
@@ -54,7 +62,8 @@ def load(path: str | Path, *, device: str | torch.device = "auto", plugins: str 
     if plugins:
         compose.plug([plugins] if isinstance(plugins, str) else [*plugins])
     place = _device(device)
-    return Run(checkpoint.load(Path(at_home("ckpt", str(path)))), place)
+    saved = checkpoint.load(Path(at_home("ckpt", str(path))))
+    return Run(supplied(saved, None if latent is None else at_home("latent", str(latent))), place)
 
 
 def train(overrides: Sequence[str] = (), progress: Callable[[dict[str, Any]], None] | None = None) -> "Run":
@@ -153,7 +162,7 @@ class Run:
             order = prepare(checked, config["sampler"], config["task"], self._saved, self.device)
             try:
                 with autocast(checked.precision, self.device):
-                    return torch.cat(list(order.batches(list(range(checked.n)))))
+                    return torch.cat(list(order.batches(list(range(order.settings.n)))))
             finally:
                 if isinstance(order.sampling.denoiser.model, Compiled):
                     compilation.forget()
@@ -239,7 +248,8 @@ class Run:
         Raises:
             UsageError: The shape, a time or a label is out of range, or this run unmasks tokens.
         """
-        require(not self._trained.objective.discrete, "this run unmasks tokens, and has no x0_hat on a path of noise")
+        makes = self._trained.objective.makes
+        require(self._trained.objective.path, f"this run {makes}, and has no x0_hat on a path of noise")
         require(isinstance(x, Tensor), f"x must be a tensor of torch, and is {type(x).__name__}: torch.as_tensor(x)")
         require(
             x.shape[1:] == self.shape and x.is_floating_point(),

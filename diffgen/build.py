@@ -11,23 +11,27 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffgen.core.errors import CheckpointError, DataError, UsageError, require, unknown
+from diffgen.core.errors import CheckpointError, UsageError, require, unknown
 from diffgen.core.registry import bind, build, conform, named, parameters
-from diffgen.data import DATASETS, Source
-from diffgen.data.classes import renumber
+from diffgen.data import Source
 from diffgen.data.kinds import KINDS, Kind
-from diffgen.data.splits import NOTHING_HELD_OUT, Splits, held_out
+from diffgen.data.latents import AutoencoderNetwork, Latents
+from diffgen.data.opening import open_splits
+from diffgen.data.splits import Splits
 from diffgen.diffusion import knowing
+from diffgen.diffusion.codec import Codec
 from diffgen.diffusion.denoiser import Denoiser, Network
 from diffgen.diffusion.masking import Predictor
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.diffusion.samplers import time_grid
 from diffgen.diffusion.schedules import SCHEDULES, Schedule
 from diffgen.diffusion.weightings import WEIGHTINGS, Weighting
-from diffgen.nets import MODELS, DataShape
+from diffgen.nets import AUTOENCODERS, MODELS, DataShape
 from diffgen.nets.one_hot import OneHot, one_hot
 from diffgen.objectives import OBJECTIVES, Objective
+from diffgen.storage.autoencoder_file import Found
 from diffgen.storage.checkpoint import Checkpoint, assign
+from diffgen.storage.tensor_file import Tensors
 
 Config = Mapping[str, Any]
 
@@ -39,20 +43,13 @@ MAX_VALUES = 2**22
 
 LONGEST_SIDE = 4096
 
-Frame = Denoiser | Predictor
+Frame = Denoiser | Predictor | Codec
 """What stands around a network, by its objective."""
 
 Clip = bool | Literal["auto"]
 
 GRID = {"steps": int, **{k: v for k, v in parameters(time_grid).items() if k != "steps"}}
 """Keys of a sampler's config that lay out its time grid; `clip` and the sampler's own options are the others."""
-
-
-HELD_OUT: dict[str, Any] = {"held_out": float | str | None, "held_out_seed": int}
-"""Keys of every data set that has no split of its own: a share to hold out, or a place of other examples."""
-
-PLACES = ("root", "path")
-"""Keys of a data set that say where its examples are."""
 
 
 def make_dataset(config: Config) -> Source:
@@ -70,61 +67,12 @@ def make_splits(config: Config) -> Splits:
         UsageError: A setting is wrong.
         DataError: The examples cannot be read, or those held out are of another size or of unknown classes.
     """
-    splits = _splits(config["dataset"])
+    splits = open_splits(config["dataset"])
     if "objective" not in config:
         return splits
     kind = splits.train.kind
     suited = build(OBJECTIVES, config["objective"]).suited(kind)
     return splits if suited == kind else splits.known_as(suited)
-
-
-def _splits(config: Config) -> Splits:
-    own, where, seed = dataset_settings(config)
-    whole = _source(own)
-    if "split" in own:
-        apart = own["split"] == "train" and own.get("held_out") != 0
-        return Splits(whole, lambda: _source({**own, "split": "test"}) if apart else None)
-    if not where:
-        return Splits.of(whole, None)
-    if isinstance(where, float):
-        require(0 <= where < 1, f"dataset.held_out={where:g} must be a share in [0, 1), or a folder or file")
-        kept, apart = held_out(len(whole), where, seed, whole.groups)
-        return Splits.of(whole.part(kept), whole.part(apart), "share")
-    return Splits.of(whole, _held_out_elsewhere(own, where, whole), "place")  # now: it may not be fit
-
-
-def dataset_settings(config: Config) -> tuple[Config, float | str | None, int]:
-    """Split a data set's config: its own for `build`, what it holds out, and the seed of that choice."""
-    own = {key: value for key, value in config.items() if key not in HELD_OUT or "split" in config}
-    apart = NOTHING_HELD_OUT | {key: config[key] for key in config.keys() - own.keys()}
-    return own, *conform("dataset", HELD_OUT, apart).values()
-
-
-def _source(own: Config) -> Source:
-    source: Source = build(DATASETS, own)
-    return source
-
-
-def _held_out_elsewhere(own: Config, where: str, training: Source) -> Source:
-    """Examples of another place, told by the training examples' classes."""
-    key, what = next((key for key in PLACES if key in own), ""), f"dataset.held_out={where!r}"
-    require(bool(key), f"{what}: dataset={own['name']} is read from no place; give a share, 0.1, say")
-    try:
-        other = _source({**own, key: where, **_labels_there(own, own[key], where)})
-    except DataError as error:
-        raise DataError(f"{what}: {error}") from None
-    if other.shape.size != training.shape.size:
-        sizes = ["x".join(map(str, source.shape.size)) for source in (other, training)]
-        raise DataError(f"{what} holds {other.kind.unit} of {sizes[0]}, and those to train on are {sizes[1]}")
-    return other.renamed(training.classes, renumber(other.classes, training.classes, what))
-
-
-def _labels_there(own: Config, root: str, where: str) -> Config:
-    """A file of labels that lies among the training pictures is looked for among the others, too."""
-    labels = own.get("labels")
-    if not labels or not Path(labels).absolute().is_relative_to(Path(root).absolute()):
-        return {}
-    return {"labels": str(Path(where) / Path(labels).absolute().relative_to(Path(root).absolute()))}
 
 
 def data_config(source: Source, classes: list[str], augment_labels: int, given: int = 0) -> dict[str, Any]:
@@ -208,22 +156,36 @@ class Trained:
     classes: tuple[str, ...]
     objective: Objective
     denoiser: Any
-    """The frame: a `Denoiser`, or of tokens a `Predictor`."""
+    """The frame: a `Denoiser`, of tokens a `Predictor`, of an autoencoder a `Codec`."""
+    noise_size: tuple[int, ...]
+    """Of the noise that an example is drawn from."""
 
 
-def make_trained(config: Config, network: Network) -> Trained:
+def make_trained(config: Config, network: Network, kind: Kind | None = None) -> Trained:
     """The kind, shape, objective and denoiser of a config around a network.
+
+    Args:
+        config: Of a run or a checkpoint.
+        network: In training or trained.
+        kind: The config's own, with what it needs beside its settings; None: built from these.
 
     Raises:
         UsageError: A part is unknown or out of range.
     """
-    kind, objective = build(KINDS, config["data"].get("kind")), build(OBJECTIVES, config["objective"])
+    kind = build(KINDS, config["data"].get("kind")) if kind is None else kind
+    objective = build(OBJECTIVES, config["objective"])
     shape = data_shape(config)
     kind.check(shape.size)
     learned = "tokens" if objective.discrete else "real numbers"
     require(bool(kind.vocabulary) == objective.discrete, f"objective is for {learned}, and data.kind has others")
     frame = make_frame(config, objective, shape, network)
-    return Trained(kind, shape, tuple(config["data"].get("classes", ())), objective, frame)
+    return Trained(kind, shape, tuple(config["data"].get("classes", ())), objective, frame, noise_size(network, shape))
+
+
+def noise_size(network: Network, shape: DataShape) -> tuple[int, ...]:
+    """Of the noise that an example is drawn from: x0's own, and of an autoencoder that of its latents."""
+    size: tuple[int, ...] = getattr(network, "latent_size", shape.size)
+    return size
 
 
 def make_frame(config: Config, objective: Objective, shape: DataShape, network: Network) -> Frame:
@@ -233,6 +195,16 @@ def make_frame(config: Config, objective: Objective, shape: DataShape, network: 
         told = "objective=unmask has a network that says what tokens are: parameterization=x0"
         require(target == "x0", f"parameterization={target} is of Gaussian noise, and {told}")
         return Predictor(network, build(SCHEDULES, config["schedule"]), shape.vocabulary)
+    encodes = hasattr(MODELS.get(str(config["model"].get("name"))), "encode")
+    told = f"model.name={config['model'].get('name')} is an autoencoder, which method=vae or fsq learns"
+    require(objective.codes or not encodes, told)
+    if objective.codes:
+        for part, only in (("schedule", "rectified_flow"), ("parameterization", "x0")):
+            told = f"{part}={config[part].get('name')} is of Gaussian noise, and objective=autoencode has none of it"
+            require(config[part].get("name") == only, f"{told}: leave it to method=vae or fsq")
+        told = f"objective=autoencode learns an autoencoder, and model.name={config['model'].get('name')} is none"
+        require(encodes, f"{told}: model=vae_tiny, vae_f4 or vae_f8")
+        return Codec(network, build(SCHEDULES, config["schedule"]))
     return make_denoiser(config, network, shape.given)
 
 
@@ -252,10 +224,61 @@ def restore(checkpoint: Checkpoint) -> Trained:
             raise UsageError(f"{missing[0]} is missing")
         with torch.device("meta"):
             network = make_model(config)
-        trained = make_trained(config, network)
+        kind = _kind_of(checkpoint)
+        trained = make_trained(config, network, kind)
     assign(network, checkpoint.weights, checkpoint.path)
     network.eval().requires_grad_(False)
     return trained
+
+
+def _kind_of(checkpoint: Checkpoint) -> Kind:
+    """The kind of a checkpoint's examples, with the autoencoder of latents.
+
+    Raises:
+        CheckpointError: That is kept apart, or does not fit.
+        UsageError: The config names something unknown.
+    """
+    kind: Kind = build(KINDS, checkpoint.config["data"].get("kind"))
+    if not isinstance(kind, Latents):
+        for name in checkpoint.autoencoder:
+            raise CheckpointError(
+                f"{checkpoint.path}: weight {name[:80]!r} is of an autoencoder, which no config names"
+            )
+        return kind
+    if not checkpoint.autoencoder:
+        told = f"{checkpoint.path} keeps its autoencoder, {kind.hash[:12]}, apart (latent.embed=false)"
+        raise CheckpointError(f"{told}: latent=PATH says where it is")
+    require(isinstance(kind.autoencoder, Mapping), "data.kind.autoencoder must be a group of settings")
+    network = make_autoencoder(kind.autoencoder, kind.size, checkpoint.autoencoder, checkpoint.path)
+    size = tuple(checkpoint.config["data"].get("size", ()))
+    told = f"data.size={list(size)} is not that of the autoencoder's latents, {list(network.latent_size)}"
+    require(size == tuple(network.latent_size), told)
+    whole = Found(dict(kind.autoencoder), checkpoint.autoencoder).hash == kind.hash
+    require(whole, f"data.kind.hash={kind.hash[:12]!r} is not that of its autoencoder")
+    return kind.with_network(network)
+
+
+def make_autoencoder(config: Config, size: tuple[int, ...], weights: Tensors, path: Path) -> AutoencoderNetwork:
+    """An autoencoder of pictures of a size, in evaluation mode on the CPU; it is never trained.
+
+    Args:
+        config: Of a row of `AUTOENCODERS`.
+        size: (C, H, W).
+        weights: By name.
+        path: Where they come from, for sentences.
+
+    Raises:
+        UsageError: The config names something unknown, or is of other pictures.
+        CheckpointError: The weights are another network's.
+    """
+    within = len(size) == 3 and all(1 <= side <= LONGEST_SIDE for side in size) and math.prod(size) <= MAX_VALUES
+    require(within, f"data.kind.size={list(size)} is out of range")
+    with torch.device("meta"):
+        network = build(AUTOENCODERS, config, DataShape(tuple(size)))
+    assign(network, weights, path)
+    network.eval().requires_grad_(False)
+    made: AutoencoderNetwork = network
+    return made
 
 
 def check_sampler(checkpoint: Checkpoint, trained: Trained) -> None:
@@ -301,7 +324,7 @@ def make_sampler(
     name = config.get("name")
     require(name in objective.samplers, unknown(f"sampler.name={name!r}", objective.samplers) + _whose(objective))
     clip: Clip
-    if objective.discrete:  # these lay out their own steps, which are of a chance and not of noise
+    if not objective.path:  # these lay out their own steps, which are of a chance and not of noise, or take one
         sampler, ts, clip = bind(objective.samplers, config), torch.tensor([schedule.t_max, 0.0]).double(), False
     else:
         own, grid, clip = sampler_settings(config)
@@ -312,7 +335,7 @@ def make_sampler(
 
 
 def _whose(objective: Objective) -> str:
-    return "; this model unmasks tokens" if objective.discrete else ""
+    return "" if objective.path else f"; this model {objective.makes}"
 
 
 def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], Clip]:

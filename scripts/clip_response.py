@@ -15,8 +15,8 @@ from benchmark.facts import ROOT, machine
 from torch import Tensor
 
 from diffgen.build import make_splits
+from diffgen.core.eval_settings import UNASKED
 from diffgen.core.files import write_json
-from diffgen.core.settings import UNASKED
 from diffgen.data.base import Stored
 from diffgen.evaluation import clips
 from diffgen.evaluation.clip_metrics import shuffled

@@ -31,9 +31,12 @@ from hypothesis import strategies as st
 from diffgen import __version__
 from diffgen.build import check_sampler, make_model, restore
 from diffgen.core.errors import CheckpointError, NonFiniteError
+from diffgen.core.registry import build
 from diffgen.diffusion.guidance import Guidance
+from diffgen.diffusion.samplers.prior import PRIORS
+from diffgen.nets import AUTOENCODERS, DataShape
 from diffgen.sampling.drawing import Sampling
-from diffgen.storage import checkpoint, tensor_file
+from diffgen.storage import autoencoder_file, checkpoint, tensor_file
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
@@ -46,10 +49,12 @@ SECONDS = 1.0  # of processor time that one input may take
 LONGEST = 1000  # characters of a sentence
 CHUNK = 1000  # Hypothesis remembers every input of a run
 
-MODELS: list[dict[str, Any]] = [
-    {**yaml_config("model", "unet_tiny"), "channels": 4, "channel_mult": [1], "attention_resolutions": [4]},
-    {**yaml_config("model", "mlp"), "width": 8, "blocks": 1},
-]
+UNET = {**yaml_config("model", "unet_tiny"), "channels": 4, "channel_mult": [1], "attention_resolutions": [4]}
+VAE = {**yaml_config("model", "vae_tiny"), "channels": 4, "latent_channels": 1, "patch": 2}
+LATENTS = {
+    **{"name": "latents", "background": "white", "range": None, "size": [1, 8, 8], "autoencoder": VAE},
+    **{"hash": "0" * 64, "likelihood": "logistic", "mean": [0.1], "std": [0.9]},
+}
 DATA = {
     "kind": {"name": "pixels", "background": "white", "range": None},
     "size": [1, 4, 4],
@@ -60,7 +65,21 @@ GROUPS = {
     group: [yaml_config(group, path.stem) for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
     for group in ("schedule", "parameterization", "sampler")
 }
-GROUPS["sampler"] = [row for row in GROUPS["sampler"] if row["name"] != "auto"]
+GROUPS["sampler"] = [row for row in GROUPS["sampler"] if row["name"] not in ("auto", *PRIORS)]
+MODELS: list[dict[str, Any]] = [
+    {"model": UNET},
+    {"model": {**yaml_config("model", "mlp"), "width": 8, "blocks": 1}},
+    {"model": UNET, "data": {**DATA, "kind": LATENTS, "classes": ["a", "b"]}},
+    {
+        "model": VAE,
+        "data": {**DATA, "num_classes": 0, "classes": []},
+        "objective": yaml_config("objective", "autoencode"),
+        "schedule": yaml_config("schedule", "rectified_flow"),
+        "parameterization": {"name": "x0"},
+        "sampler": {"name": "prior"},
+    },
+]
+"""Parts of a config that go with each network."""
 
 # --- files --------------------------------------------------------------------------------------------------------
 
@@ -95,12 +114,12 @@ class Seeds:
             "objective": {"name": "denoise"},
             "guidance": 1.0,
             **{group: rows[0] for group, rows in GROUPS.items()},
-            "model": MODELS[0],
+            **MODELS[0],
         }
         self.config["parameterization"] = {"name": "v"}
         self.models, self.file = [], folder / "model.safetensors"
-        for number, model in enumerate(MODELS):
-            self.models.append(self._save(folder / "seeds" / str(number), {**self.config, "model": model}))
+        for number, parts in enumerate(MODELS):
+            self.models.append(self._save(folder / "seeds" / str(number), {**self.config, **parts}))
         self.state = folder / "seeds" / "0"
         self.state_json = json.loads((self.state / "state.json").read_text())
         self.state_tensors = (self.state / "state.safetensors").read_bytes()
@@ -111,14 +130,19 @@ class Seeds:
     def _save(self, folder: Path, config: dict[str, Any]) -> bytes:
         torch.manual_seed(0)
         weights = make_model(config).state_dict()
+        if (kind := config["data"]["kind"])["name"] == "latents":
+            network = build(AUTOENCODERS, kind["autoencoder"], DataShape(tuple(kind["size"])))
+            weights = checkpoint.with_autoencoder(weights, network.state_dict())
         state = {"loss_sum": torch.zeros(()), **{f"optimizer.model.{k}/step": torch.ones(()) for k in weights}}
         counters = {"step": 8, "images": 128, "seconds": 0.5, "loss_count": 0, "scaler": None, "config": config}
         checkpoint.save(folder, config, 128, weights, state, counters)
         return (folder / "model.safetensors").read_bytes()
 
     def read(self, data: bytes) -> None:
-        """Read a model file as `diffgen-sample` does, up to the network."""
+        """Read a model file as `diffgen-sample` does, up to the network, and as an autoencoder."""
         self.file.write_bytes(data)
+        with suppress(CheckpointError):
+            autoencoder_file.find(str(self.file), "latent")
         restore(checkpoint.load(self.file))
 
     def sample(self, data: bytes) -> None:
@@ -164,7 +188,7 @@ def of_config(seeds: Seeds, draw: Draw) -> Reading:
     header, payload = split(seeds.models[number])
     parts = {group: draw(st.sampled_from(rows)) for group, rows in GROUPS.items()}
     parts["sampler"] = {**parts["sampler"], "spacing": draw(spacings), "sigmas": draw(st.none() | st.none() | levels)}
-    config = {**seeds.config, **parts, "model": MODELS[number]}
+    config = {**seeds.config, **parts, **MODELS[number]}
     section = draw(st.sampled_from(["", *config]))
     changes = draw(settings)
     config = {**config, section: edited(config[section], changes)} if section else edited(config, changes)

@@ -76,7 +76,7 @@ def singular(target: str, s: Schedule) -> bool:
 
 def trained(denoiser: Denoiser, size: tuple[int, ...] = (1, 8, 8), kind: Kind | None = None) -> Trained:
     """A denoiser of examples of a size, pictures unless it is said, as if it had been trained."""
-    return Trained(kind or Pixels(), DataShape(size), (), Denoise(), denoiser)
+    return Trained(kind or Pixels(), DataShape(size), (), Denoise(), denoiser, size)
 
 
 def denoising_loss(denoiser: Denoiser, weighting: Any, *batch: Tensor) -> Tensor:

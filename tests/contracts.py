@@ -6,6 +6,7 @@ docs/examples, and a plugin's author can give them a row of their own. Each rais
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from cases import SCHEDULE_NAMES, finite, grid, schedule
@@ -106,6 +107,20 @@ def check_unmasker(row: Row) -> None:
     assert torch.equal(x, before), "a sampler must leave its input as it is"
     assert found.dtype == torch.int64 and found.min() >= 0 and found.max() <= 1, "tokens, and none hidden"
     assert torch.equal(found[before != HIDDEN], before[before != HIDDEN]), "what is given must stay"
+
+
+def check_prior(row: Row) -> None:
+    """Pictures of latents, in one call, at the first of its times."""
+    z, ts = torch.rand(3, 2, 4, 4, dtype=F64), torch.tensor([1.0, 0.0], dtype=F64)
+    before, calls = z.clone(), list[float]()
+
+    def decode(z: Tensor, t: Tensor) -> Tensor:
+        calls.append(float(t))
+        return 2 * z[:, :1]
+
+    drawn = row(decode, schedule("rectified_flow"), z, ts, noises(z))
+    assert torch.equal(z, before), "a sampler must leave its input as it is"
+    assert torch.equal(drawn, 2 * z[:, :1]) and calls == [1.0]
 
 
 def check_sampler(row: Row, facts: Facts) -> None:
@@ -212,6 +227,31 @@ def _check_inputs(model: nn.Module, x: Tensor, condition: Tensor, label: Tensor,
     others = (condition + 100, label, None), (condition, torch.tensor([0, 3]), None), (condition, label, augment)
     for what, other in zip(("noise level", "label", "augmentation"), others, strict=True):
         assert not torch.equal(model(x, *other), plain), f"the {what} makes no difference"
+
+
+def check_autoencoder(build: Callable[[DataShape], Any], shape: DataShape = SHAPE) -> None:
+    """Pictures to latents and back, each by itself, and all weights learn.
+
+    Args:
+        build: What makes the network for a shape of pictures.
+        shape: Of these.
+    """
+    torch.manual_seed(0)
+    model, rng = build(shape), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=rng))
+    x, noise = torch.randn(2, *shape.size, generator=rng), torch.randn(2, *model.latent_size, generator=rng)
+    decoded, log_scale, rate = model(x, noise)
+    assert decoded.shape == x.shape and rate.shape == noise.shape and log_scale.shape == (shape.channels, 1, 1)
+    (decoded.square().sum() + log_scale.sum() + rate.square().sum()).backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle, f"no gradient reaches {idle}"
+    model.eval().requires_grad_(False)
+    z = model.encode(x).mean
+    torch.testing.assert_close(model.encode(x[:1]).mean, z[:1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model.decode(z[:1]), model.decode(z)[:1], rtol=1e-3, atol=1e-3)
+    assert z.shape == noise.shape and model.decode(z).isfinite().all()
 
 
 # --- extractors ---------------------------------------------------------------------------------------------------

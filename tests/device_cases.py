@@ -41,14 +41,21 @@ from diffgen.training.trainer import Trainer, train
 NETWORK = ("model.channels=8", "model.channel_mult=[1]", "model.attention_resolutions=[8]")
 SHORT = (
     *("train.images=64", "train.batch_size=16", "lr_schedule.warmup=32", "train.precision=no", "train.compile=false"),
-    *("train.log_every=64", "train.checkpoint_every=64", "train.preview_every=64", "preview.n=2", "sampler.steps=2"),
+    *("train.log_every=64", "train.checkpoint_every=64", "train.preview_every=64", "preview.n=2"),
 )
 """Four steps, with nothing between them."""
+
+STEPS = ("sampler.steps=2",)
+DIGITS = ("dataset=digits",)
+CODES = ("model=vae_tiny", "model.channels=8", "model.patch=2", "model.latent_channels=2")
+LEVELS: dict[str, tuple[str, ...]] = {"vae": (), "fsq": ("model.levels=[5,4]",)}
+"""Of the latents of each method of autoencoders."""
 
 SETTLED = 2
 """Steps after which a run has all its tables on the device."""
 
-METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"bits"})  # which is of text
+METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"bits", "vae", "fsq"})
+"""Not of text, and not of autoencoders."""
 FACTS = dict(sorted(TABLE.facts.items()))
 SAMPLERS = list(FACTS)
 
@@ -101,9 +108,15 @@ def composed(*overrides: str) -> Any:
         return OmegaConf.to_container(hydra.compose("train", [*overrides]), resolve=True)
 
 
-def trained(bench: Bench, out: Path, *overrides: str, data: tuple[str, ...] = ("dataset=digits", *NETWORK)) -> Figures:
+def trained(
+    bench: Bench,
+    out: Path,
+    *overrides: str,
+    data: tuple[str, ...] = ("dataset=digits", *NETWORK),
+    steps: tuple[str, ...] = STEPS,
+) -> Figures:
     """The last line of the log."""
-    settings = {**composed(*data, *SHORT, *overrides), "run_dir": str(out)}
+    settings = {**composed(*data, *SHORT, *steps, *overrides), "run_dir": str(out)}
     with redirect_stdout(io.StringIO()), mock.patch.object(Figure, "savefig"):  # to draw takes longer than to train
         train(settings, "the config, as text", "unused")
     *_, row = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
@@ -262,6 +275,29 @@ def text(method: str) -> Case:
     return case
 
 
+def codes(method: str) -> Case:
+    """An autoencoder: trained, drawn from, and what it makes of a picture."""
+
+    def case(bench: Bench, out: Path) -> Figures:
+        figures = trained(bench, out, *CODES, f"method={method}", *LEVELS[method], data=DIGITS, steps=())
+        for task in ([], ["task=reconstruct", f"task.image={bench.picture}"]):
+            quick = (f"ckpt={out}", "n=3", "precision=no", "save=[npz]", f"out={out}/o", "overwrite=true")
+            command(sample.main, *quick, *task)
+            figures["-".join(["images", *task[:1]])] = np.load(out / "o" / "samples.npz")["arr_0"]
+        return figures
+
+    return case
+
+
+def latents(bench: Bench, out: Path) -> Figures:
+    """Latents of pictures and of mirrored ones: encoded, learned, drawn, and a picture filled in."""
+    trained(bench, out / "A", *CODES, "method=vae", data=DIGITS, steps=())
+    own = (*DIGITS, *NETWORK, "model=unet_latent", "denoiser.sigma_data=1.0", f"latent.cache={out / 'cache'}")
+    told = (f"latent.path={out / 'A'}", "latent.posterior=sample", "train.horizontal_flip=true")
+    figures = trained(bench, out / "L", *told, data=own)
+    return figures | inpainted(bench._replace(run=out / "L"), out / "o")
+
+
 def judging(metrics: str) -> Case:
     """A case that runs `diffgen-eval`."""
     return lambda bench, out: judged(bench, out, metrics)
@@ -284,6 +320,8 @@ CASES: dict[str, Case] = {
     "vectors": vectors,
     "masked text": text("masked"),
     "bits of text": text("bits"),
+    **{method: codes(method) for method in LEVELS},
+    "latents": latents,
     "clips": clips("video_tiny"),
     "clips by a transformer": clips("dit_tiny"),
     "streamed folder": streamed,

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from diffgen.build import dataset_settings
 from diffgen.core.registry import build
 from diffgen.data import DATASETS
+from diffgen.data.opening import dataset_settings
 from diffgen.diffusion.schedules import SCHEDULES, Schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"

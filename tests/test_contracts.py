@@ -15,9 +15,10 @@ from diffgen.cli import plugins
 from diffgen.core.registry import bind, build
 from diffgen.data.digits import digits
 from diffgen.data.splits import Splits
+from diffgen.diffusion.samplers.prior import PRIORS
 from diffgen.diffusion.samplers.steps import SAMPLERS, Facts, steps
 from diffgen.diffusion.samplers.unmasking import UNMASKERS
-from diffgen.nets import DataShape
+from diffgen.nets import AUTOENCODERS, DataShape
 from diffgen.tables import TABLES
 
 EXAMPLES = CONFIGS.parent / "docs" / "examples"
@@ -27,6 +28,8 @@ Settings = dict[str, Any]
 def check_sampler(settings: Settings) -> None:
     if settings["name"] in UNMASKERS:
         return contracts.check_unmasker(bind(UNMASKERS, settings))
+    if settings["name"] in PRIORS:
+        return contracts.check_prior(bind(PRIORS, settings))
     own, _, _ = sampler_settings(settings)
     contracts.check_sampler(bind(SAMPLERS, own), SAMPLERS.facts[settings["name"]])
 
@@ -41,6 +44,8 @@ def check_model(settings: Settings) -> None:
     """Narrow, which is as much of a network and takes no time; the widths of the YAML files are in test_registry."""
     most = {"channels": 32, "width": 32, "depth": 2, "heads": 4}
     narrow = {key: min(n, settings[key]) for key, n in most.items() if key in settings}
+    if settings["name"] in AUTOENCODERS:
+        return contracts.check_autoencoder(lambda shape: build(TABLES["model"], {**settings, **narrow}, shape))
     shape = replace(contracts.SHAPE, size=(3, 4, 16, 16)) if settings.get("patch_time") else contracts.SHAPE
     contracts.check_model(lambda shape: build(TABLES["model"], {**settings, **narrow}, shape), shape)
 

@@ -19,7 +19,8 @@ from diffgen.cli import configs
 from diffgen.core.errors import EXIT_CODES, TRAINING_CODES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CHINESE = sorted((ROOT / "docs" / "zh").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *CHINESE]
 
 SOURCES = (".py", ".md", ".yaml", ".toml")
 """Endings of files that are named because they are in the repository; others are what a run writes."""
@@ -169,10 +170,10 @@ def test_a_name_of_nothing_is_noticed(span: str) -> None:
 # --- links --------------------------------------------------------------------------------------------------
 
 
-def anchors(page: Path) -> set[str]:
-    """What `#...` may name: GitHub's rule for headings."""
+def anchors(page: Path) -> list[str]:
+    """What `#...` may name, in order: GitHub's rule for headings."""
     heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+    return [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
 
 
 def is_target(page: Path, link: str) -> bool:
@@ -185,7 +186,8 @@ def is_target(page: Path, link: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
-    assert not [link for link in links if "://" not in link and not is_target(page, link)]
+    here = [link for link in links if "://" not in link]
+    assert not [link for link in here if not is_target(page, link)]
 
 
 def test_a_link_to_nothing_is_noticed() -> None:
@@ -198,7 +200,9 @@ def test_a_link_to_nothing_is_noticed() -> None:
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 130
-    assert not [page.name for page in PAGES[1:] if f"({page.relative_to(ROOT)})" not in text]
+    english = [page for page in PAGES[1:] if page not in CHINESE]
+    assert not [page.name for page in english if f"({page.relative_to(ROOT)})" not in text]
+    assert "(docs/zh/README.md)" in text
 
 
 # --- lists that stand in the code, too ----------------------------------------------------------------------
@@ -252,7 +256,8 @@ def commands() -> list[list[str]]:
     ours = (*PROGRAMS, "make", "torchrun", "accelerate", "python", ".venv/bin/python")
     lines = [line for page in PAGES for line in blocks(page) if line.startswith(tuple(f"{name} " for name in ours))]
     lines += ["diffgen-train"]
-    return [list(words) for words in dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in lines)]
+    unique = dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in lines)
+    return [list(words) for words in unique]
 
 
 def own(words: list[str]) -> list[str]:

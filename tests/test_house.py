@@ -56,12 +56,14 @@ OWNERS = {
     "av": {"data.film"},
     "tokenizers": {"data.tokenizer"},
     "torch_fidelity": {"evaluation"},
+    "torchmetrics": {"evaluation"},
     "torchvision": {"data"},
     "matplotlib": {"core.plots"},
 }
 """Libraries that only these rooms or modules know of."""
 
-NO_TORCH = {*("core." + name for name in ("errors", "registry", "settings", "files", "console", "paths")), "cli"}
+AT_ONCE = ("errors", "registry", "settings", "eval_settings", "files", "console", "paths")
+NO_TORCH = {*("core." + name for name in AT_ONCE), "cli"}
 """What `--help`, `--cfg job` and a wrong override need; they answer before torch is imported."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

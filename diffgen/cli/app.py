@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffgen import __version__
 from diffgen.cli import plugins
+from diffgen.cli.brought import with_brought
 from diffgen.cli.configs import PLUGGED, as_yaml, config_dir, defaults, groups
 from diffgen.cli.explain import check_choice, explain
 from diffgen.core.console import WARNED, complain, tell_warning
@@ -36,7 +37,18 @@ Job = Callable[[dict[str, Any], str], None]
 FOLDERS = ("run_dir", "out", "cache", "to")
 """Settings that name a folder to write to."""
 
-PATHS = (*FOLDERS, "ckpt", "guide", "images", "train.resume", "train.init", "dataset.root", "dataset.path")
+PATHS = (
+    *FOLDERS,
+    "ckpt",
+    "guide",
+    "images",
+    "latent",
+    "train.resume",
+    "train.init",
+    "latent.path",
+    "dataset.root",
+    "dataset.path",
+)
 """Settings whose value may look like a number, and is a path."""
 
 LOOKS = re.compile(r"(?<![^\[,])\s*([\d.+-][\w.+-]*|true|false|null|nan|inf)\s*(?![^\],])", re.IGNORECASE)
@@ -78,6 +90,7 @@ def run(name: str, job: Job, help_text: Callable[[], str], checked_by_job: tuple
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
     others = [as_path(argument) for argument in sys.argv[1:] if argument not in flags]
+    others = with_brought(others) if name == "train" else others
     sys.argv[1:] = [*flags, *others]  # wherever they stand
     try:
         code = answer(_load_plugins) or answer(_check_arguments) or answer(main, name)

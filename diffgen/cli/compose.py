@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from diffgen.cli import app
+from diffgen.cli.brought import with_brought
 from diffgen.cli.configs import config_dir, defaults, groups
 from diffgen.cli.explain import explain, unknown_choice
 from diffgen.core.errors import UsageError, require, unknown
@@ -45,7 +46,7 @@ def train_config(overrides: list[str]) -> dict[str, Any]:
         require(isinstance(override, str), f"{override!r} must be text, as in ['dataset=digits', 'train.images=2048']")
         require(not override.startswith("-"), f"{override} is a flag of the command, {INSTEAD}")
     with _composing("train", overrides):
-        given = app.plug([app.as_path(override) for override in overrides])
+        given = app.plug(with_brought([app.as_path(override) for override in overrides]))
         app.check_overrides(given)
         for parsed in OverridesParser.create().parse_overrides(given):
             require(not parsed.is_sweep_override(), f"{parsed.input_line} gives several values, {INSTEAD}")

@@ -7,7 +7,7 @@ from typing import Any
 from diffgen.cli import app, configs
 from diffgen.cli.train import choices_line, codes_text, indent
 from diffgen.core.errors import EXIT_CODES, UsageError, unknown
-from diffgen.core.settings import eval_settings
+from diffgen.core.eval_settings import eval_settings
 
 ROWS: list[dict[str, Any]] = []
 """Results of the jobs of a sweep."""
@@ -114,6 +114,7 @@ examples:
   diffgen-eval ckpt=... extractor=inception n=50000              FID-50k, with the published network
   diffgen-eval ckpt=... metrics=bits n=256                       bits/dim of held-out images
   diffgen-eval ckpt=... metrics=vlb n=256                        their variational bound, for ddpm_linear
+  diffgen-eval ckpt=VAE_RUN                                      of an autoencoder: bounds, how pictures come back
   diffgen-eval ckpt=TEXT_RUN metrics=bits                        bits/char of held-out text, beside n-gram models
   diffgen-eval images=my/pictures dataset=cifar10
   diffgen-eval images=clips.npz dataset=moving_digits            of clips: frames, pairs of them, motion, exact checks
@@ -130,6 +131,10 @@ metrics of pictures: fd Frechet distance, kd kernel distance, is inception score
 and coverage, agreement with the asked labels, copies of training images, bits per dimension, vlb its variational bound,
 denoising error by noise level, cas classification accuracy score. bits, vlb and denoising draw no images. FID and KID
 are the names of the first two with extractor=inception, and only then.
+
+metrics of autoencoders: elbo, bounds on the bits per dimension of held-out images; reconstruction, how these come back
+(PSNR, SSIM, Frechet distance) and how much of the latents is used, which a model trained in latents has too; and those
+of pictures that its prior makes (fd, kd, is, pr, dc, copies).
 
 metrics of clips: fd_frames and fd_pairs Frechet distances of frames and of consecutive ones, motion how much changes
 between them, checks of one moving digit (labels, shape, straight lines); bits, vlb and denoising as of pictures.

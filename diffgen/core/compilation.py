@@ -81,8 +81,10 @@ class Compiled(nn.Module):
         """Forward, and backward where that may follow; its gradients go nowhere."""
         out = call(*inputs)
         sources = [x for x in (*inputs, *self.network.parameters()) if x is not None and x.requires_grad]
-        if out.requires_grad:
-            torch.autograd.grad(out.float().sum(), sources, allow_unused=True)
+        outs = [each for each in (out if isinstance(out, tuple) else (out,)) if each is not None and each.requires_grad]
+        if outs:
+            total = torch.stack([each.float().sum() for each in outs]).sum()
+            torch.autograd.grad(total, sources, allow_unused=True)
 
     def give_up(self, reason: str) -> None:
         """Run the network as it stands from now on.

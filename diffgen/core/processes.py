@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from diffgen.core import compilation, launcher, memory
 from diffgen.core.errors import DiffgenError, ProcessFault, require
@@ -185,6 +185,26 @@ def main_first(accelerator: Accelerator, make: Callable[[], T]) -> T:
     first: list[T] = []
     on_main(accelerator, lambda: first.append(make()))
     return first[0] if first else make()
+
+
+def on_all(call: Callable[[], object]) -> None:
+    """Run `call` on each process, and wait for all.
+
+    Raises:
+        DiffgenError: On all processes if one raised it, so that none waits for another that has gone.
+    """
+    mine: DiffgenError | None = None
+    try:
+        with memory.as_fault():
+            call()
+    except DiffgenError as error:
+        mine = error
+    found: DiffgenError | None = next((error for error in gather_object([mine]) if error), None)
+    if mine:
+        raise mine
+    if found:
+        found.told_elsewhere = True
+        raise found
 
 
 def on_main(accelerator: Accelerator, call: Callable[[], Any]) -> Any:

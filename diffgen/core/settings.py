@@ -5,7 +5,7 @@ The defaults are in `configs/train.yaml`; these classes carry names, types and r
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 from diffgen.core.errors import UsageError, require, typed, unknown
@@ -171,10 +171,29 @@ class PreviewSettings:
         require(math.isfinite(self.guidance), f"preview.guidance={self.guidance} must be finite")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentSettings:
+    """`latent.*`: the autoencoder whose latents are learned from instead of pixels."""
+
+    path: str | None
+    posterior: Literal["mean", "sample"]
+    embed: bool
+    cache: str | None
+
+    def __post_init__(self) -> None:
+        require(self.path != "", "latent.path is empty: give a run of method=vae, or null")
+
+
 TOP: dict[str, Any] = {"run_dir": str | None, "method": str, "conditional": bool, "plugins": tuple[str, ...]}
 """Settings of `diffgen-train` outside any group."""
 
-SECTIONS = {"train": TrainSettings, "lr_schedule": LrSchedule, "ema": EmaSettings, "preview": PreviewSettings}
+SECTIONS = {
+    "train": TrainSettings,
+    "latent": LatentSettings,
+    "lr_schedule": LrSchedule,
+    "ema": EmaSettings,
+    "preview": PreviewSettings,
+}
 
 
 def section(config: Mapping[str, Any], name: str) -> Any:
@@ -194,6 +213,7 @@ class DrawSettings:
     """How images are drawn: what `diffgen-sample` and `diffgen-eval` share, beside the sampler."""
 
     ckpt: str | None
+    latent: str | None
     seed: int
     guidance: float | Literal["auto"]
     guidance_interval: tuple[float, ...] | None
@@ -247,10 +267,10 @@ class SampleSettings(DrawSettings):
 
 def sample_settings(config: Mapping[str, Any]) -> SampleSettings:
     """The checked settings of `diffgen-sample`."""
-    return SampleSettings(**_converted(SampleSettings, config, "sampler"))
+    return SampleSettings(**converted(SampleSettings, config, "sampler"))
 
 
-def _converted(settings: type[DrawSettings], config: Mapping[str, Any], *groups: str) -> dict[str, Any]:
+def converted(settings: type[DrawSettings], config: Mapping[str, Any], *groups: str) -> dict[str, Any]:
     """The values of a config in the types of the settings; `groups` are what may stand beside them."""
     hints = get_type_hints(settings)
     width = {"sigma_rel": hints.pop("sigma_rel")}
@@ -258,118 +278,6 @@ def _converted(settings: type[DrawSettings], config: Mapping[str, Any], *groups:
         if key not in (*hints, "ema"):
             raise UsageError(unknown(key, [*hints, "ema", *groups]))
     return {key: convert(key, config[key], hint) for key, hint in hints.items()} | conform("ema", width, config["ema"])
-
-
-OF_MODEL = ("bits", "vlb", "denoising")
-OF_IMAGES = ("fd", "kd", "is", "pr", "dc", "agreement", "copies", *OF_MODEL, "cas")
-"""What `diffgen-eval` can measure of pictures: Frechet and kernel distance, inception score, precision and recall,
-density and coverage, agreement with the asked labels, copies of training images, bits per dimension, their variational
-bound, denoising error by noise level, classification accuracy score. Those of the model itself need no samples."""
-
-OF_TEXT = ("ngrams", "runs", "entropy", "right", "bits")
-"""And of text: distance of n-gram statistics, runs that stand in the training text, entropy of single tokens, share of
-right samples where the data can tell, bits per character."""
-
-OF_CLIPS = ("fd_frames", "fd_pairs", "motion", "checks", *OF_MODEL)
-"""And of clips: Frechet distance of single frames and of consecutive ones, how much moves, and, where data can tell,
-whether a clip shows one and the same thing on the path that it should."""
-
-METRICS = tuple(dict.fromkeys((*OF_IMAGES, *OF_TEXT, *OF_CLIPS)))
-
-UNASKED = {
-    "images": ("fd", "kd", "is", "pr", "dc", "agreement", "copies"),
-    "text": OF_TEXT,
-    "clips": ("fd_frames", "fd_pairs", "motion", "checks"),
-}
-"""What `metrics=auto` stands for."""
-
-What = Literal["images", "text", "clips"]
-"""What can be judged."""
-
-OF: dict[What, tuple[str, ...]] = {"images": OF_IMAGES, "text": OF_TEXT, "clips": OF_CLIPS}
-
-TOGETHER = ("auto", "all")
-
-OF_INCEPTION = {"fid": "fd", "kid": "kd"}
-"""What two of them are called over Inception's features, and only then."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalSettings(DrawSettings):
-    """The settings of `diffgen-eval`, beside sampler, extractor and data set."""
-
-    images: str | None
-    metrics: str | tuple[str, ...]
-    n: int | Literal["auto"]
-    cache: str | None
-
-    def __post_init__(self) -> None:
-        require(
-            (self.ckpt is None) != (self.images is None),
-            "give either ckpt=PATH, a checkpoint, or images=PATH, a folder of pictures or an .npz",
-        )
-        for name in self.named:
-            require(name in (*METRICS, *OF_INCEPTION, *TOGETHER), unknown(f"metrics={name!r}", [*METRICS, *TOGETHER]))
-            require(
-                self.ckpt is not None or name not in OF_MODEL,
-                f"metrics={name} is a metric of a model and needs ckpt=PATH; images={self.images!r} are pictures",
-            )
-        require(bool(self.named), f"metrics=[] names none; choose some of [{', '.join(METRICS)}, all]")
-        require(self.n == "auto" or 1 <= self.n <= 10_000_000, f"n={self.n} must be in [1, 10000000], or auto")
-        super().__post_init__()
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """The metrics as the user calls them."""
-        return (self.metrics,) if isinstance(self.metrics, str) else self.metrics
-
-    def check_names(self, extractor: str) -> None:
-        """Require Inception for what is called FID or KID."""
-        for name in self.named if extractor != "inception" else ():
-            require(
-                name not in OF_INCEPTION,
-                f"metrics={name} is over Inception's features: extractor=inception, or "
-                f"metrics={OF_INCEPTION.get(name)} over those of extractor={extractor}",
-            )
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The metrics, as a tuple, once `suited` has been asked what there are."""
-        return tuple(OF_INCEPTION.get(name, name) for name in self.named)
-
-    def suited(self, what: What, *, without: Mapping[str, str] | None = None) -> "EvalSettings":
-        """The same with the metrics that `auto` and `all` stand for.
-
-        Args:
-            what: What is judged.
-            without: Metrics that cannot be told of it, each with why.
-
-        Raises:
-            UsageError: Another one was named.
-        """
-        why = dict(without or {}) | ({} if self.ckpt else dict.fromkeys(OF_MODEL, ""))
-        known = [name for name in OF[what] if name not in why]
-        for name, metric in zip(self.named, self.wanted, strict=True):
-            told = why.get(metric) or f"metrics={name} is not a metric of {what}"
-            require(metric in (*known, *TOGETHER), f"{told}: choose some of [{', '.join(known)}, all]")
-        unasked = [name for name in UNASKED[what] if name in known]
-        meant = [{"all": known, "auto": unasked}.get(name, [name]) for name in self.named]
-        return replace(self, metrics=tuple(dict.fromkeys(name for names in meant for name in names)))
-
-    @property
-    def needs_samples(self) -> bool:
-        """Whether any metric is one of samples."""
-        return any(name not in OF_MODEL for name in self.wanted)
-
-    def sampling(self, n: int) -> SampleSettings:
-        """How to draw n images, every class in turn."""
-        shared = {field.name: getattr(self, field.name) for field in fields(DrawSettings)}
-        return SampleSettings(**shared, n=n, label="auto", save="grid", fps=None, overwrite=False)
-
-
-def eval_settings(config: Mapping[str, Any]) -> EvalSettings:
-    """The checked settings of `diffgen-eval`."""
-    return EvalSettings(**_converted(EvalSettings, config, "sampler", "extractor", "dataset"))
 
 
 @dataclass(frozen=True, kw_only=True)

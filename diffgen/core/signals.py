@@ -25,6 +25,14 @@ class Stopped(DiffgenError):
         self.exit_code = 128 + signum
 
 
+class StoppedBefore(DiffgenError):
+    """A signal ended the run before its first step."""
+
+    def __init__(self, signum: int, what: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} while {what}; the same command goes on")
+        self.exit_code = 128 + signum
+
+
 class Interrupted(Exception):
     """Something that can be left out was cut short because the run is to stop."""
 

@@ -87,14 +87,11 @@ def profiled(folder: Path | None, say: Callable[[str], None]) -> Iterator[Callab
         say(f"no profile: it takes {last} steps, and there were {seen}")
 
 
-def gflop(
-    network: torch.nn.Module, size: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
-) -> float:
-    """Floating-point operations of one forward pass of one example [*size], in 1e9, two to a multiply-add."""
-    x = torch.zeros(1, *size, device=device, dtype=dtype)
+def gflop(network: torch.nn.Module, *inputs: torch.Tensor) -> float:
+    """Floating-point operations of one forward pass of one example, in 1e9, two to a multiply-add."""
     # the fused attention of some devices has no formula, that of plain products has: the same number everywhere
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Flops() as counter:
-        network(x, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
+        network(*inputs)
     return counter.total / 1e9
 
 

@@ -100,6 +100,10 @@ class Source(ABC):
     def batches(self, entries: Iterator[Tensor], device: torch.device) -> Iterator[Stored]:
         """For each int64 tensor of entries: these examples and their labels, on the device."""
 
+    def x0(self, examples: Tensor, mirrored: Tensor | None) -> Tensor:
+        """What is learned from stored examples [B, ...], mirrored where that is asked for, bool [B]."""
+        return self.kind.encode(examples if mirrored is None else self.kind.mirror(examples, mirrored))
+
     def preview(self, drawer: Drawer, labels: list[int], columns: int | None, path: Path) -> str | None:
         """Draw one sample for each label and write a PNG of them, or text; returns what there is to say.
 

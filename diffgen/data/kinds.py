@@ -184,6 +184,10 @@ class Kind:
         """
         raise UsageError(f"image={path!r} is for pictures, and this model makes {self.unit}: task=generate")
 
+    def original(self, path: str, size: tuple[int, ...]) -> Tensor:
+        """A file that a task names as an example is stored, as the model reads it."""
+        return self.decode(self.read(path, size)[None])[0]
+
     def shade(self, path: str, size: tuple[int, ...]) -> Tensor:
         """Brightness of a picture that a task names, in [0, 255], float [1, H, W] or what is broadcast to x0.
 
@@ -236,6 +240,9 @@ class Kind:
     def augment(self, x0: Tensor, draws: tuple[Tensor, ...], p: float) -> tuple[Tensor, Tensor]:
         """x0 distorted with probability p, and what was done, float [B, augment_labels]."""
         raise NotImplementedError
+
+    def put(self, device: torch.device) -> None:
+        """Move what encodes and decodes, if it is more than arithmetic."""
 
     def layout(self, device: torch.device) -> torch.memory_format:
         """How a network for such examples lies in memory."""

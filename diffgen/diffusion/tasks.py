@@ -17,7 +17,7 @@ from torch import Tensor
 from diffgen.core.errors import require
 from diffgen.core.registry import Table
 from diffgen.diffusion.knowing import told
-from diffgen.diffusion.samplers import Denoise, encode
+from diffgen.diffusion.samplers import Denoise
 from diffgen.diffusion.schedules import Schedule
 
 Start = Callable[[list[int]], Tensor]
@@ -25,6 +25,9 @@ Start = Callable[[list[int]], Tensor]
 
 Wrap = Callable[[Denoise], Denoise]
 """A denoiser -> the one that a sampler sees."""
+
+Finish = Callable[[Tensor, list[int]], Tensor]
+"""(examples as stored [B, ...], their numbers) -> what becomes of them."""
 
 LONGEST = 4096
 """Frames of a clip that is longer than the network's."""
@@ -38,12 +41,16 @@ class Facts(NamedTuple):
         noise: Whether it needs a path of Gaussian noise.
         text: Whether it starts from a text of the user's.
         clips: Whether it is about frames of clips.
+        way: Whether it changes, or shows, the way of a sampler.
+        codes: Whether it needs an autoencoder.
     """
 
     pictures: bool = False
     noise: bool = False
     text: bool = False
     clips: bool = False
+    way: bool = False
+    codes: bool = False
 
 
 TASKS = Table("task", Facts)
@@ -62,7 +69,11 @@ class Run(NamedTuple):
         film: (path, how many first frames or None for all, every how many or None for the kind's own) -> x0
             [C, n, H, W] of a clip.
         size: Of x0.
-        denoise: (x [B, *size], t []) -> x0_hat without labels or guidance.
+        state: noise [B, *size] -> the state at ts[0].
+        noise_of: (x0 [B, *size], rtol) -> the noise of which a sampler of the ODE makes it again.
+        original: path -> the example as it is stored, as the kind reads it.
+        kept: (picture, mask) -> what puts the pixels that are kept into drawn pictures, where x0 does not hold them
+            exactly; None where it does, or where nothing is kept.
         n: Number of images of the run.
         start: indices -> the state at ts[0] of new examples, [B, *size].
         keep: (x0 [*size], where it is free, bool [*size]) -> how to start and what the sampler sees, so that the rest
@@ -77,7 +88,10 @@ class Run(NamedTuple):
     shade: Callable[[str], Tensor]
     film: Callable[[str, int | None, int | None], Tensor]
     size: tuple[int, ...]
-    denoise: Denoise
+    state: Callable[[Tensor], Tensor]
+    noise_of: Callable[[Tensor, float], Tensor]
+    original: Callable[[str], Tensor]
+    kept: "Callable[[str, str], Finish | None]"
     n: int
     start: Start
     keep: Callable[..., tuple[Start, Wrap]]
@@ -102,6 +116,8 @@ class Plan(NamedTuple):
         part: Which frames of this window become those of the clip; all of them unless it says so.
         then: The clip so far, [B, C, n, H, W] -> the plan of the next window; None after the last.
         new: Whether nothing of the user's is in the examples; unless told otherwise each is then of a class in turn.
+        n: How many examples there are, if the task says so.
+        finish: (examples as stored [B, ...], their numbers) -> what becomes of them.
     """
 
     start: Start
@@ -114,6 +130,8 @@ class Plan(NamedTuple):
     part: slice = ALL
     then: "Callable[[Tensor], Plan] | None" = None
     new: bool = False
+    n: int | None = None
+    finish: "Finish | None" = None
 
 
 @TASKS.register("generate")
@@ -122,14 +140,14 @@ def generate(run: Run) -> Plan:
     return Plan(run.start, run.ts, new=True)
 
 
-@TASKS.register("trajectory")
+@TASKS.register("trajectory", way=True)
 def trajectory(run: Run, *, frames: int) -> Plan:
     """New images, and `frames` pictures of each on its way, itself the last."""
     require(2 <= frames <= 64, f"frames={frames} must be in [2, 64]")
     return Plan(run.start, run.ts, frames=frames, new=True)
 
 
-@TASKS.register("img2img", pictures=True, noise=True)
+@TASKS.register("img2img", pictures=True, noise=True, way=True)
 def img2img(run: Run, *, image: str | None, strength: float) -> Plan:
     """Variations of a picture: noise it up to a point of the path, and walk back (Meng et al. 2022, SDEdit).
 
@@ -147,7 +165,7 @@ def img2img(run: Run, *, image: str | None, strength: float) -> Plan:
     return Plan(lambda indices: alpha * x0 + sigma * run.noise(indices, None), ts)
 
 
-@TASKS.register("inpaint", pictures=True)
+@TASKS.register("inpaint", pictures=True, way=True)
 def inpaint(run: Run, *, image: str | None, mask: str | None) -> Plan:
     """Fill in a part of a picture: wherever the mask is black, the picture itself stays, with any sampler.
 
@@ -164,14 +182,15 @@ def inpaint(run: Run, *, image: str | None, mask: str | None) -> Plan:
         f"mask={mask!r} is black, and black is kept: nothing would be painted. At the model's size its brightest pixel "
         f"has {brightest} of 255; from 128 on, and best in white, 255, it says where to paint",
     )
+    finish = run.kept(str(image), str(mask))
     require(
-        not bool(paint.all()),
+        finish is not None or not bool(paint.all()),
         f"mask={mask!r} has 128 of 255 or more everywhere, with what shines through its transparent pixels: nothing "
         "would be kept, which is task=generate; black is kept",
     )
 
     start, wrap = run.keep(x0, paint.expand(x0.shape))
-    return Plan(start, run.ts, wrap)
+    return Plan(start, run.ts, wrap, finish=finish)
 
 
 @TASKS.register("infill", text=True)
@@ -276,17 +295,36 @@ def interpolate(run: Run, *, seeds: tuple[int, ...] | None, images: tuple[str, .
     """
     require((seeds is None) != (images is None), "seeds=[A,B] or task.images=[A,B] must be given, and not both")
     require(len(seeds or images or ()) == 2, "seeds or task.images must be two: a path goes between two ends")
-    sigma = float(run.schedule.sigma(run.ts[0]))
     if seeds:
         a, b = (run.noise([0], seed)[0] for seed in seeds)
     else:
-        ends = torch.stack([run.picture(path) for path in images or ()])
-        a, b = encode(run.denoise, run.schedule, ends, t_end=float(run.ts[0]), rtol=rtol, atol=rtol) / sigma
+        a, b = run.noise_of(torch.stack([run.picture(path) for path in images or ()]), rtol)
 
     def start(indices: list[int]) -> Tensor:
-        return sigma * torch.stack([slerp(a, b, i / max(run.n - 1, 1)) for i in indices])
+        return run.state(torch.stack([slerp(a, b, i / max(run.n - 1, 1)) for i in indices]))
 
     return Plan(start, run.ts, path=True)
+
+
+@TASKS.register("reconstruct", codes=True)
+def reconstruct(run: Run, *, image: str | tuple[str, ...] | None) -> Plan:
+    """Pairs: each picture as the model reads it, and what an autoencoder makes of its latents.
+
+    Args:
+        run: The run.
+        image: The path of a picture, or several.
+    """
+    require(bool(image), "image is missing: task.image=PATH names a picture, task.image=[PATH,PATH] several")
+    paths = (image,) if isinstance(image, str) else tuple(image or ())
+    latents = run.state(run.noise_of(torch.stack([run.picture(path) for path in paths]), 0.0))
+    originals = torch.stack([run.original(path) for path in paths])
+
+    def finish(examples: Tensor, indices: list[int]) -> Tensor:
+        numbers = torch.tensor(indices)
+        first = (numbers % 2 == 0).reshape(-1, *[1] * (examples.ndim - 1))
+        return torch.where(first, originals[numbers // 2].to(examples), examples)
+
+    return Plan(lambda indices: latents[[i // 2 for i in indices]], run.ts, n=2 * len(paths), finish=finish)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

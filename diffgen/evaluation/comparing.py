@@ -9,6 +9,7 @@ from diffgen.build import Trained, make_splits
 from diffgen.core.errors import DataError, require
 from diffgen.core.processes import main_first
 from diffgen.data import Source
+from diffgen.data.latents import Latents
 from diffgen.data.splits import Splits
 from diffgen.evaluation import held_out
 from diffgen.evaluation.measure import Row
@@ -27,11 +28,14 @@ def suited(trained: Trained | None, splits: Splits, name: str) -> Splits:
     require(known, f"dataset={name} holds {kind.unit}: {told}")
     if not trained:
         return splits
-    same = type(trained.kind.as_numbers()) is type(kind.as_numbers())
+    made, shown = tuple(trained.shape.size), trained.kind
+    if isinstance(shown, Latents):  # of which pictures are made
+        made, shown = tuple(shown.size), shown.pictures
+    same = type(shown.as_numbers()) is type(kind.as_numbers())
     require(same, f"ckpt makes {trained.kind.unit} and dataset={name} has {kind.unit}: no comparison")
     if kind.textual and kind != trained.kind:
         splits = splits.known_as(trained.kind)
-    made, wanted = tuple(trained.shape.size), tuple(splits.train.shape.size)
+    wanted = tuple(splits.train.shape.size)
     hint = f": dataset.length={made[-1]}" if kind.textual else ""
     require(made == wanted, f"ckpt makes {kind.unit} of {made} and dataset={name} has {wanted}{hint}")
     return splits

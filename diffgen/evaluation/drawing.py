@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffgen.core.console import ProgressLine, Reporter, clock, count
+from diffgen.core.eval_settings import EvalSettings
 from diffgen.core.processes import share_of
-from diffgen.core.settings import EvalSettings
 from diffgen.sampling.drawing import Sampling, batch_size
 
 T = TypeVar("T")

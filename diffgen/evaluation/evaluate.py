@@ -9,24 +9,28 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from diffgen import __version__
 from diffgen.build import Trained, restore
 from diffgen.core import processes
 from diffgen.core.console import Reporter, unit_of
 from diffgen.core.errors import require
+from diffgen.core.eval_settings import EvalSettings, What
 from diffgen.core.files import append_text, cache_folder, make_writable
 from diffgen.core.processes import accelerated, on_main
-from diffgen.core.settings import FEWEST, EvalSettings, What
+from diffgen.core.settings import FEWEST
 from diffgen.data import Source
 from diffgen.data.splits import Splits
-from diffgen.evaluation import clips, held_out, model, text
+from diffgen.evaluation import autoencoders, clips, held_out, model, text
 from diffgen.evaluation.comparing import opened, suited, told_by_classes
-from diffgen.evaluation.drawing import batch_of, draw
+from diffgen.evaluation.drawing import draw
 from diffgen.evaluation.extractors import Extractor, shared_extractor
 from diffgen.evaluation.few import too_few
 from diffgen.evaluation.measure import Judged, Row, measured
+from diffgen.evaluation.of_model import OfModel
 from diffgen.evaluation.pictures import pictures
+from diffgen.evaluation.reconstruction import Coder
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.report import as_json, unit_in
 from diffgen.evaluation.samples import Drawn, draw_share, featured, gathered
@@ -35,6 +39,7 @@ from diffgen.sampling.labels import cycle_labels
 from diffgen.sampling.setup import check_guidance, make_sampling, resolve_sampler
 from diffgen.sampling.words import shown, shown_average, shown_guidance
 from diffgen.storage import checkpoint, posthoc
+from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
 
 TRAINED_ON = {
@@ -71,27 +76,25 @@ def evaluate(
     """
     with accelerated(settings.precision) as accelerator:
         reporter = Reporter(speaks=accelerator.is_main_process)
-        saved = posthoc.of_length(checkpoint.load(Path(settings.ckpt)), settings.sigma_rel) if settings.ckpt else None
+        saved = supplied(checkpoint.load(Path(settings.ckpt)), settings.latent) if settings.ckpt else None
+        saved = posthoc.of_length(saved, settings.sigma_rel) if saved else None
         trained = restore(saved) if saved else None
         textual = trained is not None and trained.kind.textual
         _check_extractor(settings, str(extractor.get("name")), textual=textual)
         splits, apart, held = opened(saved, dataset, moved, accelerator)
-        what: What = "text" if textual else "clips" if splits.train.kind.moving else "images"
+        what = _what(trained, splits)
         splits = suited(trained, splits, str(dataset["name"]))
         splits, classes = told_by_classes(trained, splits, str(dataset["name"]))
         if trained:
             check_guidance(settings, classes, trained.kind.unit)
-        without = model.untold(trained, saved.config["schedule"]["name"]) if saved and trained else {}
-        untold = {"text": text.untold, "clips": clips.untold}.get(what)
-        without |= untold(splits, str(dataset["name"])) if untold else {}
-        settings = settings.suited(what, without=without)
+        settings = settings.suited(what, without=_untold(what, saved, trained, splits, str(dataset["name"])))
         given = pictures(settings.images, splits.train, str(dataset["name"])) if settings.images else None
         out = _out(settings, saved)
         cache = Path(settings.cache) if settings.cache else cache_folder() / "eval"
         cache = cache / str(dataset["name"])
         n = _number(settings, splits, given)
         texts = text.Texts(splits, n) if textual else None
-        unit = {"text": "sequences"}.get(what, what)
+        unit = {"text": "sequences", "clips": "clips"}.get(what, "images")
         row: Row = {unit: n, "dataset": dataset["name"], "seed": settings.seed, **held}
         started = time.monotonic()
         if saved and trained:
@@ -99,7 +102,7 @@ def evaluate(
             row |= facts
         else:
             row["pictures"] = settings.images
-        looks = settings.needs_samples and not textual
+        looks = settings.needs_features and not textual
         seen = clips.in_frames(splits) if looks and what == "clips" else splits
         network = _extractor(extractor, seen, cache, accelerator, reporter) if looks else None
         on_main(accelerator, lambda: make_writable(out))
@@ -113,14 +116,16 @@ def evaluate(
         whose = sampling if saved else given
         if network and what == "clips":
             row |= _of_clips(settings, whose, labels, clips.Films(splits, network, n), accelerator, reporter)
-        elif network:
-            drawn = _with_features(settings, whose, labels, network, accelerator, reporter)
+        reference = _reference(trained, splits, network, cache, accelerator) if network else None
+        if reference and what != "clips" and settings.needs_samples:
+            drawn = _with_features(settings, whose, labels, reference.extractor, accelerator, reporter)
             row |= {"nfe": sampling.nfe} if saved else {}
-            row |= _of_images(settings, drawn, Reference(splits, network, cache), out, accelerator)
+            row |= _of_images(settings, drawn, reference, out, accelerator)
         if texts and settings.needs_samples:
             row |= _of_text(settings, sampling, texts, accelerator, reporter)
         if saved:
-            row |= on_main(accelerator, lambda: _of_model(settings, sampling, splits, texts, n, out, reporter))
+            alone = OfModel(settings, sampling, splits, texts, reference, n, out, reporter)
+            row |= on_main(accelerator, alone.figures)
         row["too_few"] = list(too_few(row))
         row |= {"seconds": round(time.monotonic() - started, 1), "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         row |= {"versions": {"diffgen": __version__, "torch": torch.__version__}}
@@ -130,6 +135,24 @@ def evaluate(
 
 
 # --- what is judged -----------------------------------------------------------------------------------------------
+
+
+def _what(trained: Trained | None, splits: Splits) -> What:
+    """What is judged."""
+    if trained and trained.kind.textual:
+        return "text"
+    if trained and autoencoders.is_autoencoder(trained):
+        return "autoencoders"
+    return "clips" if splits.train.kind.moving else "images"
+
+
+def _untold(what: What, saved: Checkpoint | None, trained: Trained | None, splits: Splits, name: str) -> dict[str, str]:
+    """Metrics that cannot be told of a checkpoint, or by a data set of this name, each with why."""
+    without = dict[str, str]()
+    if saved and trained:
+        without = model.untold(trained, saved.config["schedule"]["name"]) | autoencoders.untold(trained)
+    by_data = {"text": text.untold, "clips": clips.untold}.get(what)
+    return without | (by_data(splits, name) if by_data else {})
 
 
 def _check_extractor(settings: EvalSettings, extractor: str, *, textual: bool) -> None:
@@ -173,6 +196,19 @@ def _extractor(
     if not cache.exists():
         reporter.say(f"the extractor is made ready for {cache.name}, once: it is kept in {cache}")
     return shared_extractor(config, splits, cache, accelerator)
+
+
+def _reference(
+    trained: Trained | None, splits: Splits, network: Extractor, cache: Path, accelerator: Accelerator
+) -> Reference:
+    """What pictures are compared with; those that are made of latents also with others that went there and back."""
+    coder = Coder.of(trained.denoiser, trained.kind) if trained else None
+
+    def through(pixels: Tensor) -> Tensor:
+        assert coder is not None
+        return coder.to(accelerator.device).through(pixels.to(accelerator.device))
+
+    return Reference(splits, network, cache, through if coder else None)
 
 
 # --- images and features ------------------------------------------------------------------------------------------
@@ -270,49 +306,6 @@ def _of_text(
     drawn = text.gathered(draw(settings, sampling, share, accelerator, reporter, texts.n), accelerator, texts.n)
     figures: Row = on_main(accelerator, lambda: text.of_samples(settings.wanted, drawn, texts))
     return {"nfe": sampling.nfe, **figures}
-
-
-def _of_masked(
-    settings: EvalSettings, sampling: Sampling, splits: Splits, texts: text.Texts | None, n: int, reporter: Reporter
-) -> Row:
-    """The bound of masked diffusion, and of text what it is read beside."""
-    if "bits" not in settings.wanted:
-        return {}
-    source, which = held_out.judge(splits)
-    trained, device, batch = sampling.trained, sampling.device, batch_of(settings, sampling)
-    with reporter.progress(min(n, len(source)), 0) as line:
-        row = model.masked_bits(trained, device, source, n, settings.seed, batch, line.update) | {"bits_of": which}
-    return row | text.beside_bits(row, texts) if texts else row
-
-
-def _of_model(
-    settings: EvalSettings,
-    sampling: Sampling,
-    splits: Splits,
-    texts: text.Texts | None,
-    n: int,
-    out: Path,
-    reporter: Reporter,
-) -> Row:
-    """Metrics of the model itself."""
-    if sampling.trained.objective.discrete:
-        return _of_masked(settings, sampling, splits, texts, n, reporter)
-    denoiser, device = sampling.denoiser, sampling.device
-    source, which = held_out.judge(splits)
-    count = min(n, len(source))
-    row: Row = {}
-    if "bits" in settings.wanted:
-        with reporter.progress(count, 0) as line:
-            row |= model.bits(denoiser, device, source, n, settings.seed, line.update) | {"bits_of": which}
-    steps = model.chain_length(denoiser.schedule)
-    if "vlb" in settings.wanted and steps is not None:
-        with reporter.progress(count, 0) as line:
-            row |= model.vlb(denoiser, steps, device, source, n, settings.seed, line.update) | {"vlb_of": which}
-    if "denoising" in settings.wanted:
-        more = min(n, len(splits.test)) if splits.test else 0
-        with reporter.progress(min(n, len(splits.train)) + more, 0) as line:
-            row |= model.denoising(denoiser, device, splits, n, settings.seed, out, line.update)
-    return row
 
 
 # --- what is told -------------------------------------------------------------------------------------------------

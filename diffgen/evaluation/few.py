@@ -10,7 +10,7 @@ SOME = 256
 TENFOLD = 1000
 """Images from which the inception score is that of ten parts."""
 
-FRECHET = ("fd", "fd_frames", "fd_pairs")
+FRECHET = ("fd", "fd_reconstruction", "fd_frames", "fd_pairs")
 """Frechet distances; frames of one clip are alike, so that clips count."""
 
 
@@ -31,6 +31,7 @@ def _reasons(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     fewest, which = min((row.get(unit, math.inf), unit), (train, f"training {unit}"))
     sets = {"": (fewest, which), "_floor_test": (row.get(f"floor_{unit}", math.inf), f"held-out {unit}")}
     sets["_floor_halves"] = (train // 2, f"{unit} in each half")
+    sets["_floor_reconstruction"] = (min(fewest, sets["_floor_test"][0]), "reconstructions")
     for floor, (count, what) in sets.items():
         for key in FRECHET if count <= dim else ():
             yield f"{key}{floor}", f"{count} {what} for {dim} features: it is mostly their number that it measures"

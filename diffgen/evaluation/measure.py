@@ -79,15 +79,29 @@ Row = dict[str, Any]
 
 
 def frechet(judged: Judged) -> Row:
-    """Distance of Gaussians, with its floors: held-out images, and one half of the training images, by the other."""
-    order = torch.randperm(len(judged.train), generator=torch.Generator().manual_seed(0))
-    halves = judged.train[order.to(judged.train.device)].tensor_split(2)
-    real = Moments.of(judged.train).gaussian()
-    row: Row = {"fd": frechet_distance(real, Moments.of(judged.features).gaussian())}
-    row["fd_floor_halves"] = frechet_distance(*(Moments.of(half).gaussian() for half in halves))
-    if judged.test is not None:
-        row["fd_floor_test"] = frechet_distance(real, Moments.of(judged.test).gaussian())
-    return row
+    """Distance of Gaussians, with its floors; where there is an autoencoder one is of what it makes of real images."""
+    found = distances(judged.features, judged.train, judged.test, judged.reference.reconstructed(len(judged.features)))
+    return {f"fd{key}": value for key, value in found.items()}
+
+
+def distances(fake: Tensor, train: Tensor, test: Tensor | None, back: Tensor | None = None) -> dict[str, float]:
+    """Frechet distance to training images, and its floors, by what is added to its name; features [n, d] each.
+
+    Args:
+        fake: Of the images that are judged.
+        train: Of the training images; one half of them by the other is a floor.
+        test: Of as many held-out images.
+        back: Of as many real images through an autoencoder.
+    """
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    halves = train[order.to(train.device)].tensor_split(2)
+    real = Moments.of(train).gaussian()
+    found = {"": frechet_distance(real, Moments.of(fake).gaussian())}
+    found["_floor_halves"] = frechet_distance(*(Moments.of(half).gaussian() for half in halves))
+    for floor, features in (("test", test), ("reconstruction", back)):
+        if features is not None:
+            found[f"_floor_{floor}"] = frechet_distance(real, Moments.of(features.to(train.device)).gaussian())
+    return found
 
 
 def kernel(judged: Judged) -> Row:
@@ -185,7 +199,7 @@ MEASURES: dict[str, Callable[[Judged], Row]] = {
     "copies": copies,
     "cas": accuracy_score,
 }
-"""Metrics of images; those of a model (`bits`, `vlb`, `denoising`) need none, and are in `evaluation.model`."""
+"""Metrics of images; those of a model (`bits`, `elbo`, ...) need none, and are in `evaluation.of_model`."""
 
 
 def measured(wanted: Iterable[str], judged: Judged) -> Row:

@@ -13,12 +13,13 @@ from diffgen.build import Trained
 from diffgen.core.devices import float_type
 from diffgen.core.files import write_atomically
 from diffgen.data import Source
+from diffgen.data.latents import Latents
 from diffgen.data.splits import Splits
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance, guided
 from diffgen.diffusion.schedules import Schedule
 from diffgen.evaluation import bits_per_dim as likelihood
-from diffgen.evaluation import text_bits
+from diffgen.evaluation import latent_bits, text_bits
 from diffgen.evaluation.denoising import compare, denoising_errors, noise_levels
 
 PLAIN = Guidance(scale=1.0)
@@ -57,12 +58,20 @@ def _at_once(source: Source, images: int) -> int:
     return max(1, images // source.shape.size[1]) if source.kind.moving else images
 
 
-def _so_far(mean: float, error: float, unit: str) -> str:
+def so_far(mean: float, error: float, unit: str) -> str:
     """A figure beside a bar; one example has no standard error."""
     return f"{mean:.3f}{f' +- {error:.3f}' if error < math.inf else ''} {unit}"
 
 
-def bits(denoiser: Denoiser, device: torch.device, source: Source, n: int, seed: int, progress: Progress) -> Row:
+def bits(
+    denoiser: Denoiser,
+    device: torch.device,
+    source: Source,
+    n: int,
+    seed: int,
+    progress: Progress,
+    latents: Latents | None = None,
+) -> Row:
     """Bits per dimension of images along the ODE: mean, standard error, network calls.
 
     Args:
@@ -72,19 +81,20 @@ def bits(denoiser: Denoiser, device: torch.device, source: Source, n: int, seed:
         n: How many of them.
         seed: Of dequantisation and probes.
         progress: Hears the number of images done, and the figure so far.
+        latents: The kind of a model that was trained in some; its figure is a bound, see `latent_bits`.
     """
+    measure = partial(latent_bits.bits_per_dim, latents) if latents else likelihood.bits_per_dim
     found: list[Tensor] = []
     calls: list[int] = []
     for pixels, label, numbers in batches(source, n, device):
         denoise = guided(denoiser, label, PLAIN, clip=False)
-        result = likelihood.bits_per_dim(
-            denoise, denoiser.schedule, pixels, numbers, seed=seed, rtol=TOLERANCE, atol=TOLERANCE
-        )
+        result = measure(denoise, denoiser.schedule, pixels, numbers, seed=seed, rtol=TOLERANCE, atol=TOLERANCE)
         found.append(result.each.cpu())
         calls.append(result.nfe)
         mean, error = likelihood.mean_and_error(torch.cat(found))
-        progress(numbers[-1] + 1, _so_far(mean, error, "bits/dim"))
+        progress(numbers[-1] + 1, so_far(mean, error, "bits/dim"))
     row: Row = {"bits": mean, "bits_error": error, "bits_nfe": sum(calls) / len(calls)}
+    row |= {"bits_in": latent_bits.MEASURE} if latents else {}
     return row | {f"bits_{source.kind.unit}": numbers[-1] + 1}
 
 
@@ -133,7 +143,7 @@ def vlb(
         )
         found.append(bound)
         mean, error = likelihood.mean_and_error(torch.cat([each.total for each in found]))
-        progress(numbers[-1] + 1, _so_far(mean, error, "bits/dim"))
+        progress(numbers[-1] + 1, so_far(mean, error, "bits/dim"))
     row: Row = {"vlb": mean, "vlb_error": error, f"vlb_{source.kind.unit}": numbers[-1] + 1}
     row["vlb_nfe"] = (draws or steps - 1) + 1
     for part, values in zip(likelihood.Bound._fields, zip(*found, strict=True), strict=True):
@@ -164,7 +174,7 @@ def masked_bits(
         bits = text_bits.bound(trained.denoiser, x0, labels, [next(numbers) for _ in x0], seed=seed)
         each = torch.cat([each, bits])
         mean, error = (value / x0[0].numel() for value in likelihood.mean_and_error(each))
-        progress(len(each), _so_far(mean, error, kind.measure))
+        progress(len(each), so_far(mean, error, kind.measure))
     row: Row = {"bits": mean, "bits_error": error, "bits_in": kind.measure, "bits_draws": text_bits.DRAWS}
     return row | {f"bits_{kind.unit}": len(each), "tokens": x0[0].numel()} | ({"rounded": changed} if changed else {})
 
@@ -181,11 +191,19 @@ def _clipped(denoiser: Denoiser, label: Tensor, x: Tensor, t: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def denoising(
-    denoiser: Denoiser, device: torch.device, splits: Splits, n: int, seed: int, out: Path, progress: Progress
+    denoiser: Denoiser,
+    device: torch.device,
+    splits: Splits,
+    n: int,
+    seed: int,
+    out: Path,
+    progress: Progress,
+    latents: Latents | None = None,
 ) -> Row:
     """Weighted denoising error by noise level, on training images and, if there are some, on held-out ones.
 
-    Where the two part, the model knows its training images beyond their kind. The curves are in `denoising.png`.
+    Where the two part, the model knows its training images beyond their kind. The curves are in `denoising.png`. Of a
+    model that was trained in `latents` it is the error of these.
     """
     from diffgen.core.plots import curves
 
@@ -199,11 +217,11 @@ def denoising(
         done += images
         progress(done, f"{unit} denoised")
 
-    train = _errors(denoiser, device, splits.train, n, nsrs, seed, more)
+    train = _errors(denoiser, device, splits.train, n, nsrs, seed, more, latents)
     if splits.test is None:
         bins = [{"nsr": nsr, "train": error} for nsr, error in zip(nsrs, train.mean(0).tolist(), strict=True)]
     else:
-        test = _errors(denoiser, device, splits.test, n, nsrs, seed, more)
+        test = _errors(denoiser, device, splits.test, n, nsrs, seed, more, latents)
         bins = [each._asdict() for each in compare(train, test, nsrs)]
     kinds = {key: f"{words} {unit}" for key, words in CURVES.items() if key in bins[0]}
     shown = {words: [(math.log10(b["nsr"]), b[key]) for b in bins] for key, words in kinds.items()}
@@ -220,13 +238,14 @@ def _errors(
     nsrs: list[float],
     seed: int,
     more: Callable[[int], None],
+    latents: Latents | None,
 ) -> Tensor:
-    pixels, labels = first(source, n)
+    (pixels, labels), kind = first(source, n), latents or source.kind
     parts, batch = [], _at_once(source, BATCH)
     for start in range(0, len(pixels), batch):
         here = slice(start, start + batch)
         denoise = guided(denoiser, labels[here].to(device), PLAIN, clip=False)
-        x0 = source.kind.encode(pixels[here].to(device)).to(float_type(device))
+        x0 = kind.encode(pixels[here].to(device)).to(float_type(device))
         numbers = list(range(start, start + len(x0)))
         sigma_data = denoiser.sigma_data
         parts.append(denoising_errors(denoise, denoiser.schedule, x0, numbers, nsrs, sigma_data=sigma_data, seed=seed))

@@ -1,5 +1,6 @@
 """Features of real images, computed once and kept: by the images' own hash and the extractor's."""
 
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -23,11 +24,14 @@ class Reference:
         splits: The data set.
         extractor: What makes the features.
         cache: Folder of features that are kept.
+        through: Where images are made of latents, the way of pictures uint8 [B, C, H, W] to latents and back.
     """
 
-    def __init__(self, splits: Splits, extractor: Extractor, cache: Path) -> None:
+    def __init__(
+        self, splits: Splits, extractor: Extractor, cache: Path, through: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         """Nothing is computed before it is asked for."""
-        self.splits, self.extractor, self.cache = splits, extractor, cache
+        self.splits, self.extractor, self.cache, self.through = splits, extractor, cache, through
 
     @cached_property
     def train(self) -> Tensor:
@@ -44,6 +48,14 @@ class Reference:
     def test(self) -> Tensor | None:
         """Features of `floors`."""
         return None if self.floors is None else features_of(self.floors, self.extractor, self.cache)
+
+    def reconstructed(self, n: int) -> Tensor | None:
+        """Features of n pictures, or all there are, through `through`: of `floors`, or training images without any."""
+        if self.through is None:
+            return None
+        source = self.floors or self.splits.train
+        examples = in_order(source, min(n, len(source)), torch.device("cpu"))
+        return torch.cat([self.extractor(self.through(pixels))[0].cpu() for pixels, _ in examples])
 
 
 def features_of(source: Source, extractor: Extractor, cache: Path) -> Tensor:

@@ -49,6 +49,15 @@ NAMES = {
     "vlb_nfe": "bound: network calls an image",
     "denoising_test": "denoising error, held-out",
     "denoising_train": "denoising error, training images",
+    "elbo": "bound, bits/dim",
+    "elbo_rate": "bound: rate, KL from the prior",
+    "elbo_distortion": "bound: distortion",
+    "iwae": "importance-weighted bound",
+    "psnr": "reconstructions: PSNR, dB",
+    "ssim": "reconstructions: SSIM",
+    "fd_reconstruction": "reconstructions: Frechet distance",
+    "codes_used": "share of codes used",
+    "active_channels": "active channels",
 }
 """What stands in the first column; with Inception's features the first two are FID and KID."""
 
@@ -76,13 +85,25 @@ BETTER = {
     "denoising_test": "lower",
     "denoising_train": "lower",
     "density": "near 1",
+    "elbo": "lower",
+    "elbo_rate": "",
+    "elbo_distortion": "",
+    "iwae": "lower",
+    "fd_reconstruction": "lower",
 }
 
 FACTORS = {"kd": 1000}
 
-FLOORS = {"test": " of held-out images", "halves": " of halves"}
+FLOORS = {"test": " of held-out images", "halves": " of halves", "reconstruction": " of reconstructions"}
 
-OF = {"bits": {"test": ", held-out images", "train": ", training images"}, "vlb": {"test": "", "train": ", training"}}
+COLUMNS = {"test": "held-out", "halves": "halves", "reconstruction": "reconstructed"}
+"""Heads of floors in the table; the last stands there for images that are made of latents."""
+
+OF = {
+    "bits": {"test": ", held-out images", "train": ", training images"},
+    "vlb": {"test": "", "train": ", training"},
+    "elbo": {"test": ", held-out images", "train": ", training images"},
+}
 """What is added to a name: which examples a figure is of."""
 
 IN_ONE_TABLE = (
@@ -108,15 +129,16 @@ AXES = {"nfe": "network calls (NFE)", "sigma_rel": "width of the average, sigma_
 
 def table(row: Row) -> Iterator[str]:
     """The figures of one row, each beside its floors, as lines of text."""
-    yield f"{'':<32}{'value':>12}{'held-out':>12}{'halves':>12}   better"
+    kinds = [kind for kind in COLUMNS if kind != "reconstruction" or any(key.endswith(f"_floor_{kind}") for key in row)]
+    wide = max([32, *(len(name(key, row)) + 1 for key in NAMES if key in row)])
+    yield f"{'':<{wide}}{'value':>12}{''.join(f'{COLUMNS[kind]:>{_width(kind)}}' for kind in kinds)}   better"
     for key in NAMES:
         if key in row:
-            floors = [_shown(row.get(f"{key}_floor_{kind}"), key) for kind in ("test", "halves")]
+            floors = "".join(f"{_shown(row.get(f'{key}_floor_{kind}'), key):>{_width(kind)}}" for kind in kinds)
             error = row.get(f"{key}_error")
             note = f"  +- {FACTORS.get(key, 1) * error:.3g}" if error is not None and error < math.inf else ""
             note += ", upper bound" if key in ("bits", "sequence_bits") and "bits_draws" in row else ""
-            value = _shown(row[key], key)
-            yield f"{name(key, row):<32}{value:>12}{floors[0]:>12}{floors[1]:>12}   {BETTER.get(key, 'higher')}{note}"
+            yield f"{name(key, row):<{wide}}{_shown(row[key], key):>12}{floors}   {BETTER.get(key, 'higher')}{note}"
         if key == "cas" and "cas_real" in row:
             yield f"{'  of one trained on real images':<32}{row['cas_real']:>12.4f}"
         if key == "sequence_bits" and "sequence_entropy" in row:
@@ -127,11 +149,18 @@ def table(row: Row) -> Iterator[str]:
     yield from _notes(row)
 
 
+def _width(kind: str) -> int:
+    """Of a column of floors."""
+    return max(12, len(COLUMNS[kind]) + 2)
+
+
 def _notes(row: Row) -> Iterator[str]:
     """What is to be known of some figures, or of those that are not there."""
     if left := row.get("left_out"):
         yield f"left out, for want of labels, classes or held-out images: {', '.join(left)}"
-    if row.get("bits_of", row.get("vlb_of")) == "train" or ("denoising_train" in row and "denoising_test" not in row):
+    yield from _of_latents(row)
+    trained_on = any(row.get(f"{of}_of") == "train" for of in (*OF, "reconstruction"))
+    if trained_on or ("denoising_train" in row and "denoising_test" not in row):
         unit = unit_in(row)
         yield f"no {unit} are held out: figures of the model are of {unit} that it was trained on; {ADVICE}"
     if rounded := row.get("rounded"):
@@ -142,6 +171,20 @@ def _notes(row: Row) -> Iterator[str]:
         yield f"held-out floors are of {fewer:,} {unit}, not {judged:,}: with fewer, distances rise and coverage falls"
     for why, keys in _by_reason(too_few(row)).items():
         yield f"too few {unit}: {', '.join(keys).replace('images', unit)}: {why}"
+
+
+def _of_latents(row: Row) -> Iterator[str]:
+    """What is to be known of reconstructions and latents."""
+    if said := row.get("ssim_left_out"):
+        yield str(said)
+    if same := row.get("psnr_same"):
+        yield f"{same:,} reconstructions are exact, and count in PSNR as if one value were one level off"
+    if "codes_used" in row:
+        sites, codes = row["codes_sites"], row["codes"]
+        yield f"codes: {round(row['codes_used'] * codes):,} of {codes:,} at the {sites:,} sites of the images looked at"
+    if rates := row.get("rate_by_channel"):
+        told = ", ".join(f"{rate:.3g}" for rate in rates)
+        yield f"channels of latents: {row['active_channels']} of {row['latent_channels']} active; nats in each: {told}"
 
 
 def unit_in(row: Row) -> str:
@@ -163,7 +206,7 @@ def name(key: str, row: Row) -> str:
         return {"fd": "FID", "kd": "KID x 1000"}[key]
     if row.get("extractor") == "dinov2" and key == "fd":
         return "FD-DINOv2"
-    if key in ("bits", "vlb"):
+    if key in OF:
         of = {"sequences": "text"}.get(unit_in(row), unit_in(row))
         return row.get(f"{key}_in", NAMES[key]) + OF[key][row.get(f"{key}_of", "test")].replace("images", of)
     if key == "copies" and row.get("copies_in") == "pixels":

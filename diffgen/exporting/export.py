@@ -9,6 +9,7 @@ from diffgen.core.errors import UsageError, require
 from diffgen.core.files import folder_atomically
 from diffgen.core.paths import setting
 from diffgen.core.settings import ExportSettings
+from diffgen.data.latents import Latents
 from diffgen.exporting import from_diffusers, programs, to_diffusers
 from diffgen.storage import checkpoint
 from diffgen.storage.checkpoint import Checkpoint
@@ -58,7 +59,8 @@ def _check_denoiser(saved: Checkpoint, trained: Trained) -> None:
         UsageError: It is something else.
     """
     held = f"ckpt={str(saved.path)!r} cannot be exported: formats hold x, t, label -> x0_hat, and"
-    require(not trained.objective.discrete, f"{held} this model unmasks tokens")
+    require(trained.objective.path, f"{held} this model {trained.objective.makes}")
+    require(not isinstance(trained.kind, Latents), f"{held} this model makes latents, which nothing there would decode")
     require(
         not trained.denoiser.self_condition,
         f"{held} this network sees its own last estimate, too (model.self_condition=true)",

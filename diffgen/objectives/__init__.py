@@ -1,7 +1,8 @@
 """What is learned from a batch: its loss, the noise it draws, and the samplers that walk back."""
 
+from diffgen.objectives.autoencode import Autoencode
 from diffgen.objectives.base import OBJECTIVES, Batch, Objective
 from diffgen.objectives.denoise import Denoise
 from diffgen.objectives.unmask import Unmask
 
-__all__ = ["OBJECTIVES", "Batch", "Denoise", "Objective", "Unmask"]
+__all__ = ["OBJECTIVES", "Autoencode", "Batch", "Denoise", "Objective", "Unmask"]

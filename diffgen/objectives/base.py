@@ -67,6 +67,14 @@ class Objective(Protocol):
     """Whether x0 is tokens, whole numbers, and not real numbers."""
     noise_type: ClassVar[torch.dtype]
     """Of the noise in sampling, which is drawn on the CPU."""
+    path: ClassVar[bool]
+    """Whether examples and noise are the ends of a path alpha x0 + sigma z, along which samplers walk."""
+    codes: ClassVar[bool]
+    """Whether it learns an autoencoder, whose frame is a `Codec`."""
+    labelled: ClassVar[bool]
+    """Whether the network is told of labels."""
+    makes: ClassVar[str]
+    """What such a model does, for sentences."""
 
     def suited(self, kind: Any) -> Any:
         """The kind of the same stored examples whose x0 is what is learned from.
@@ -90,6 +98,15 @@ class Objective(Protocol):
     def times(self, t: Tensor, schedule: Schedule) -> Tensor:
         """The times, like t [B], at which examples are learned from that were drawn for t."""
 
+    def inputs(self, size: tuple[int, ...], noise_size: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+        """What its network is called with for one example, of zeros.
+
+        Args:
+            size: Of what the network sees of x0.
+            noise_size: Of the noise that an example is drawn from.
+            device: Where.
+        """
+
     def loss(self, frame: Any, weighting: Weighting, batch: Batch) -> Tensor:
         """The loss of each example, [B].
 
@@ -101,8 +118,18 @@ class Objective(Protocol):
 
     # --- sampling -------------------------------------------------------------------------------------------------
 
-    def start(self, noise: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
+    def start(self, noise: Tensor, frame: Any, t: Tensor) -> Tensor:
         """The state at t_max of this noise, [B, *size]."""
+
+    def noise_of(self, x0: Tensor, frame: Any, t: Tensor, rtol: float) -> Tensor:
+        """The noise of which a sampler that draws none makes examples x0 [B, *size] again.
+
+        Args:
+            x0: Examples.
+            frame: Of the network, which is told of no labels.
+            t: Where samplers start.
+            rtol: Tolerance, where it is found step by step.
+        """
 
     def keep(self, x0: Tensor, free: Tensor, start: Start) -> tuple[Start, Wrap]:
         """How to start, and what a sampler sees, so that samples are x0 [*size] where they are not free, bool."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from diffgen.core.errors import NonFiniteError
 from diffgen.core.randomness import normal
 from diffgen.core.registry import Table
-from diffgen.diffusion.denoiser import Denoiser, like
+from diffgen.diffusion.denoiser import NO_LABEL, Denoiser, like
 from diffgen.diffusion.guidance import Guidance, guided
 from diffgen.diffusion.knowing import told
-from diffgen.diffusion.samplers import SAMPLERS
+from diffgen.diffusion.samplers import SAMPLERS, encode
 from diffgen.diffusion.samplers import Denoise as Denoising
 from diffgen.diffusion.schedules import Schedule
 from diffgen.diffusion.tasks import Start, Wrap
@@ -30,6 +30,10 @@ class Denoise:
     samplers: ClassVar[Table] = SAMPLERS
     discrete: ClassVar[bool] = False
     noise_type: ClassVar[torch.dtype] = torch.float32
+    path: ClassVar[bool] = True
+    codes: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True
+    makes: ClassVar[str] = "removes Gaussian noise"
 
     def suited(self, kind: Any) -> Any:
         """The kind as real numbers."""
@@ -45,6 +49,11 @@ class Denoise:
     def times(self, t: Tensor, schedule: Schedule) -> Tensor:
         """The entries of a schedule that is a table, which are all that its network is told of."""
         return schedule.snap(t)
+
+    def inputs(self, size: tuple[int, ...], noise_size: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+        """x, the noise condition and a label."""
+        zero = torch.zeros(1, device=device)
+        return torch.zeros(1, *size, device=device), zero, zero.long()
 
     def loss(self, denoiser: Denoiser, weighting: Weighting, batch: Batch) -> Tensor:
         """Weighted error of the network's output F against a x0 + b z.
@@ -88,9 +97,19 @@ class Denoise:
         free = ~known.expand_as(difference)
         return self.error(difference * free) / free.float().flatten(1).mean(1)
 
-    def start(self, noise: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
+    def start(self, noise: Tensor, denoiser: Denoiser, t: Tensor) -> Tensor:
         """sigma(t_max) z."""
-        return float(schedule.sigma(t)) * noise
+        return float(denoiser.schedule.sigma(t)) * noise
+
+    def noise_of(self, x0: Tensor, denoiser: Denoiser, t: Tensor, rtol: float) -> Tensor:
+        """The end of the ODE that is walked backwards, over sigma(t_max)."""
+
+        @torch.inference_mode()
+        def denoise(x: Tensor, at: Tensor) -> Tensor:
+            return denoiser(x, at.to(x).expand(len(x)), torch.full((len(x),), NO_LABEL, device=x.device))
+
+        end = encode(denoise, denoiser.schedule, x0, t_end=float(t), rtol=rtol, atol=rtol)
+        return end / float(denoiser.schedule.sigma(t))
 
     def keep(self, x0: Tensor, free: Tensor, start: Start) -> tuple[Start, Wrap]:
         """What is known replaces x0_hat at every step (replacement, Song et al. 2021, app. I.2).

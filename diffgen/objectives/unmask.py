@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diffgen.core.errors import NonFiniteError, require
+from diffgen.core.errors import NonFiniteError, UsageError, require
 from diffgen.core.registry import Table
 from diffgen.diffusion.denoiser import like
 from diffgen.diffusion.guidance import Guidance
@@ -37,6 +37,10 @@ class Unmask:
     samplers: ClassVar[Table] = UNMASKERS
     discrete: ClassVar[bool] = True
     noise_type: ClassVar[torch.dtype] = torch.float64  # as rare as a token may be, some number is its own
+    path: ClassVar[bool] = False
+    codes: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True
+    makes: ClassVar[str] = "unmasks tokens"
 
     def __post_init__(self) -> None:
         require(2 <= self.levels <= 256, f"levels={self.levels} must be in [2, 256]")
@@ -64,6 +68,11 @@ class Unmask:
         share = (t - schedule.t_min) / (schedule.t_max - schedule.t_min)
         return schedule.t_max * share.clamp(min=EARLIEST)
 
+    def inputs(self, size: tuple[int, ...], noise_size: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+        """Tokens, a condition that says nothing and a label."""
+        zero = torch.zeros(1, device=device)
+        return torch.zeros(1, *size, device=device, dtype=torch.int64), zero, zero.long()
+
     def loss(self, predictor: Predictor, weighting: object, batch: Batch) -> Tensor:
         """The bound of each example, in bits a token, [B].
 
@@ -78,9 +87,17 @@ class Unmask:
         bits = -(log_p * hidden).flatten(1).sum(1) / math.log(2)
         return schedule.t_max * unmasking_rate(schedule, batch.t).to(bits) * bits / x0[0].numel()
 
-    def start(self, noise: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
+    def start(self, noise: Tensor, predictor: Predictor, t: Tensor) -> Tensor:
         """Nothing is seen."""
         return torch.full_like(noise, HIDDEN, dtype=torch.int64)
+
+    def noise_of(self, x0: Tensor, predictor: Predictor, t: Tensor, rtol: float) -> Tensor:
+        """There is none.
+
+        Raises:
+            UsageError: Always; tasks that ask for it need a path of Gaussian noise.
+        """
+        raise UsageError("tokens have no noise that they are made of")
 
     def keep(self, x0: Tensor, free: Tensor, start: Start) -> tuple[Start, Wrap]:
         """Tokens x0 are given where they are not free, which no sampler changes."""

@@ -83,7 +83,7 @@ class Sampling:
 
     def noise(self, indices: list[int], seed: int, draw: int = 0) -> Tensor:
         """The objective's noise for images, [B, *size] on the CPU; see `image_noise`."""
-        size, objective = self.trained.shape.size, self.trained.objective
+        size, objective = self.trained.noise_size, self.trained.objective
         pinned = self.device.type == "cuda"
         return image_noise(size, indices, seed, draw, fill=objective.noise, dtype=objective.noise_type, pinned=pinned)
 
@@ -145,7 +145,7 @@ class Sampling:
 
     def start(self, noise: Tensor) -> Tensor:
         """The state at t_max of this noise, on the device."""
-        return self.trained.objective.start(self.state(noise), self.denoiser.schedule, self.ts[0])
+        return self.trained.objective.start(self.state(noise), self.denoiser, self.ts[0])
 
     def state(self, x: Tensor) -> Tensor:
         """A tensor on the device, in the precision of the sampler's state."""
@@ -158,7 +158,9 @@ class Sampling:
             return self.draw([indices[i] for i in numbers], [labels[i] for i in numbers]).cpu()
 
         self.strays = []
-        return map(self._stored, in_batches(draw, len(indices), batch_size))
+        stored = map(self._stored, in_batches(draw, len(indices), batch_size))
+        finish = self.plan.finish if self.plan else None
+        return stored if finish is None else _finished(stored, finish, indices)
 
     def _stored(self, x0: Tensor) -> Tensor:
         self.strays.append(self.trained.kind.strays(x0))
@@ -184,6 +186,16 @@ class Sampling:
         for x0 in in_batches(draw, len(indices), 1 if objective.discrete else batch_size):
             shown = [seen[i * len(seen) // (count - 1)][: len(x0)] for i in range(count - 1)]
             yield torch.stack([*shown, self._stored(x0)], dim=1)
+
+
+def _finished(
+    batches: Iterator[Tensor], finish: Callable[[Tensor, list[int]], Tensor], indices: list[int]
+) -> Iterator[Tensor]:
+    """Batches of examples as a plan wants them in the end; `indices` are their numbers, all in a row."""
+    done = 0
+    for batch in batches:
+        yield finish(batch, indices[done : done + len(batch)])
+        done += len(batch)
 
 
 def batch_size(shape: DataShape, device: torch.device) -> int:

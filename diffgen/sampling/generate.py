@@ -23,6 +23,7 @@ from diffgen.sampling.setup import check_guidance, guides, make_plan, make_sampl
 from diffgen.sampling.words import shown, shown_average, shown_guidance, shown_task
 from diffgen.sampling.writing import Files, Folder
 from diffgen.storage import checkpoint, posthoc
+from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
 
 READ_OUT = 10
@@ -43,7 +44,8 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
     """
     with accelerated(settings.precision) as accelerator:
         order = prepare(settings, sampler, task, checkpoint.load(Path(str(settings.ckpt))), accelerator.device)
-        labels, sampling, trained = order.labels, order.sampling, order.sampling.trained
+        settings, labels, sampling = order.settings, order.labels, order.sampling
+        trained = sampling.trained
         out = Path(settings.out) if settings.out else default_out
         kind = trained.kind if settings.fps is None else trained.kind.played_at(settings.fps)
         folder = Folder(out, kind, settings.saves, trained.classes, films=order.plan.frames > 0)
@@ -118,11 +120,13 @@ def prepare(
     Raises:
         DiffgenError: The checkpoint, a label or a picture cannot be used, or a setting does not suit them.
     """
-    saved = posthoc.of_length(saved, settings.sigma_rel)
+    saved = posthoc.of_length(supplied(saved, settings.latent), settings.sigma_rel)
     trained = restore(saved)  # from here on the config is known to be sound
     sampler = resolve_sampler(sampler, saved.config["sampler"], trained.kind)
     sampling = make_sampling(settings, sampler, saved, trained, device)
     sampling.plan = plan = make_plan(settings, task, sampling)
+    if plan.n is not None:
+        settings = replace(settings, n=plan.n)
     labels = choose_labels(settings, trained.classes, trained.shape.num_classes, new=plan.new)
     check_guidance(settings, labels, trained.kind.unit, tells=sampling.tells)
     return Order(settings, task, saved, sampler, labels, sampling, plan)

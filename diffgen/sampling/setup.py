@@ -16,12 +16,14 @@ from diffgen.core.errors import CheckpointError, UsageError, require
 from diffgen.core.registry import build, convert
 from diffgen.core.settings import DrawSettings, SampleSettings
 from diffgen.data.kinds import Kind
+from diffgen.data.latents import Latents
 from diffgen.diffusion import masking
-from diffgen.diffusion.denoiser import NO_LABEL, Denoiser
+from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
-from diffgen.diffusion.tasks import TASKS, Plan, Run, Start, Wrap
+from diffgen.diffusion.tasks import TASKS, Finish, Plan, Run, Start, Wrap
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
+from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
 
 WORTH_COMPILING = 2000  # images, below which the compiler takes longer than it saves
@@ -48,7 +50,12 @@ def make_sampling(
     """
     denoiser = trained.denoiser
     denoiser.model.to(device)
-    if compilation.wanted(settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING):
+    trained.kind.put(device)
+    told = "compile=true is for a network that is called many times, and this model is an autoencoder: leave it out"
+    require(settings.compile is not True or not trained.objective.codes, told)
+    if not trained.objective.codes and compilation.wanted(
+        settings.compile, pays=device.type == "cuda" and settings.n >= WORTH_COMPILING
+    ):
         required = settings.compile is True
         denoiser.model = Compiled(denoiser.model, key="compile", required=required)
     guidance = make_guidance(settings, saved, trained, device)
@@ -97,10 +104,16 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
         x0, free = kind.template(text, mark, size)
         return placed(x0), free.to(sampling.device)
 
-    @torch.inference_mode()
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        unknown_label = torch.full((len(x),), NO_LABEL, device=x.device)
-        return sampling.denoiser(x, t.to(x).expand(len(x)), unknown_label)
+    def noise_of(x0: Tensor, rtol: float) -> Tensor:
+        return objective.noise_of(x0, sampling.denoiser, sampling.ts[0], rtol)
+
+    def kept(image: str, mask: str) -> Finish | None:
+        if not isinstance(kind, Latents):
+            return None
+        original, shade = kind.original(image, size), kind.shade_of_pixels(mask)
+        if bool((shade > 127.5).all()):
+            return None
+        return lambda examples, numbers: torch.where(shade > 127.5, examples, original)
 
     run = Run(
         schedule=sampling.denoiser.schedule,
@@ -110,7 +123,10 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
         shade=lambda path: kind.shade(path, size).to(sampling.device),
         film=lambda path, first, stride: placed(kind.film(path, size, first, stride)),
         size=size,
-        denoise=denoise,
+        state=lambda noise: objective.start(noise, sampling.denoiser, sampling.ts[0]),
+        noise_of=noise_of,
+        original=lambda path: kind.original(path, size),
+        kept=kept,
         n=settings.n,
         start=start,
         keep=keep,
@@ -137,11 +153,16 @@ def _check_task(name: str, trained: Trained) -> None:
     require(not (facts.pictures and kind.textual), f"task={name} is for pictures, {makes}: task=infill fills in text")
     require(not facts.text or kind.textual, f"task={name} is for text, {makes}: task=inpaint fills in pictures")
     require(not facts.clips or kind.moving, f"task={name} is for clips, {makes}")
+    objective = trained.objective
     require(
-        not (facts.noise and trained.objective.discrete),
+        not (facts.noise and objective.discrete),
         f"task={name} needs a path of Gaussian noise, {makes} by unmasking tokens: task=generate, trajectory, infill "
         "or inpaint",
     )
+    told = f"task={name} needs a way from noise to pictures, and this model {objective.makes}: task=generate, "
+    require(not facts.way or not objective.codes, f"{told}reconstruct or interpolate")
+    told = f"task={name} is for an autoencoder, and this model {objective.makes}: give the ckpt of a run of method=vae"
+    require(not facts.codes or objective.codes, told)
 
 
 def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, device: torch.device) -> Guidance:
@@ -153,6 +174,10 @@ def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, d
         UsageError: It is one that this objective has not, or the guide does not go with the checkpoint.
         CheckpointError: The checkpoint's own is none.
     """
+    if trained.objective.codes:
+        plain = settings.guidance in ("auto", 1) and not settings.guide
+        given = f"guidance={settings.guidance} and guide={settings.guide}"
+        require(plain, f"{given} lead a sampler on its way, and this model is an autoencoder: leave them out")
     scale, told = settings.guidance, None
     if scale == "auto":
         try:
@@ -160,7 +185,7 @@ def make_guidance(settings: DrawSettings, saved: Checkpoint, trained: Trained, d
         except UsageError as error:
             raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
         told = None if settings.guide else min(scale, MOST_TOLD)
-    guide = make_guide(settings.guide, trained) if settings.guide else None
+    guide = make_guide(settings.guide, trained, settings.latent) if settings.guide else None
     if guide is not None:
         guide.model.to(device)  # type: ignore[attr-defined]
     low_high = settings.guidance_interval
@@ -189,13 +214,14 @@ def check_guidance(settings: DrawSettings, labels: Sequence[int], unit: str, *, 
     )
 
 
-def make_guide(path: str, trained: Trained) -> Denoiser:
-    """The denoiser to guide away from.
+def make_guide(path: str, trained: Trained, latent: str | None = None) -> Denoiser:
+    """The denoiser to guide away from; `latent` is where an autoencoder is that both keep apart.
 
     Raises:
         UsageError: It was trained on other examples, for another objective, or by another schedule.
     """
-    weaker = restore(checkpoint.load(Path(path), "guide"))
+    saved = checkpoint.load(Path(path), "guide")
+    weaker = restore(saved if saved.autoencoder else supplied(saved, latent))
     theirs, ours = ((each.kind, replace(each.shape, augment_labels=0), each.classes) for each in (weaker, trained))
     require(
         theirs == ours,

@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +45,9 @@ from diffgen.storage.tensor_file import (
 
 FORMAT = "1"
 MAX_STATE = 2**22
+OF_AUTOENCODER = "autoencoder/"
+"""What the names of an autoencoder's weights begin with in the file of a model that was trained on its latents."""
+
 OTHERS = re.compile(r"model-0\.\d{3}\.safetensors")
 
 
@@ -61,12 +64,15 @@ class Checkpoint:
         config: Plain data: data shape, model, schedule, parameterization, denoiser, sampler, ...
         images: Training images seen.
         weights: By parameter name, on the CPU.
+        autoencoder: Weights of the autoencoder whose latents the model was trained on; empty if there is none, or if
+            it is kept apart.
     """
 
     path: Path
     config: dict[str, Any]
     images: int
     weights: Tensors
+    autoencoder: Tensors = field(default_factory=dict, kw_only=True)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -165,7 +171,14 @@ def load(path: Path, key: str = "ckpt") -> Checkpoint:
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise CheckpointError(f"{path}: weight {name[:80]!r} holds values that are not finite")
-    return Checkpoint(path, about.config, about.images, weights)
+    parts = [name.removeprefix(OF_AUTOENCODER) for name in weights if name.startswith(OF_AUTOENCODER)]
+    autoencoder = {name: weights.pop(OF_AUTOENCODER + name) for name in parts}
+    return Checkpoint(path, about.config, about.images, weights, autoencoder=autoencoder)
+
+
+def with_autoencoder(model: Tensors, autoencoder: Tensors) -> Tensors:
+    """What the file of a model holds that was trained on an autoencoder's latents."""
+    return {**model, **{OF_AUTOENCODER + name: weight for name, weight in autoencoder.items()}}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ LATER: dict[str, dict[str, Any]] = {
 }
 """What a model's config did not say before there were clips."""
 
+NO_LATENT = {"path": None, "posterior": "mean", "embed": True, "cache": None}
+"""What a run's config did not say before there were latents."""
+
 
 def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
     """A config of a checkpoint or a run as this version would have written it.
@@ -36,7 +39,8 @@ def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
         pixels = data.get("pixels", True)
         kind = {"name": "pixels" if pixels else "vectors"}
         config = {**config, "data": {"kind": kind, "size": sides if pixels else sides[:1], **kept}}
-    return {"objective": {"name": "denoise"}, **config, **_of_data(config), **_of_clips(config)}
+    latent = {"latent": NO_LATENT} if "train" in config else {}  # of a run
+    return {"objective": {"name": "denoise"}, **latent, **config, **_of_data(config), **_of_clips(config)}
 
 
 def _of_clips(config: dict[str, Any]) -> dict[str, Any]:

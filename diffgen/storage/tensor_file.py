@@ -7,6 +7,7 @@ plain bounded data.
 import hashlib
 import json
 import math
+import secrets
 import stat
 import struct
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffgen.core.errors import CheckpointError, UsageError, printable
+from diffgen.core.files import writing
 
 MAX_HEADER = 2**22
 MAX_CONFIG = 3 * 2**20
@@ -241,6 +243,23 @@ def sha256_of_file(path: Path) -> str:
 def on_cpu(tensors: Tensors) -> Tensors:
     """The same as they are hashed and written."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def write_tensors(tensors: Tensors, path: Path) -> None:
+    """Write tensors that are on the CPU, whole or not at all.
+
+    Raises:
+        EnvironmentFault: The folder is not writable or the disk is full.
+    """
+    temporary = path.with_name(f".tmp_{path.name}_{secrets.token_hex(4)}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_tensors(on_cpu(tensors), temporary, {"format": "pt", "library": "diffgen"})
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def save_tensors(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:

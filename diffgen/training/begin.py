@@ -14,6 +14,7 @@ from diffgen.evaluation.held_out import inherit, lineage
 from diffgen.nets.base import DataShape
 from diffgen.nets.layers import Embedding, carry_channels, carry_classes
 from diffgen.storage import checkpoint
+from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
 from diffgen.storage.tensor_file import Tensors
 from diffgen.training.changes import differences, few
@@ -62,6 +63,8 @@ def begin(path: str, parts: Parts) -> str:
         UsageError: It is a folder of several runs.
     """
     saved = checkpoint.load(Path(path), "train.init")
+    apart = not saved.autoencoder and saved.config.get("data", {}).get("kind", {}).get("name") == "latents"
+    saved = supplied(saved, parts.config["latent"]["path"]) if apart else saved
     theirs, ours = restore(saved), parts.sampling.trained
     frames = ours.kind.moving and theirs.kind.judged and not theirs.objective.discrete
     if len(theirs.shape.size) != len(ours.shape.size) and not frames:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from diffgen.core.randomness import data_order, generator, uniforms
 from diffgen.core.settings import TrainSettings
-from diffgen.data.base import Stored
-from diffgen.data.kinds import Kind
+from diffgen.data.base import Source, Stored
 from diffgen.diffusion.denoiser import NO_LABEL
 from diffgen.diffusion.knowing import known_frames
 from diffgen.diffusion.schedules import Schedule
@@ -36,14 +35,16 @@ class Feed:
     def __init__(
         self,
         settings: TrainSettings,
-        kind: Kind,
+        source: Source,
         schedule: Schedule,
         time_density: TimeDensity,
         objective: Objective,
+        noise_size: tuple[int, ...],
         share: slice,
     ) -> None:
-        """Args: share: which examples of the global batch are this process's."""
-        self.settings, self.kind, self.share = settings, kind, share
+        """Args: noise_size: of an example's noise; share: which examples of the global batch are this process's."""
+        self.noise_size = noise_size
+        self.settings, self.source, self.share = settings, source, share
         self.schedule, self.time_density, self.objective = schedule, time_density, objective
 
     def entries(self, size: int, images: int) -> Iterator[Tensor]:
@@ -60,11 +61,11 @@ class Feed:
         rng = generator(device, settings.seed, "step", step)
         u = uniforms(n, rng, stratified=settings.stratified_times)[mine]
         flip, drop = torch.rand(2, n, generator=rng, device=device)[:, mine]
-        x0, done = self._encoded(stored.examples, flip), None
-        z = self.objective.noise(torch.empty(n, *x0.shape[1:], device=device), rng)[mine]
+        x0, done = self.source.x0(stored.examples, flip < 0.5 if settings.horizontal_flip else None), None
+        z = self.objective.noise(torch.empty(n, *self.noise_size, device=device), rng)[mine]
         if settings.augment:
-            draws = tuple(values[mine] for values in self.kind.draws(n, rng))
-            x0, done = self.kind.augment(x0, draws, settings.augment)
+            draws = tuple(values[mine] for values in self.source.kind.draws(n, rng))
+            x0, done = self.source.kind.augment(x0, draws, settings.augment)
         coin = torch.rand(n, generator=rng, device=device)[mine]  # these draws come last: they were not always there
         known = self._known(x0, rng)
         dropout: float | Tensor = settings.label_dropout
@@ -82,7 +83,3 @@ class Feed:
             return None
         known = known_frames(self.settings.batch_size, x0.shape[2], self.settings.known_frames, rng)[self.share]
         return known[:, None, :, None, None]
-
-    def _encoded(self, examples: Tensor, flip: Tensor) -> Tensor:
-        """x0, mirrored where flip [B] is below 1/2 if that is wanted."""
-        return self.kind.encode(self.kind.mirror(examples, flip < 0.5) if self.settings.horizontal_flip else examples)

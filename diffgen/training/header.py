@@ -7,8 +7,9 @@ import torch
 from diffgen.build import Config, Trained
 from diffgen.core import processes
 from diffgen.core.console import clock, count, unit_of
-from diffgen.core.settings import TrainSettings
+from diffgen.core.settings import LatentSettings, TrainSettings, section
 from diffgen.data import survey
+from diffgen.data.latents import Latents
 from diffgen.data.splits import Splits
 from diffgen.training.parts import Parts
 
@@ -20,10 +21,11 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
     batch = f"{settings.batch_size} = {world} x {parts.local_batch}" if world > 1 else f"{settings.batch_size}"
     told = {
         "data": data(parts.splits, parts.sampling.trained),
+        "latents": latents(parts),
         "found": parts.dataset.found,
         "held out": parts.splits.test.found if parts.splits.by == "place" and parts.splits.test else "",
         "model": model(config, parts.network, gflop, parts.dataset.kind.unit),
-        "method": method(config, discrete=parts.objective.discrete),
+        "method": method(config, path=parts.objective.path, discrete=parts.objective.discrete),
         "device": processes.told(parts.accelerator),
         "batch": batch,
         "optimizer": optimizer(config, parts.optimizer.param_groups, parts.base_lrs),
@@ -42,6 +44,17 @@ def data(splits: Splits, trained: Trained) -> str:
     return f"{len(dataset):,} {unit} {size}, {labels}, {dataset.home}{held_out(splits)}"
 
 
+def latents(parts: Parts) -> str:
+    """Whose latents are learned from, and where they are; empty where pixels are."""
+    kind = parts.dataset.kind
+    if not isinstance(kind, Latents):
+        return ""
+    latent: LatentSettings = section(parts.config, "latent")
+    apart = "" if latent.embed else "; checkpoints keep it apart"
+    licence = f", licence {kind.autoencoder['licence']}" if kind.autoencoder.get("licence") else ""
+    return f"of {latent.path} ({kind.hash[:12]}{licence}){apart}; {parts.dataset.home}"
+
+
 def held_out(splits: Splits) -> str:
     """How many examples the data set keeps from training, if that was asked for."""
     return f", {len(splits.test):,} held out" if splits.by != "split" and splits.test else ""
@@ -54,10 +67,10 @@ def model(config: Config, network: torch.nn.Module, gflop: float, unit: str) -> 
     return f"{config['model']['name']}, {count(parameters)} parameters, {cost}"
 
 
-def method(config: Config, *, discrete: bool) -> str:
-    """Schedule, parameterization, weighting, times and sampler; of tokens the objective settles all but the first."""
+def method(config: Config, *, path: bool, discrete: bool) -> str:
+    """Schedule, parameterization, weighting, times and sampler, or what of them the objective leaves open."""
     of_noise = ("schedule", "parameterization", "weighting", "time")
-    chosen = ("objective", "schedule") if discrete else of_noise
+    chosen = of_noise if path else ("objective", "schedule") if discrete else ("objective",)
     parts = [config[part]["name"] for part in chosen]
     sampler: dict[str, Any] = config["sampler"]
     steps = f" in {sampler['steps']} steps" if "steps" in sampler else ""

@@ -15,15 +15,17 @@ from diffgen.build import (
     make_splits,
     make_trained,
     make_weighting,
+    noise_size,
 )
 from diffgen.core import compilation
 from diffgen.core.compilation import Compiled
 from diffgen.core.console import Reporter
 from diffgen.core.errors import require
-from diffgen.core.processes import main_first
+from diffgen.core.processes import main_first, on_main
 from diffgen.core.randomness import mix
 from diffgen.core.registry import bind, build, parameters
-from diffgen.core.settings import LrSchedule, PreviewSettings, TrainSettings, section
+from diffgen.core.settings import LatentSettings, LrSchedule, PreviewSettings, TrainSettings, section
+from diffgen.core.signals import StopRequest
 from diffgen.data import Source
 from diffgen.data.splits import Splits
 from diffgen.diffusion import knowing
@@ -34,10 +36,13 @@ from diffgen.nets import MODELS, DataShape, casting
 from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
 from diffgen.nets.optimizers import OPTIMIZERS
+from diffgen.objectives import OBJECTIVES
 from diffgen.objectives.denoise import judges_parts
 from diffgen.sampling.drawing import Sampling
-from diffgen.storage.tensor_file import check_config
+from diffgen.storage.checkpoint import with_autoencoder
+from diffgen.storage.tensor_file import Tensors, check_config
 from diffgen.training import moments
+from diffgen.training.encoding import encoded, held
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
 from diffgen.training.loggers import Loggers
@@ -54,8 +59,22 @@ class Parts:
         model: The network as a step calls it.
     """
 
-    def __init__(self, config: dict[str, Any], settings: TrainSettings, accelerator: Accelerator) -> None:
-        """Build every part; nothing is written before all of them fit together."""
+    def __init__(
+        self,
+        config: dict[str, Any],
+        settings: TrainSettings,
+        accelerator: Accelerator,
+        request: StopRequest | None = None,
+    ) -> None:
+        """Build every part; nothing is written before all of them fit together, but for latents, which are kept.
+
+        Args:
+            config: Of the run.
+            settings: Its `train`.
+            accelerator: Of the run.
+            request: Ends what takes long.
+        """
+        self.request = request or StopRequest()
         self.settings, self.accelerator = settings, accelerator
         self.lr_schedule: LrSchedule = section(config, "lr_schedule")
         self.preview: PreviewSettings = section(config, "preview")
@@ -67,8 +86,11 @@ class Parts:
         self.time_density = bind(TIMES, config["time"])
         self.splits = main_first(accelerator, lambda: self._split(config))
         self.dataset: Source = self.splits.train
+        self.autoencoder: Tensors = {}
         self._check_kind(config)
-        classes = list(self.dataset.classes) if config["conditional"] else []
+        self._encode(config)
+        labelled = build(OBJECTIVES, config["objective"]).labelled and config["conditional"]
+        classes = list(self.dataset.classes) if labelled else []
         augment_labels = self.dataset.kind.augment_labels if settings.augment else 0
         given = knowing.channels(self.dataset.shape.channels) if settings.known_frames else 0
         self.config = {**config, "data": data_config(self.dataset, classes, augment_labels, given)}
@@ -77,7 +99,7 @@ class Parts:
         self._build_steps()
         self._check_numbers()
         self.sampling = Sampling.from_config(
-            make_trained(self.config, self.averaged),
+            make_trained(self.config, self.averaged, self.dataset.kind),
             config["sampler"],
             guidance=Guidance(scale=self.preview.guidance),
             seed=self.preview.seed,
@@ -87,11 +109,31 @@ class Parts:
 
     def _model_config(self) -> dict[str, Any]:
         told = {part: self.config[part] for part in (*MODEL_SIDE, "sampler")}
-        told["trained"] = {**note(self.config["dataset"], self.dataset), "method": self.config["method"]}
+        told["trained"] = {**note(self.config["dataset"], self.splits.train), "method": self.config["method"]}
         told["guidance"] = self.preview.guidance
         told["ema"] = self.emas[0].profile.facts()
         check_config(told)  # else its own checkpoints could not be read
         return told
+
+    def _encode(self, config: dict[str, Any]) -> None:
+        """Take latents for the pictures, if that is asked for."""
+        latent: LatentSettings = section(config, "latent")
+        if latent.path is None:
+            return
+        told = f"latent.path={latent.path!r} gives latents to denoise, which objective={config['objective']['name']}"
+        require(build(OBJECTIVES, config["objective"]).path, f"{told} does not: leave one of them out")
+        told = f"train.augment={self.settings.augment:g} is for pixels, and latents cannot be turned: train.augment=0"
+        require(not self.settings.augment, told)
+        self.dataset, found = encoded(
+            self.splits.train,
+            latent,
+            mirrored=self.settings.horizontal_flip,
+            own=on_main(self.accelerator, lambda: held(config, self.settings.resume)),
+            accelerator=self.accelerator,
+            reporter=self.reporter,
+            request=self.request,
+        )
+        self.autoencoder = found.weights if latent.embed else {}
 
     def _split(self, config: dict[str, Any]) -> Splits:
         """What is trained on and what is held out; of what the user holds out, how much is trained on all the same."""
@@ -114,6 +156,12 @@ class Parts:
             model = config["model"].get("name")
             sees = "self_condition" in parameters(MODELS[model]) if model in MODELS else True
             require(sees, f"method=bits needs a network that sees its own estimate: model=dit_tiny, not name={model}")
+        if config["method"] in ("vae", "fsq"):
+            has, wants = bool(config["model"].get("levels")), config["method"] == "fsq"
+            told = "model.levels=[8,5,5,5], say" if wants else "model.levels=null"
+            require(
+                has == wants, f"method={config['method']} needs {told}, and levels are {config['model'].get('levels')}"
+            )
         require(
             bool(kind.augment_labels) or not settings.augment,
             f"train.augment={settings.augment:g} is for pictures: {kind.unit} cannot be turned",
@@ -170,6 +218,10 @@ class Parts:
             self.learned["weighting"] = self.weighting.to(self.device)
             self.weighting = self._shared(self.weighting)
 
+    def saved(self, averaged: nn.Module) -> Tensors:
+        """What the file of averaged weights holds."""
+        return with_autoencoder(averaged.state_dict(), self.autoencoder)
+
     def _average(self, profile: Profile) -> EMA:
         return EMA(self.network, copy.deepcopy(self.network).eval().requires_grad_(False), profile)
 
@@ -207,8 +259,9 @@ class Parts:
     def _build_steps(self) -> None:
         first = self.accelerator.process_index * self.local_batch
         share = slice(first, first + self.local_batch)
-        schedule, kind = self.denoiser.schedule, self.dataset.kind
-        self.feed = Feed(self.settings, kind, schedule, self.time_density, self.objective, share)
+        schedule = self.denoiser.schedule
+        size = noise_size(self.network, self.dataset.shape)
+        self.feed = Feed(self.settings, self.dataset, schedule, self.time_density, self.objective, size, share)
         given = self.settings.micro_batch
         self.gradients = Gradients(
             self.accelerator,
@@ -224,7 +277,7 @@ class Parts:
         """Call what checks its numbers when it runs, so that a bad one is told before anything is written."""
         self.objective.check(self.weighting, self.time_density)
         t = self.time_density(torch.full((1,), 0.5, device=self.device), self.denoiser.schedule)
-        if self.objective.discrete:
+        if not self.objective.path:
             return
         at = self.denoiser.coefficients(t)
         self.weighting(at.alpha, at.sigma, at.c_out)

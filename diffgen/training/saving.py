@@ -79,7 +79,7 @@ def snapshot(parts: Parts, at: Progress, losses: Tensor) -> Snapshot:
     tensors = state.gather(parts.learned, parts.optimizer.optimizer) | at.tally.tensors(losses)
     model_config = parts.model_config
     others = {
-        str(ema.profile): ({**model_config, "ema": ema.profile.facts()}, ema.averaged.state_dict())
+        str(ema.profile): ({**model_config, "ema": ema.profile.facts()}, parts.saved(ema.averaged))
         for ema in parts.emas[1:]
     }
-    return Snapshot(at.images, model_config, parts.averaged.state_dict(), tensors, counters, others)
+    return Snapshot(at.images, model_config, parts.saved(parts.averaged), tensors, counters, others)

@@ -81,7 +81,7 @@ def train_until(
     settings: TrainSettings = section(config, "train")
     torch.set_num_threads(settings.threads or DEFAULT_THREADS)
     with accelerated(settings.precision, PRECISIONS) as accelerator, RunLock() as lock:
-        parts = Parts(config, settings, accelerator)
+        parts = Parts(config, settings, accelerator, request)
         if parts.main:
             parts.loggers.running.update(told or {})
         trainer = Trainer(parts)
@@ -100,10 +100,9 @@ class Trainer:
         self.device, self.main, self.reporter = parts.device, parts.main, parts.reporter
         self.at = Progress(parts.settings, parts.device)
         self.examiner: Examiner | None = None
-        # the backward pass costs two forward ones
-        dtype = torch.int64 if parts.objective.discrete else torch.float32
-        seen = parts.sampling.trained.shape.seen
-        self.gflop = 3 * speed.gflop(parts.averaged, seen, parts.device, dtype)
+        trained = parts.sampling.trained
+        inputs = trained.objective.inputs(trained.shape.seen, trained.noise_size, parts.device)
+        self.gflop = 3 * speed.gflop(parts.averaged, *inputs)  # the backward pass costs two forward ones
         self.peak = speed.peak_tflops(parts.device, self.accelerator.mixed_precision)
 
     # --- the run directory ----------------------------------------------------------------------------------------
@@ -361,7 +360,7 @@ class Trainer:
             return True
         try:
             with self.at.watch.apart(counts=False):
-                weights = self.parts.averaged.state_dict()
+                weights = self.parts.saved(self.parts.averaged)
                 said, figures = self.examiner.look(self.parts.model_config, weights, self.at.images)
                 self.reporter.say(said)
                 self.parts.loggers.log(figures, self.at.images)

@@ -47,7 +47,7 @@ def ours(pixels: Tensor, *, alone: bool) -> Call:
     config = compose(*PLAIN, "train.horizontal_flip=true", f"train.batch_size={BATCH}")
     schedule, time_density = build(SCHEDULES, config["schedule"]), bind(TIMES, config["time"])
     source = Images(pixels, torch.full((len(pixels),), -1), ())
-    feed = Feed(section(config, "train"), source.kind, schedule, time_density, Denoise(), slice(0, BATCH))
+    feed = Feed(section(config, "train"), source, schedule, time_density, Denoise(), source.shape.size, slice(0, BATCH))
     batches = source.batches(feed.entries(len(pixels), 0), torch.device("cpu"))
     if alone:
         kind = source.kind

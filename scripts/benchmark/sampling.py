@@ -39,7 +39,7 @@ def our_draws(network: nn.Module, shape: Shape, images: int, device: torch.devic
     def draw(name: str) -> Draw:
         def with_steps(steps: int) -> Call:
             config = compose(*PLAIN, f"sampler={name}", f"sampler.steps={steps}")
-            trained = Trained(Pixels(), DataShape(shape), (), Denoise(), make_denoiser(config, network))
+            trained = Trained(Pixels(), DataShape(shape), (), Denoise(), make_denoiser(config, network), shape)
             plain = Guidance(scale=1.0)
             sampling = Sampling.from_config(trained, config["sampler"], guidance=plain, seed=0, device=device)
             return lambda: sampling.draw(list(range(images)), [-1] * images)

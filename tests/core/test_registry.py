@@ -9,12 +9,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffgen.build import GRID, dataset_settings, make_denoiser, make_model, sampler_settings
+from diffgen.build import GRID, make_denoiser, make_model, sampler_settings
 from diffgen.cli import plugins
 from diffgen.cli.configs import config_dir
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import Table, bind, build, conform, convert, parameters
 from diffgen.core.settings import SECTIONS, section
+from diffgen.data.opening import dataset_settings
+from diffgen.diffusion.samplers.prior import PRIORS
 from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.nets import DataShape
 from diffgen.tables import ALL, TABLES, table_of
@@ -209,8 +211,8 @@ def build_row(group: str, config: Mapping[str, Any]) -> object:
         "optimizer": ([("model.blocks.0.layer.weight", torch.zeros(2, 2)), ("model.head.bias", torch.zeros(2))],),
         "schedule": (),
     }
-    if table_of(group, config["name"]) is UNMASKERS:
-        return bind(UNMASKERS, config)
+    if (table := table_of(group, config["name"])) in (UNMASKERS, PRIORS):
+        return bind(table, config)
     if group == "sampler":
         own, grid, clip = sampler_settings(config)
         assert grid["steps"] >= 1
@@ -239,9 +241,18 @@ def combinations() -> list[list[str]]:
     return [choice for choice in choices if choice != ["sampler=auto"]]
 
 
+NEEDED = {
+    "method=bits": ["model=dit_tiny"],
+    "method=vae": ["model=vae_tiny"],
+    "method=fsq": ["model=vae_tiny"],
+    "experiment=folder256_latent": ["latent.path=A"],
+}
+"""What a choice brings by the command line, or leaves to be given."""
+
+
 @pytest.mark.parametrize("overrides", combinations(), ids=lambda o: o[0])
 def test_every_choice_composes_to_a_complete_run(compose: Compose, overrides: list[str]) -> None:
-    config = compose("train", *overrides, *(["model=dit_tiny"] if overrides == ["method=bits"] else []))
+    config = compose("train", *overrides, *NEEDED.get(overrides[0], []))
     for name in SECTIONS:
         section(config, name)
     for group in CHOSEN:

@@ -21,6 +21,7 @@ from diffgen.cli.configs import compose_group, defaults
 from diffgen.core import memory, speed
 from diffgen.nets import DataShape
 from diffgen.nets.optimizers import eager
+from diffgen.objectives import Denoise
 from diffgen.storage.checkpoint import load
 from diffgen.training import trainer
 
@@ -131,7 +132,11 @@ def test_arithmetic_is_counted_as_torch_does() -> None:
     network = make_model({"data": dict(CIFAR), "model": model}).eval()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 32, 32), torch.zeros(1), torch.zeros(1, dtype=torch.long))
-    assert speed.gflop(network, shape.size, torch.device("cpu")) == counter.get_total_flops() / 1e9 > 0.1
+    assert (
+        speed.gflop(network, *Denoise().inputs(shape.size, shape.size, torch.device("cpu")))
+        == counter.get_total_flops() / 1e9
+        > 0.1
+    )
 
 
 def test_attention_is_counted_on_every_device(monkeypatch: Patch) -> None:
@@ -141,10 +146,10 @@ def test_attention_is_counted_on_every_device(monkeypatch: Patch) -> None:
     shape = DataShape(tuple(CIFAR["size"]), CIFAR["num_classes"])
     model = {**compose_group("model", "unet_small"), "attention_resolutions": [16]}
     network = make_model({"data": dict(CIFAR), "model": model}).eval()
-    whole = speed.gflop(network, shape.size, torch.device("cpu"))
+    whole = speed.gflop(network, *Denoise().inputs(shape.size, shape.size, torch.device("cpu")))
     for row in [row for row in flop_registry if "attention" in str(row)]:
         monkeypatch.delitem(flop_registry, row)
-    assert speed.gflop(network, shape.size, torch.device("cpu")) == whole
+    assert speed.gflop(network, *Denoise().inputs(shape.size, shape.size, torch.device("cpu"))) == whole
 
 
 def test_a_checkpoint_waits_once(fit: Fit, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -170,7 +175,7 @@ def test_the_transformer_costs_what_the_speed_runs_network_does(experiment: str,
     for name in ("cifar10_fast", experiment):
         with torch.device("meta"):
             network = make_model({"data": dict(CIFAR), "model": defaults("train", [f"experiment={name}"])["model"]})
-        costs.append(speed.gflop(network, shape.size, torch.device("meta")))
+        costs.append(speed.gflop(network, *Denoise().inputs(shape.size, shape.size, torch.device("meta"))))
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == millions
     assert round(costs[1], 1) == gflop and costs[1] == pytest.approx(costs[0], rel=0.11)
 

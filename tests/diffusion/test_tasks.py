@@ -28,6 +28,15 @@ def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * x
 
 
+class Exact:
+    """The same as a frame."""
+
+    schedule = FLOW
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return denoise(x, t.reshape(-1, 1, 1, 1))
+
+
 def noise(indices: list[int], seed: int | None) -> torch.Tensor:
     generators = (torch.Generator().manual_seed(100 * (seed or 0) + i) for i in indices)
     return torch.stack([torch.randn(SHAPE, generator=g, dtype=torch.float64) for g in generators])
@@ -41,8 +50,11 @@ PICTURES = {
 
 
 def run(n: int, ts: torch.Tensor = TS) -> Run:
+    def state(noise: torch.Tensor) -> torch.Tensor:
+        return Denoise().start(noise, Exact(), ts[0])  # type: ignore[arg-type]
+
     def start(indices: list[int]) -> torch.Tensor:
-        return Denoise().start(noise(indices, None), FLOW, ts[0])
+        return state(noise(indices, None))
 
     def shade(path: str) -> torch.Tensor:
         return (PICTURES[path].mean(0, keepdim=True) + 1) * 127.5
@@ -56,7 +68,23 @@ def run(n: int, ts: torch.Tensor = TS) -> Run:
     def film(path: str) -> torch.Tensor:
         return Pixels().film(path, SHAPE)
 
-    return Run(FLOW, ts, noise, PICTURES.__getitem__, shade, film, SHAPE, denoise, n, start, keep, template)
+    return Run(
+        schedule=FLOW,
+        ts=ts,
+        noise=noise,
+        picture=PICTURES.__getitem__,
+        shade=shade,
+        film=film,
+        size=SHAPE,
+        state=state,
+        noise_of=lambda x0, rtol: Denoise().noise_of(x0, Exact(), ts[0], rtol),  # type: ignore[arg-type]
+        original=lambda path: Pixels().decode(PICTURES[path][None])[0],
+        kept=lambda image, mask: None,
+        n=n,
+        start=start,
+        keep=keep,
+        template=template,
+    )
 
 
 def plan(n: int = 3, **config: Any) -> Plan:

@@ -7,7 +7,7 @@ import torch
 from rows import dataset
 from torch import Tensor
 
-from diffgen.core.settings import UNASKED
+from diffgen.core.eval_settings import UNASKED
 from diffgen.data.splits import Splits
 from diffgen.evaluation import clip_metrics, clips
 from diffgen.evaluation.clips import Films

@@ -16,6 +16,7 @@ from diffgen.core.errors import UsageError
 from diffgen.core.registry import build
 from diffgen.nets import MODELS, DataShape, DiT
 from diffgen.nets.dit import Attention, Patches, RMSNorm, pairs_by_axis, rotate, rotations
+from diffgen.objectives import Denoise
 
 SMALL = {**row("model", "dit_tiny"), "width": 24, "depth": 2, "heads": 2, "patch": 1}
 CIFAR, MNIST, IMAGENET = DataShape((3, 32, 32), 10), DataShape((1, 28, 28), 10), DataShape((3, 64, 64), 1000)
@@ -77,7 +78,9 @@ def test_sizes_and_costs_are_those_of_the_papers(
         network = build(MODELS, settings, shape)
     labels = (shape.num_classes + 1) * (settings["width"] - 256)
     assert sum(p.numel() for p in network.parameters()) == parameters - labels
-    assert speed.gflop(network, shape.size, torch.device("meta")) == pytest.approx(gflop, abs=1e-3)
+    assert speed.gflop(network, *Denoise().inputs(shape.size, shape.size, torch.device("meta"))) == pytest.approx(
+        gflop, abs=1e-3
+    )
 
 
 # --- kinds of data ----------------------------------------------------------------------------------------------

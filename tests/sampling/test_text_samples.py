@@ -304,7 +304,15 @@ def test_two_halves_of_a_batch_are_the_whole(method: str) -> None:
         network.zero_grad()
         total = 0.0
         for share in shares:
-            feed = Feed(settings, learning.kind, learning.denoiser.schedule, uniform, learning.objective, share)
+            feed = Feed(
+                settings,
+                splits.train,
+                learning.denoiser.schedule,
+                uniform,
+                learning.objective,
+                learning.noise_size,
+                share,
+            )
             batch = feed.batch(3, type(stored)(stored.examples[share], stored.labels[share]))
             loss = learning.objective.loss(learning.denoiser, unit, batch).sum() / 16
             loss.backward()

@@ -21,7 +21,7 @@ def fed(*settings: str) -> tuple[Batch, Schedule]:
     small = ("dataset=moving_digits", f"dataset.n={N}", "dataset.frames=4", f"train.batch_size={N}")
     config = conftest.compose_config("train", [*small, *settings])
     clips, path = make_splits(config).train, schedule("rectified_flow")
-    feed = Feed(section(config, "train"), clips.kind, path, uniform, Denoise(), slice(0, N))
+    feed = Feed(section(config, "train"), clips, path, uniform, Denoise(), clips.shape.size, slice(0, N))
     stored: Stored = next(clips.batches(iter([torch.arange(N)]), torch.device("cpu")))
     return feed.batch(3, stored), path
 

@@ -322,7 +322,8 @@ def test_precisions_take_turns_in_one_process(
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
-METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"bits"})  # which is of text
+METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"bits", "vae", "fsq"})
+"""Not of text, and not of autoencoders, which test_latent_runs.py has."""
 
 
 @pytest.mark.parametrize("method", METHODS)
