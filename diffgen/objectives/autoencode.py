@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffgen.core.errors import NonFiniteError, require
+from diffgen.core.errors import require
 from diffgen.core.randomness import normal
 from diffgen.core.registry import Table
 from diffgen.diffusion.codec import Codec, log_mass, nats_to_bits_per_dim
@@ -17,7 +17,7 @@ from diffgen.diffusion.schedules import Schedule
 from diffgen.diffusion.tasks import Start, Wrap
 from diffgen.diffusion.times import uniform
 from diffgen.diffusion.weightings import unit
-from diffgen.objectives.base import NOT_FINITE, OBJECTIVES, Batch, Trial
+from diffgen.objectives.base import OBJECTIVES, Batch, Trial, finite
 
 
 @OBJECTIVES.register("autoencode")
@@ -120,10 +120,7 @@ class Autoencode:
         Raises:
             NonFiniteError: A value is not finite.
         """
-        x = x.float()
-        if not x.isfinite().all():
-            raise NonFiniteError(NOT_FINITE)
-        return x
+        return finite(x)
 
     def trial(self, size: tuple[int, ...]) -> Trial:
         """Latents that are their own picture."""

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from diffgen.core.errors import NonFiniteError
 from diffgen.core.registry import Table
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.samplers import Denoise as Denoising
@@ -151,3 +152,15 @@ class Objective(Protocol):
 
     def trial(self, size: tuple[int, ...]) -> Trial:
         """What a sampler of x0 [*size] is tried on."""
+
+
+def finite(x: Tensor) -> Tensor:
+    """A sampler's last state in single precision.
+
+    Raises:
+        NonFiniteError: A value is not finite.
+    """
+    x = x.float()
+    if not x.isfinite().all():
+        raise NonFiniteError(NOT_FINITE)
+    return x

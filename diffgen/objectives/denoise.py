@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from diffgen.core.errors import NonFiniteError
 from diffgen.core.randomness import normal
 from diffgen.core.registry import Table
 from diffgen.diffusion.denoiser import NO_LABEL, Denoiser, like
@@ -19,7 +18,7 @@ from diffgen.diffusion.samplers import Denoise as Denoising
 from diffgen.diffusion.schedules import Schedule
 from diffgen.diffusion.tasks import Start, Wrap
 from diffgen.diffusion.weightings import Weighting
-from diffgen.objectives.base import NOT_FINITE, OBJECTIVES, Batch, Trial
+from diffgen.objectives.base import OBJECTIVES, Batch, Trial, finite
 
 
 @OBJECTIVES.register("denoise")
@@ -138,10 +137,7 @@ class Denoise:
         Raises:
             NonFiniteError: A value is not finite.
         """
-        x = x.float()
-        if not x.isfinite().all():
-            raise NonFiniteError(NOT_FINITE)
-        return x
+        return finite(x)
 
     def trial(self, size: tuple[int, ...]) -> Trial:
         """A small picture; no sampler asks for a size."""
