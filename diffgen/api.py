@@ -100,7 +100,8 @@ def train(overrides: Sequence[str] = (), progress: Callable[[dict[str, Any]], No
         run_dir = _attended(work, progress or (lambda row: None))
     finally:
         TRAINING.release()
-    return load(run_dir)
+    latent = config["latent"]
+    return load(run_dir, latent=None if latent["embed"] else latent["path"])
 
 
 class Run:

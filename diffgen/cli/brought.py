@@ -29,8 +29,9 @@ def with_brought(overrides: list[str]) -> list[str]:
     if all(name in METHODS for name in methods):  # of a sweep what all of its methods bring; it has to name the rest
         common = set.intersection(*(set(METHODS[name].items()) for name in methods))
         brought |= {key: value for key, value in METHODS[methods[0]].items() if (key, value) in common}
-    if given.get("latent.path", "null") not in ("null", ""):
+    paths = given.get("latent.path", "null").split(",")
+    if not {"null", ""} & set(paths):  # a sweep over pixels, too, has to name what its jobs take
         brought |= {**LATENT, **({} if LEARNER.keys() & given.keys() else LEARNER)}
     if "experiment" in given:
         brought = {key: value for key, value in brought.items() if key not in LEARNER}
-    return [*overrides, *(f"{key}={value}" for key, value in brought.items() if key not in given)]
+    return [*(f"{key}={value}" for key, value in brought.items() if key not in given), *overrides]  # flags may end them

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +30,14 @@ class Found:
         weights: By name, on the CPU.
         size: (C, H, W) of the pictures that it is for; None: any.
         likelihood: p(x | z), a key of `codec.LIKELIHOODS`; None where it was trained by another loss.
+        said: Config of the checkpoint that it was found in; empty of a folder.
     """
 
     config: dict[str, Any]
     weights: Tensors
     size: tuple[int, ...] | None = None
     likelihood: Any = None
+    said: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def hash(self) -> str:
@@ -89,7 +91,7 @@ def _found(
         likelihood = convert("likelihood", learned.get("likelihood"), Literal["logistic", "gaussian"] | None)
     except UsageError as error:
         raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
-    return Found(dict(config), weights, size, likelihood)
+    return Found(dict(config), weights, size, likelihood, saved.config)
 
 
 def supplied(saved: Checkpoint, path: str | None) -> Checkpoint:

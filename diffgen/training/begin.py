@@ -82,7 +82,7 @@ def begin(path: str, parts: Parts) -> str:
     parts.network.load_state_dict({**own, **found.taken})
     for ema in parts.emas:
         ema.averaged.load_state_dict(parts.network.state_dict())
-    inherit(parts.model_config, lineage(saved.config))
+    inherit(parts.model_config, [*lineage(saved.config), *parts.began_from])
     return "; ".join(row for row in [*told(saved, own, found, size), other and f"another {other}"] if row)
 
 

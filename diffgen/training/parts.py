@@ -31,7 +31,7 @@ from diffgen.data.splits import Splits
 from diffgen.diffusion import knowing
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.times import TIMES
-from diffgen.evaluation.held_out import check_apart, note
+from diffgen.evaluation.held_out import Config, check_apart, inherit, lineage, note
 from diffgen.nets import MODELS, DataShape, casting
 from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
@@ -87,6 +87,7 @@ class Parts:
         self.splits = main_first(accelerator, lambda: self._split(config))
         self.dataset: Source = self.splits.train
         self.autoencoder: Tensors = {}
+        self.began_from: list[Config] = []  # what its autoencoder has seen
         self._check_kind(config)
         self._encode(config)
         labelled = build(OBJECTIVES, config["objective"]).labelled and config["conditional"]
@@ -112,6 +113,7 @@ class Parts:
         told["trained"] = {**note(self.config["dataset"], self.splits.train), "method": self.config["method"]}
         told["guidance"] = self.preview.guidance
         told["ema"] = self.emas[0].profile.facts()
+        inherit(told, self.began_from)
         check_config(told)  # else its own checkpoints could not be read
         return told
 
@@ -134,6 +136,7 @@ class Parts:
             request=self.request,
         )
         self.autoencoder = found.weights if latent.embed else {}
+        self.began_from = lineage(found.said) if found.said else []
 
     def _split(self, config: dict[str, Any]) -> Splits:
         """What is trained on and what is held out; of what the user holds out, how much is trained on all the same."""

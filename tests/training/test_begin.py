@@ -39,7 +39,9 @@ def parts_of(config: dict[str, Any], classes: list[str], size: tuple[int, ...], 
     network = make_model(config)
     emas = [SimpleNamespace(averaged=make_model(config)) for _ in range(2)]
     sampling = SimpleNamespace(trained=make_trained(config, network))
-    parts = SimpleNamespace(network=network, emas=emas, config=config, sampling=sampling, model_config={"trained": {}})
+    parts = SimpleNamespace(
+        began_from=[], network=network, emas=emas, config=config, sampling=sampling, model_config={"trained": {}}
+    )
     return cast(Parts, parts)
 
 

@@ -305,16 +305,17 @@ def test_a_cache_that_processes_do_not_share_is_told(
 def test_what_a_method_brings() -> None:
     """To a sweep only what all of its methods bring; never what is given."""
     levels = "model.levels=[8,5,5,5]"
-    assert with_brought(["method=fsq"]) == ["method=fsq", "model=vae_tiny", levels]
-    assert with_brought(["method=vae,fsq"]) == ["method=vae,fsq", "model=vae_tiny"]
+    assert with_brought(["method=fsq"]) == ["model=vae_tiny", levels, "method=fsq"]
+    assert with_brought(["method=vae,fsq", "--cfg", "job"]) == ["model=vae_tiny", "method=vae,fsq", "--cfg", "job"]
     assert with_brought(["method=vae,edm"]) == ["method=vae,edm"]
     assert with_brought(["method=vae", "model=vae_f4"]) == ["method=vae", "model=vae_f4"]
     assert with_brought(["experiment=text8", "method=vae"]) == ["experiment=text8", "method=vae"]
     scaled, learner = "denoiser.sigma_data=1.0", ["model=unet_latent", "optimizer=muon_small", "optimizer.lr=2.0e-3"]
-    assert with_brought(["latent=A"]) == ["latent.path=A", scaled, *learner]
+    assert with_brought(["latent=A"]) == [scaled, *learner, "latent.path=A"]
     for own in ("model=dit_tiny", "optimizer=adam", "optimizer.lr=1e-4", "experiment=quickstart"):
-        assert with_brought([own, "latent=A"]) == [own, "latent.path=A", scaled]
+        assert with_brought([own, "latent=A"]) == [scaled, own, "latent.path=A"]
     assert with_brought(["latent=null"]) == ["latent.path=null"]
+    assert with_brought(["latent=null,A"]) == ["latent.path=null,A"]
 
 
 def test_an_autoencoder_draws_in_single_precision(vae: Path) -> None:
