@@ -8,6 +8,7 @@ with hostile content, its checksums are made right, so that the content is reach
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -53,7 +54,7 @@ UNET = {**yaml_config("model", "unet_tiny"), "channels": 4, "channel_mult": [1],
 VAE = {**yaml_config("model", "vae_tiny"), "channels": 4, "latent_channels": 1, "patch": 2}
 LATENTS = {
     **{"name": "latents", "background": "white", "range": None, "size": [1, 8, 8], "autoencoder": VAE},
-    **{"hash": "0" * 64, "likelihood": "logistic", "mean": [0.1], "std": [0.9]},
+    **{"hash": "", "likelihood": "logistic", "mean": [0.1], "std": [0.9]},
 }
 DATA = {
     "kind": {"name": "pixels", "background": "white", "range": None},
@@ -118,6 +119,8 @@ class Seeds:
         }
         self.config["parameterization"] = {"name": "v"}
         self.models, self.file = [], folder / "model.safetensors"
+        torch.manual_seed(0)
+        self.autoencoder = build(AUTOENCODERS, VAE, DataShape((1, 8, 8))).state_dict()
         for number, parts in enumerate(MODELS):
             self.models.append(self._save(folder / "seeds" / str(number), {**self.config, **parts}))
         self.state = folder / "seeds" / "0"
@@ -130,13 +133,21 @@ class Seeds:
     def _save(self, folder: Path, config: dict[str, Any]) -> bytes:
         torch.manual_seed(0)
         weights = make_model(config).state_dict()
-        if (kind := config["data"]["kind"])["name"] == "latents":
-            network = build(AUTOENCODERS, kind["autoencoder"], DataShape(tuple(kind["size"])))
-            weights = checkpoint.with_autoencoder(weights, network.state_dict())
+        if config["data"]["kind"]["name"] == "latents":
+            weights = checkpoint.with_autoencoder(weights, self.autoencoder)
+            config = self.hashed(config)
         state = {"loss_sum": torch.zeros(()), **{f"optimizer.model.{k}/step": torch.ones(()) for k in weights}}
         counters = {"step": 8, "images": 128, "seconds": 0.5, "loss_count": 0, "scaler": None, "config": config}
         checkpoint.save(folder, config, 128, weights, state, counters)
         return (folder / "model.safetensors").read_bytes()
+
+    def hashed(self, config: Any) -> Any:
+        """The config with the hash that fits its autoencoder, if it names one: what lies behind it is tried too."""
+        config = copy.deepcopy(config)
+        with suppress(Exception):
+            kind = config["data"]["kind"]
+            kind["hash"] = autoencoder_file.Found(kind["autoencoder"], self.autoencoder).hash
+        return config
 
     def read(self, data: bytes) -> None:
         """Read a model file as `diffgen-sample` does, up to the network, and as an autoencoder."""
@@ -192,7 +203,7 @@ def of_config(seeds: Seeds, draw: Draw) -> Reading:
     section = draw(st.sampled_from(["", *config]))
     changes = draw(settings)
     config = {**config, section: edited(config[section], changes)} if section else edited(config, changes)
-    header["__metadata__"]["config"] = dump(config)
+    header["__metadata__"]["config"] = dump(seeds.hashed(config) if draw(st.booleans()) else config)
     return partial(seeds.read, signed(header, payload))
 
 
