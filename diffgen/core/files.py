@@ -26,13 +26,23 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     Raises:
         EnvironmentFault: The folder is not writable or the disk is full; whatever stood at `path` is untouched.
     """
+    with file_atomically(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def file_atomically(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary neighbour, whose file becomes `path` when the block ends well, and else vanishes.
+
+    Raises:
+        EnvironmentFault: See `write_atomically`.
+    """
     temporary = path.with_name(f".tmp_{path.name}_{secrets.token_hex(4)}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
-                file.flush()
+            yield temporary
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:

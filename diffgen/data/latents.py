@@ -4,6 +4,7 @@ The kind holds the autoencoder, so everything that is drawn is decoded, and ever
 For training all pictures are encoded once, before the first step.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -130,7 +131,7 @@ class Latents(Pixels):
         return weights.device
 
     def _parts(self, values: Tensor) -> tuple[Tensor, ...]:
-        most = max(1, AT_ONCE // (self.size[0] * self.size[1] * self.size[2]))
+        most = max(1, AT_ONCE // math.prod(self.size))
         return values.split(most)
 
     def read(self, path: str, size: tuple[int, ...]) -> Tensor:
@@ -191,7 +192,3 @@ class Encoded(Source):
         if mirrored is None:
             return self.kind.scaled(examples[:, 0])
         return self.kind.scaled(torch.where(mirrored[:, None, None, None], examples[:, 1], examples[:, 0]))
-
-
-Drawn = Literal["mean", "sample"]
-"""Which latents stand for a picture: the posterior's mean, or one draw from it."""

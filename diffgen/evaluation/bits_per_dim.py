@@ -80,6 +80,18 @@ def probes(shape: tuple[int, ...], images: list[int], seed: int, draw: int = 0) 
     return torch.stack([2.0 * torch.randint(2, (size,), generator=rng, dtype=torch.float64) - 1 for rng in rngs])
 
 
+class Counted:
+    """A denoiser that counts its calls."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self.denoise, self.calls = denoise, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser gives."""
+        self.calls += 1
+        return self.denoise(x, t)
+
+
 def bits_per_dim(
     denoise: Denoise,
     schedule: Schedule,
@@ -105,18 +117,12 @@ def bits_per_dim(
         atol: Absolute tolerance; 1e-5 in the paper.
         draw: Number of the draw, to average over several.
     """
-    calls = 0
-
-    def counted(x: Tensor, t: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return denoise(x, t)
-
+    counted = Counted(denoise)
     shape = tuple(pixels.shape[1:])
     x0 = dequantise(pixels, images, seed, draw)
     trace = hutchinson_trace(probes(shape, images, seed, draw))
     nats = -log_likelihood(counted, schedule, x0, rtol=rtol, atol=atol, trace=trace)
-    return Bits(nats / (math.prod(shape) * math.log(2)) + math.log2(LEVELS), calls)
+    return Bits(nats / (math.prod(shape) * math.log(2)) + math.log2(LEVELS), counted.calls)
 
 
 # --- the variational bound ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from diffgen.diffusion.codec import log_mass
 from diffgen.diffusion.likelihood import hutchinson_trace, log_likelihood
 from diffgen.diffusion.samplers import Denoise
 from diffgen.diffusion.schedules import Schedule
-from diffgen.evaluation.bits_per_dim import Bits, levels, per_image, probes
+from diffgen.evaluation.bits_per_dim import Bits, Counted, levels, per_image, probes
 from diffgen.evaluation.elbo import drawn
 from diffgen.evaluation.reconstruction import Coder
 
@@ -57,13 +57,7 @@ def bits_per_dim(
         rtol: Relative tolerance of the solver.
         atol: Absolute tolerance.
     """
-    calls = 0
-
-    def counted(x: Tensor, t: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return denoise(x, t)
-
+    counted = Counted(denoise)
     assert kind.network is not None and kind.likelihood is not None
     coder, x = Coder(kind.network, kind.decode).to(pixels.device), levels(pixels)
     posterior = coder.encode(pixels)
@@ -75,7 +69,7 @@ def bits_per_dim(
     trace = hutchinson_trace(probes(shape, images, seed))
     prior = log_likelihood(counted, schedule, kind.scaled(z), rtol=rtol, atol=atol, trace=trace) - log_volume(kind, z)
     nats = -(prior + (fit + entropy).cpu().double())
-    return Bits(nats / (pixels[0].numel() * math.log(2)), calls)
+    return Bits(nats / (pixels[0].numel() * math.log(2)), counted.calls)
 
 
 def standard_normal(z: Tensor) -> Tensor:

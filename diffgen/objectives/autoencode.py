@@ -15,9 +15,7 @@ from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.samplers.prior import PRIORS
 from diffgen.diffusion.schedules import Schedule
 from diffgen.diffusion.tasks import Start, Wrap
-from diffgen.diffusion.times import uniform
-from diffgen.diffusion.weightings import unit
-from diffgen.objectives.base import OBJECTIVES, Batch, Trial, finite
+from diffgen.objectives.base import OBJECTIVES, Batch, Trial, check_plain, finite
 
 
 @OBJECTIVES.register("autoencode")
@@ -63,9 +61,7 @@ class Autoencode:
         Raises:
             UsageError: A weighting or density was chosen.
         """
-        for key, row, only in (("weighting", weighting, unit), ("time", density, uniform)):
-            told = f"objective=autoencode has no noise levels to weight or to draw: {key}={only.__name__}"
-            require(getattr(row, "func", row) is only, told)
+        check_plain(weighting, density, "objective=autoencode has no noise levels to weight or to draw")
 
     def noise(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Standard normal."""

@@ -6,14 +6,15 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from diffgen.core.errors import NonFiniteError
+from diffgen.core.errors import NonFiniteError, require
 from diffgen.core.registry import Table
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.samplers import Denoise as Denoising
 from diffgen.diffusion.samplers import Noise
 from diffgen.diffusion.schedules import Schedule
 from diffgen.diffusion.tasks import Start, Wrap
-from diffgen.diffusion.weightings import Weighting
+from diffgen.diffusion.times import uniform
+from diffgen.diffusion.weightings import Weighting, unit
 
 NOT_FINITE = "the samples are not finite: the model or the sampler's settings are at fault"
 
@@ -164,3 +165,18 @@ def finite(x: Tensor) -> Tensor:
     if not x.isfinite().all():
         raise NonFiniteError(NOT_FINITE)
     return x
+
+
+def check_plain(weighting: object, density: object, why: str) -> None:
+    """Require the weighting and the density of times that stand for none.
+
+    Args:
+        weighting: The row, perhaps with its settings bound.
+        density: The same of times.
+        why: No other goes; `{key}` is the group's name.
+
+    Raises:
+        UsageError: Another one was chosen.
+    """
+    for key, row, only in (("weighting", weighting, unit), ("time", density, uniform)):
+        require(getattr(row, "func", row) is only, f"{why.format(key=key)}: {key}={only.__name__}")

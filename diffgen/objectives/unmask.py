@@ -16,9 +16,7 @@ from diffgen.diffusion.masking import HIDDEN, Predictor, guided_tokens, unmaskin
 from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.diffusion.schedules import Schedule
 from diffgen.diffusion.tasks import Start, Wrap
-from diffgen.diffusion.times import uniform
-from diffgen.diffusion.weightings import unit
-from diffgen.objectives.base import NOT_FINITE, OBJECTIVES, Batch, Trial
+from diffgen.objectives.base import NOT_FINITE, OBJECTIVES, Batch, Trial, check_plain
 
 EARLIEST = 1e-4
 """Share of t_max before which hardly a token is hidden; nearer to 0 the bound's weight is too large for its numbers."""
@@ -55,9 +53,7 @@ class Unmask:
         Raises:
             UsageError: Another weighting or density was chosen.
         """
-        for key, row, only in (("weighting", weighting, unit), ("time", density, uniform)):
-            told = f"objective=unmask is a bound on the likelihood, which has its own {key}s: {key}={only.__name__}"
-            require(getattr(row, "func", row) is only, told)
+        check_plain(weighting, density, "objective=unmask is a bound on the likelihood, which has its own {key}s")
 
     def noise(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Uniform in [0, 1): a token is seen where this is below alpha, and samplers draw by it."""

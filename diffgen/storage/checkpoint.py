@@ -176,6 +176,11 @@ def load(path: Path, key: str = "ckpt") -> Checkpoint:
     return Checkpoint(path, about.config, about.images, weights, autoencoder=autoencoder)
 
 
+def holds_autoencoder(path: Path) -> bool:
+    """Whether a model file holds the autoencoder whose latents it was trained on, by its header."""
+    return any(name.startswith(OF_AUTOENCODER) for name in read_header(path))
+
+
 def with_autoencoder(model: Tensors, autoencoder: Tensors) -> Tensors:
     """What the file of a model holds that was trained on an autoencoder's latents."""
     return {**model, **{OF_AUTOENCODER + name: weight for name, weight in autoencoder.items()}}

@@ -7,7 +7,6 @@ plain bounded data.
 import hashlib
 import json
 import math
-import secrets
 import stat
 import struct
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffgen.core.errors import CheckpointError, UsageError, printable
-from diffgen.core.files import writing
+from diffgen.core.files import file_atomically
 
 MAX_HEADER = 2**22
 MAX_CONFIG = 3 * 2**20
@@ -251,15 +250,8 @@ def write_tensors(tensors: Tensors, path: Path) -> None:
     Raises:
         EnvironmentFault: The folder is not writable or the disk is full.
     """
-    temporary = path.with_name(f".tmp_{path.name}_{secrets.token_hex(4)}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_tensors(on_cpu(tensors), temporary, {"format": "pt", "library": "diffgen"})
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with file_atomically(path) as temporary:
+        save_tensors(on_cpu(tensors), temporary, {"format": "pt", "library": "diffgen"})
 
 
 def save_tensors(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from diffgen.core.settings import LatentSettings
 from diffgen.core.signals import StoppedBefore, StopRequest
 from diffgen.data import InMemory, Source
 from diffgen.data.base import Part
-from diffgen.data.latents import AutoencoderNetwork, Encoded, Latents
+from diffgen.data.latents import AT_ONCE, AutoencoderNetwork, Encoded, Latents
 from diffgen.data.places import Place
 from diffgen.evaluation.classifier import identity
 from diffgen.storage import checkpoint
@@ -63,7 +64,7 @@ def held(config: Mapping[str, Any], resume: str) -> Path | None:
     before = (checkpoint.run_config(about.path) or {}).get("latent")
     if not isinstance(before, Mapping) or before.get("path") != config["latent"]["path"]:
         return None
-    return about.path if checkpoint.load(about.path).autoencoder else None
+    return about.path if checkpoint.holds_autoencoder(about.path) else None
 
 
 def encoded(
@@ -234,7 +235,7 @@ def _encode(
 ) -> tuple[Tensor, Tensor]:
     """Latents [n, views, c, h, w] of some pictures, and their labels."""
     views, labels, done = [], [], 0
-    most = max(1, min(256, 2**22 // whole.shape.size[0] // whole.shape.size[1] // whole.shape.size[2]))
+    most = max(1, min(256, AT_ONCE // math.prod(whole.shape.size)))
     for stored, label in whole.batches(iter(entries.split(most)), device):
         if request.signum:
             raise StoppedBefore(request.signum, "pictures were encoded")

@@ -36,7 +36,7 @@ from diffgen.nets import MODELS, DataShape, casting
 from diffgen.nets.casting import CastTogether, Given
 from diffgen.nets.ema import EMA, Profile, profiles
 from diffgen.nets.optimizers import OPTIMIZERS
-from diffgen.objectives import OBJECTIVES
+from diffgen.objectives import OBJECTIVES, Objective
 from diffgen.objectives.denoise import judges_parts
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage.checkpoint import with_autoencoder
@@ -89,8 +89,9 @@ class Parts:
         self.autoencoder: Tensors = {}
         self.began_from: list[Config] = []  # what its autoencoder has seen
         self._check_kind(config)
+        self.objective: Objective = build(OBJECTIVES, config["objective"])
         self._encode(config)
-        labelled = build(OBJECTIVES, config["objective"]).labelled and config["conditional"]
+        labelled = self.objective.labelled and config["conditional"]
         classes = list(self.dataset.classes) if labelled else []
         augment_labels = self.dataset.kind.augment_labels if settings.augment else 0
         given = knowing.channels(self.dataset.shape.channels) if settings.known_frames else 0
@@ -123,7 +124,7 @@ class Parts:
         if latent.path is None:
             return
         told = f"latent.path={latent.path!r} gives latents to denoise, which objective={config['objective']['name']}"
-        require(build(OBJECTIVES, config["objective"]).path, f"{told} does not: leave one of them out")
+        require(self.objective.path, f"{told} does not: leave one of them out")
         told = f"train.augment={self.settings.augment:g} is for pixels, and latents cannot be turned: train.augment=0"
         require(not self.settings.augment, told)
         self.dataset, found = encoded(
@@ -206,8 +207,7 @@ class Parts:
         self.emas = [self._average(profile) for profile in profiles(section(self.config, "ema"))]
         self.averaged = self.emas[0].averaged
         self.model = self._stepped()
-        learning = make_trained(self.config, self._autocast)
-        self.objective, self.denoiser = learning.objective, learning.denoiser
+        self.denoiser = make_trained(self.config, self._autocast).denoiser
         takes_labels = "augment" in inspect.signature(self.network.forward).parameters
         require(takes_labels or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
         require(
