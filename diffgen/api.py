@@ -113,7 +113,7 @@ class Run:
         images: Training images seen.
         config: What it says of itself, plain data.
         classes: Names of its classes.
-        shape: Of an example: (C, H, W) of a picture.
+        shape: Of x0: (C, H, W) of a picture, or of its latents.
         kind: What an example is: pixels, vectors, ...
         schedule: alpha(t) and sigma(t) for t from 0 to `t_max`: x_t = alpha x0 + sigma z.
         device: Where it draws.
@@ -136,7 +136,7 @@ class Run:
 
     def __repr__(self) -> str:
         """What it is, in a line."""
-        size, classes = "x".join(map(str, self.shape)), self._trained.shape.num_classes
+        size, classes = self._trained.kind.sized(self.shape), self._trained.shape.num_classes
         what = f"{self._trained.kind.unit} {size}, {classes or 'no'} classes, {self.images:,} seen"
         return f"<diffgen run: {self.config['model']['name']}, {what}, on {self.device}, from {self.path}>"
 

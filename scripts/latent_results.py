@@ -12,7 +12,6 @@ benchmarks/results/latents-mnist.json and the pictures of docs/autoencoders.md.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark.facts import ROOT, commit, environment, machine, versions
+from benchmark.facts import ROOT, commit, environment, machine, timed, versions
 from check_samples import Array, frechet, real, sample
 from sklearn.decomposition import PCA
 from sklearn.svm import SVC
@@ -52,11 +51,8 @@ def trained(folder: Path, name: str, root: str) -> dict[str, float]:
         paths = {run: str(folder / run) for run in RUNS}
         settings = [each.format(**paths) for each in RUNS[name]]
         command = ["dataset=mnist", f"dataset.root={root}", *settings, f"run_dir={paths[name]}"]
-        began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "diffgen.cli.train", *command], check=True, env=environment())
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        write_json(told, {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1)})
+        train = [sys.executable, "-m", "diffgen.cli.train", *command]
+        write_json(told, timed(lambda: subprocess.run(train, check=True, env=environment())))
     times: dict[str, float] = json.loads(told.read_text())
     return times
 

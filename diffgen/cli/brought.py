@@ -5,7 +5,7 @@ What is given beside them wins, and an experiment pins what it needs itself.
 
 from collections.abc import Mapping
 
-AUTOENCODER = {"model": "vae_tiny"}
+AUTOENCODER = {"model": "vae_tiny", "optimizer": "adamw", "optimizer.lr": "2.0e-3"}
 
 METHODS: Mapping[str, Mapping[str, str]] = {
     "vae": AUTOENCODER,
@@ -17,7 +17,10 @@ LATENT: Mapping[str, str] = {"denoiser.sigma_data": "1.0"}
 """What `latent=PATH` brings: the deviation of latents, which are scaled to it."""
 
 LEARNER: Mapping[str, str] = {"model": "unet_latent", "optimizer": "muon_small", "optimizer.lr": "2.0e-3"}
-"""And a network for few sites with what it learns by, unless one of them is given, or an experiment pins them."""
+"""And a network for few sites with what it learns by."""
+
+CHAIN = ("model", "optimizer", "optimizer.lr")
+"""Each was chosen for the one before it: where one is given it is not brought, nor what follows."""
 
 
 def with_brought(overrides: list[str]) -> list[str]:
@@ -31,7 +34,7 @@ def with_brought(overrides: list[str]) -> list[str]:
         brought |= {key: value for key, value in METHODS[methods[0]].items() if (key, value) in common}
     paths = given.get("latent.path", "null").split(",")
     if not {"null", ""} & set(paths):  # a sweep over pixels, too, has to name what its jobs take
-        brought |= {**LATENT, **({} if LEARNER.keys() & given.keys() else LEARNER)}
-    if "experiment" in given:
-        brought = {key: value for key, value in brought.items() if key not in LEARNER}
-    return [*(f"{key}={value}" for key, value in brought.items() if key not in given), *overrides]  # flags may end them
+        brought |= {**LATENT, **LEARNER}
+    pinned = next((at for at, key in enumerate(CHAIN) if "experiment" in given or key in given), len(CHAIN))
+    wanted = {key: value for key, value in brought.items() if key not in (*given, *CHAIN[pinned:])}
+    return [*(f"{key}={value}" for key, value in wanted.items()), *overrides]  # flags may end them

@@ -30,6 +30,8 @@ class TrainSettings:
     horizontal_flip: bool
     augment: float
     known_frames: float
+    perceptual: str | None
+    perceptual_weight: float
     stratified_times: bool
     seed: int
     init: str | None
@@ -71,6 +73,8 @@ class TrainSettings:
         )
         require(0 <= self.augment <= 1, f"train.augment={self.augment} must be in [0, 1]")
         require(0 <= self.known_frames <= 1, f"train.known_frames={self.known_frames} must be in [0, 1]")
+        told = f"train.perceptual_weight={self.perceptual_weight:g} must be in (0, 1000]"
+        require(0 < self.perceptual_weight <= 1000, told)
         require(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
         require(0 <= self.seed < 2**63, f"train.seed={self.seed} must be in [0, 2^63)")
         require(self.init != "", "train.init is empty: give a checkpoint, or null")
@@ -182,6 +186,13 @@ class LatentSettings:
 
     def __post_init__(self) -> None:
         require(self.path != "", "latent.path is empty: give a run of method=vae, or null")
+        given = [f"latent.{key}" for key, plain in _PLAIN.items() if getattr(self, key) != plain]
+        told = f"{', '.join(given)} is of no use without latent.path: latent=PATH names an autoencoder"
+        require(self.path is not None or not given, told)
+
+
+_PLAIN = {"posterior": "mean", "embed": True, "cache": None}
+"""Of `latent.*` where there is none."""
 
 
 TOP: dict[str, Any] = {"run_dir": str | None, "method": str, "conditional": bool, "plugins": tuple[str, ...]}

@@ -47,6 +47,14 @@ def shown(tflops: float, peak: float | None) -> str:
     return f"{tflops:.3g} TFLOP/s" + (f" (MFU {tflops / peak:.0%})" if peak else "")
 
 
+def work(gflop: float) -> str:
+    """An amount of work: `1.79 EFLOP`."""
+    size, unit = next(
+        (each for each in ((1e9, "EFLOP"), (1e6, "PFLOP"), (1e3, "TFLOP")) if gflop >= each[0]), (1, "GFLOP")
+    )
+    return f"{gflop / size:.3g} {unit}"
+
+
 @contextmanager
 def profiled(folder: Path | None, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Profile ten steps of a loop, if a folder is given: a trace for a viewer, and a table of operators.

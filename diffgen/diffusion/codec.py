@@ -77,6 +77,8 @@ class Codec:
         self.model, self.schedule = model, schedule
         self.network: Any = model
         """What encodes and decodes, also where `model` is compiled."""
+        self.perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
+        """In training, what is added to the loss: (decoded, x0), [B, C, H, W] each -> [B]."""
 
     @property
     def quantiser(self) -> Quantiser | None:

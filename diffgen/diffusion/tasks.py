@@ -117,6 +117,7 @@ class Plan(NamedTuple):
         then: The clip so far, [B, C, n, H, W] -> the plan of the next window; None after the last.
         new: Whether nothing of the user's is in the examples; unless told otherwise each is then of a class in turn.
         n: How many examples there are, if the task says so.
+        columns: How many of them are in a row of the grid, if it says so.
         finish: (examples as stored [B, ...], their numbers) -> what becomes of them.
     """
 
@@ -131,6 +132,7 @@ class Plan(NamedTuple):
     then: "Callable[[Tensor], Plan] | None" = None
     new: bool = False
     n: int | None = None
+    columns: int | None = None
     finish: "Finish | None" = None
 
 
@@ -317,14 +319,26 @@ def reconstruct(run: Run, *, image: str | tuple[str, ...] | None) -> Plan:
     require(bool(image), "image is missing: task.image=PATH names a picture, task.image=[PATH,PATH] several")
     paths = (image,) if isinstance(image, str) else tuple(image or ())
     latents = run.state(run.noise_of(torch.stack([run.picture(path) for path in paths]), 0.0))
-    originals = torch.stack([run.original(path) for path in paths])
+    return pairs(torch.stack([run.original(path) for path in paths]), lambda numbers: latents[numbers], run.ts)
+
+
+def pairs(originals: Tensor, state: Callable[[list[int]], Tensor], ts: Tensor) -> Plan:
+    """Examples beside what is made of them.
+
+    Args:
+        originals: As they are stored, [n, ...].
+        state: Numbers of originals -> the state at ts[0] from which they are made again.
+        ts: The sampler's time grid.
+    """
 
     def finish(examples: Tensor, indices: list[int]) -> Tensor:
         numbers = torch.tensor(indices)
         first = (numbers % 2 == 0).reshape(-1, *[1] * (examples.ndim - 1))
         return torch.where(first, originals[numbers // 2].to(examples), examples)
 
-    return Plan(lambda indices: latents[[i // 2 for i in indices]], run.ts, n=2 * len(paths), finish=finish)
+    n = 2 * len(originals)
+    columns = 2 * math.ceil(math.sqrt(n) / 2)  # a square, in whose rows both stand side by side
+    return Plan(lambda indices: state([i // 2 for i in indices]), ts, n=n, columns=columns, finish=finish)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

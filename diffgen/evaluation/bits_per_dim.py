@@ -49,7 +49,9 @@ class Bound(NamedTuple):
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean over images and its standard error; infinite for one image."""
+    """Mean over images and its standard error; infinite for one image, and 0 where all are the same."""
+    if len(values) > 1 and bool((values == values[0]).all()):
+        return float(values[0]), 0.0
     error = values.std() / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return float(values.mean()), float(error)
 

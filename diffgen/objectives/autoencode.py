@@ -85,7 +85,8 @@ class Autoencode:
         """
         decoded, log_scale, rate = codec.model(batch.x0, batch.z)
         distortion = -log_mass(batch.x0, decoded.float(), log_scale, self.likelihood).flatten(1).sum(1)
-        return nats_to_bits_per_dim(distortion + self.kl * rate.flatten(1).sum(1), batch.x0)
+        bits = nats_to_bits_per_dim(distortion + self.kl * rate.flatten(1).sum(1), batch.x0)
+        return bits if codec.perceptual is None else bits + codec.perceptual(decoded.float(), batch.x0)
 
     def start(self, noise: Tensor, codec: Codec, t: Tensor) -> Tensor:
         """Latents from the prior."""

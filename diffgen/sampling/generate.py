@@ -65,7 +65,7 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
             if order.plan.frames:
                 folder.write_films(drawn, labels, notes)
             else:
-                in_line = settings.n if order.plan.path else None
+                in_line = settings.n if order.plan.path else order.plan.columns
                 folder.write(drawn, labels, in_line or class_columns(labels, trained.shape.num_classes), notes)
             _read_out(reporter, trained.kind, drawn, films=bool(order.plan.frames))
             _tell(reporter, settings, sampling, labels, folder, seconds, strays)

@@ -222,6 +222,10 @@ def make_guide(path: str, trained: Trained, latent: str | None = None) -> Denois
     """
     saved = checkpoint.load(Path(path), "guide")
     weaker = restore(saved if saved.autoencoder else supplied(saved, latent))
+    apart = isinstance(weaker.kind, Latents) and isinstance(trained.kind, Latents) and weaker.kind != trained.kind
+    require(
+        not apart, f"guide={path!r} was trained in the latents of another autoencoder than ckpt, or scaled otherwise"
+    )
     theirs, ours = ((each.kind, replace(each.shape, augment_labels=0), each.classes) for each in (weaker, trained))
     require(
         theirs == ours,

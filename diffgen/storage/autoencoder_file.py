@@ -30,6 +30,7 @@ class Found:
         weights: By name, on the CPU.
         size: (C, H, W) of the pictures that it is for; None: any.
         likelihood: p(x | z), a key of `codec.LIKELIHOODS`; None where it was trained by another loss.
+        read_as: How its pictures were read, `background` and `range` of `Pixels`, where that is known.
         said: Config of the checkpoint that it was found in; empty of a folder.
     """
 
@@ -37,6 +38,7 @@ class Found:
     weights: Tensors
     size: tuple[int, ...] | None = None
     likelihood: Any = None
+    read_as: Mapping[str, Any] = field(default_factory=dict)
     said: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -59,13 +61,17 @@ def find(path: str, key: str) -> Found:
     folder = Path(path)
     if (folder / CONFIG).is_file():
         return _of_diffusers(folder, f"{key}={path!r}")
+    if (folder / "vae" / CONFIG).is_file():
+        raise CheckpointError(f"{key}={path!r} is a pipeline of diffusers: give its autoencoder, {folder / 'vae'}")
     saved = checkpoint.load(folder, key)
     data, objective, trained = (_group(saved.config.get(part)) for part in ("data", "objective", "trained"))
+    kind = _group(data.get("kind"))
     if objective.get("name") == "autoencode":
-        return _found(saved, saved.config.get("model"), saved.weights, data, objective)
+        likelihood = objective.get("likelihood")
+        return _found(saved, saved.config.get("model"), saved.weights, data.get("size"), likelihood, kind)
     if saved.autoencoder:
-        kind = _group(data.get("kind"))
-        return _found(saved, kind.get("autoencoder"), saved.autoencoder, kind, kind)
+        autoencoder, likelihood = kind.get("autoencoder"), kind.get("likelihood")
+        return _found(saved, autoencoder, saved.autoencoder, kind.get("size"), likelihood, kind)
     raise CheckpointError(
         f"{key}={path!r} is no autoencoder: it was trained by method={trained.get('method')}; "
         "diffgen-train method=vae makes one, or give a folder of diffusers"
@@ -78,20 +84,24 @@ def _group(value: Any) -> Mapping[str, Any]:
 
 
 def _found(
-    saved: Checkpoint, config: Any, weights: Tensors, data: Mapping[str, Any], learned: Mapping[str, Any]
+    saved: Checkpoint, config: Any, weights: Tensors, size: Any, likelihood: Any, kind: Mapping[str, Any]
 ) -> Found:
-    """What a checkpoint says of an autoencoder.
+    """What a checkpoint says of an autoencoder, and of the kind of its pictures.
 
     Raises:
         CheckpointError: It is none.
     """
     try:
         require(isinstance(config, Mapping), "its autoencoder must be a group of settings")
-        size = convert("size", data.get("size"), tuple[int, ...])
-        likelihood = convert("likelihood", learned.get("likelihood"), Literal["logistic", "gaussian"] | None)
+        size = convert("size", size, tuple[int, ...])
+        likelihood = convert("likelihood", likelihood, Literal["logistic", "gaussian"] | None)
+        read_as = {
+            "background": convert("background", kind.get("background"), str | None),
+            "range": convert("range", kind.get("range"), tuple[float, ...] | None),
+        }
     except UsageError as error:
         raise CheckpointError(f"{saved.path} is refused: its config says {error}") from None
-    return Found(dict(config), weights, size, likelihood, saved.config)
+    return Found(dict(config), weights, size, likelihood, read_as, saved.config)
 
 
 def supplied(saved: Checkpoint, path: str | None) -> Checkpoint:

@@ -11,6 +11,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -244,14 +245,14 @@ def on_cpu(tensors: Tensors) -> Tensors:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def write_tensors(tensors: Tensors, path: Path) -> None:
-    """Write tensors that are on the CPU, whole or not at all.
+def write_tensors(tensors: Tensors, path: Path, said: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write tensors, whole or not at all; `said` goes into the header.
 
     Raises:
         EnvironmentFault: The folder is not writable or the disk is full.
     """
     with file_atomically(path) as temporary:
-        save_tensors(on_cpu(tensors), temporary, {"format": "pt", "library": "diffgen"})
+        save_tensors(on_cpu(tensors), temporary, {"format": "pt", "library": "diffgen", **said})
 
 
 def save_tensors(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:

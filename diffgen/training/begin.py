@@ -24,7 +24,7 @@ LEAST = 0.5
 """Share of the network's numbers that must fit, else it is another network."""
 
 KIND = ("data.kind.name", "data.kind.symbols", "data.kind.tokenizer")
-MEANING = (*(part for part in MODEL_SIDE if part != "data"), *KIND, "data.size")
+MEANING = (*(part for part in MODEL_SIDE if part != "data"), *KIND, "data.kind.hash", "data.size")
 """Parts of a config by which weights mean something else, though they fit."""
 
 STEM = re.compile(r"(^|\.)stem\.(0\.)?weight$")

@@ -21,7 +21,7 @@ HELD_OUT = tuple(f"dataset.{key}" for key in held_out.NOTHING)
 """Keys that say what a run has never seen."""
 
 TYPED = {
-    "data": ("dataset", "conditional", "train.augment", "train.known_frames"),
+    "data": ("dataset", "latent.path", "conditional", "train.augment", "train.known_frames"),
     **dict.fromkeys(("schedule", "parameterization", "denoiser"), ("method",)),
 }
 """What people type that changes a part on which weights depend."""

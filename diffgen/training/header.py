@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from diffgen.build import Config, Trained
-from diffgen.core import processes
+from diffgen.core import processes, speed
 from diffgen.core.console import clock, count, unit_of
 from diffgen.core.settings import LatentSettings, TrainSettings, section
 from diffgen.data import survey
@@ -14,8 +14,14 @@ from diffgen.data.splits import Splits
 from diffgen.training.parts import Parts
 
 
-def rows(parts: Parts, gflop: float) -> dict[str, str]:
-    """What will run; `gflop` is the cost of an example in training."""
+def rows(parts: Parts, gflop: float, peak: float | None) -> dict[str, str]:
+    """What will run.
+
+    Args:
+        parts: Of the run.
+        gflop: Cost of an example in training.
+        peak: TFLOP/s that a device can do at most, where that is known.
+    """
     config, settings = parts.config, parts.settings
     world = parts.accelerator.num_processes
     batch = f"{settings.batch_size} = {world} x {parts.local_batch}" if world > 1 else f"{settings.batch_size}"
@@ -30,6 +36,8 @@ def rows(parts: Parts, gflop: float) -> dict[str, str]:
         "batch": batch,
         "optimizer": optimizer(config, parts.optimizer.param_groups, parts.base_lrs),
         "duration": duration(settings, parts.dataset.once, parts.dataset.kind.unit),
+        "cost": cost(settings, gflop, world * (peak or 0)),
+        "memory": needed(parts),
         "judged": judged(settings, config),
     }
     return {name: row for name, row in told.items() if row}
@@ -92,6 +100,22 @@ def duration(settings: TrainSettings, once: int, unit: str) -> str:
     if settings.minutes:
         limits.append(f"{clock(60 * settings.minutes)} of wall time")
     return " or ".join(limits)
+
+
+def cost(settings: TrainSettings, gflop: float, peak: float) -> str:
+    """The work of training, and the least time for it; without a number of images it is not known."""
+    if not settings.images:
+        return ""
+    least = f", at least {clock(gflop * settings.images / peak / 1000)} at the peak of the hardware" if peak else ""
+    return f"{speed.work(gflop * settings.images)}{least}"
+
+
+def needed(parts: Parts) -> str:
+    """Memory that is taken before the first step; what a step takes beside it is in the lines of progress."""
+    size = sum(p.numel() * p.element_size() for p in parts.network.parameters())
+    autoencoder = sum(weight.numel() * weight.element_size() for weight in parts.autoencoder.values())
+    also = f", {count(autoencoder)}B of the autoencoder" if autoencoder else ""
+    return f"{count(size * (2 + len(parts.emas)))}B of weights, gradients and averages{also}"
 
 
 def judged(settings: TrainSettings, config: Config) -> str:

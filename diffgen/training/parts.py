@@ -2,6 +2,9 @@
 
 import copy
 import inspect
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from diffgen.build import (
 from diffgen.core import compilation
 from diffgen.core.compilation import Compiled
 from diffgen.core.console import Reporter
-from diffgen.core.errors import require
+from diffgen.core.errors import DataError, require
 from diffgen.core.processes import main_first, on_main
 from diffgen.core.randomness import mix
 from diffgen.core.registry import bind, build, parameters
@@ -30,6 +33,7 @@ from diffgen.data import Source
 from diffgen.data.splits import Splits
 from diffgen.diffusion import knowing
 from diffgen.diffusion.guidance import Guidance
+from diffgen.diffusion.tasks import Plan, pairs
 from diffgen.diffusion.times import TIMES
 from diffgen.evaluation.held_out import Config, check_apart, inherit, lineage, note
 from diffgen.nets import MODELS, DataShape, casting
@@ -42,10 +46,11 @@ from diffgen.sampling.drawing import Sampling
 from diffgen.storage.checkpoint import with_autoencoder
 from diffgen.storage.tensor_file import Tensors, check_config
 from diffgen.training import moments
-from diffgen.training.encoding import encoded, held
+from diffgen.training.encoding import encoded, goes_on_from, held
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
 from diffgen.training.loggers import Loggers
+from diffgen.training.lpips import load_lpips
 
 
 class Parts:
@@ -118,6 +123,28 @@ class Parts:
         check_config(told)  # else its own checkpoints could not be read
         return told
 
+    @cached_property
+    def pairs(self) -> Plan:
+        """What previews of an autoencoder show: pictures, held out where some are, each beside what comes back."""
+        source, drawer = self._unseen(), self.sampling
+        chosen = torch.arange(min(max(self.preview.n // 2, 1), len(source)))
+        stored = torch.cat([some for some, _ in source.batches(iter(chosen.split(64)), torch.device("cpu"))])
+
+        def state(numbers: list[int]) -> Tensor:
+            x0 = drawer.state(source.kind.encode(stored[numbers]))
+            noise = self.objective.noise_of(x0, drawer.denoiser, drawer.ts[0], 0.0)
+            return self.objective.start(noise, drawer.denoiser, drawer.ts[0])
+
+        return pairs(stored, state, drawer.ts)
+
+    def _unseen(self) -> Source:
+        """Examples that are held out, or those to train on where there are none."""
+        try:
+            return self.splits.test or self.dataset
+        except DataError as error:
+            self.reporter.warn(f"{error}; previews show pictures that are trained on")
+            return self.dataset
+
     def _encode(self, config: dict[str, Any]) -> None:
         """Take latents for the pictures, if that is asked for."""
         latent: LatentSettings = section(config, "latent")
@@ -127,11 +154,13 @@ class Parts:
         require(self.objective.path, f"{told} does not: leave one of them out")
         told = f"train.augment={self.settings.augment:g} is for pixels, and latents cannot be turned: train.augment=0"
         require(not self.settings.augment, told)
+        before = on_main(self.accelerator, lambda: goes_on_from(config, self.settings.resume))
         self.dataset, found = encoded(
             self.splits.train,
             latent,
             mirrored=self.settings.horizontal_flip,
-            own=on_main(self.accelerator, lambda: held(config, self.settings.resume)),
+            before=before,
+            own=on_main(self.accelerator, lambda: held(before, config)),
             accelerator=self.accelerator,
             reporter=self.reporter,
             request=self.request,
@@ -166,6 +195,9 @@ class Parts:
             require(
                 has == wants, f"method={config['method']} needs {told}, and levels are {config['model'].get('levels')}"
             )
+            kl = config["objective"].get("kl")
+            told = f"objective.kl={kl} weighs a divergence that is a constant of codes: objective.kl=0"
+            require(not wants or not kl, told)
         require(
             bool(kind.augment_labels) or not settings.augment,
             f"train.augment={settings.augment:g} is for pictures: {kind.unit} cannot be turned",
@@ -208,6 +240,8 @@ class Parts:
         self.averaged = self.emas[0].averaged
         self.model = self._stepped()
         self.denoiser = make_trained(self.config, self._autocast).denoiser
+        if self.settings.perceptual is not None:
+            self.denoiser.perceptual = self._perceptual(self.settings.perceptual)
         takes_labels = "augment" in inspect.signature(self.network.forward).parameters
         require(takes_labels or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
         require(
@@ -240,6 +274,13 @@ class Parts:
         if compilation.wanted(self.settings.compile, pays=self.device.type == "cuda"):
             network = self.compiled = Compiled(network, key="train.compile", required=self.settings.compile is True)
         return CastTogether(self.network, network, names, low) if low and names else self._shared(network)
+
+    def _perceptual(self, path: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """How far decoded pictures are from the originals, as a network sees it, in units of the loss."""
+        told = f"train.perceptual={path!r} is for autoencoders: method=vae or fsq"
+        require(self.objective.codes, told)
+        distance = load_lpips(Path(path), "train.perceptual", self.dataset.shape).to(self.device)
+        return lambda decoded, x0: self.settings.perceptual_weight * distance(decoded, x0)
 
     def _shared(self, module: Any) -> Any:
         """A module whose gradients all processes exchange."""

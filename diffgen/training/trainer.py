@@ -7,6 +7,7 @@ in images seen, so one GPU and eight run the same recipe.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -319,12 +320,14 @@ class Trainer:
             self._try(lambda: self.log.status(state, self.at.images, code, reason))
 
     def _preview(self) -> None:
-        """Draw the images of the fixed seeds, and the loss curve."""
+        """Draw the images of the fixed seeds, or pictures through an autoencoder, and the loss curve."""
         suffix = "txt" if self.parts.dataset.kind.textual else "png"
         path = self.run_dir / "samples" / f"{self.at.images:08d}.{suffix}"
         n, classes = self.parts.preview.n, self.parts.sampling.trained.shape.num_classes
-        labels = cycle_labels(n, classes)
-        said = self.parts.dataset.preview(self.parts.sampling, labels, columns(n, classes), path)
+        plan = self.parts.pairs if self.parts.objective.codes else None
+        labels = cycle_labels(n if plan is None else plan.n or n, classes)
+        in_a_row = columns(n, classes) if plan is None else plan.columns
+        said = self.parts.dataset.preview(replace(self.parts.sampling, plan=plan), labels, in_a_row, path)
         if said:
             self.reporter.say(said)
         (self.parts.loggers.text if suffix == "txt" else self.parts.loggers.picture)(path, self.at.images)
@@ -376,7 +379,7 @@ class Trainer:
     def _header(self) -> None:
         parts = self.parts
         state = f"resumed at {self.at.images:,} images from {self.resumed_from}" if self.resumed_from else "new run"
-        rows = header.rows(parts, self.gflop) | {"run": f"{self.run_dir}", "state": state}
+        rows = header.rows(parts, self.gflop, self.peak) | {"run": f"{self.run_dir}", "state": state}
         rows |= {"init": self.begun} if self.begun else {}
         if self.changes:
             rows["changed"] = ", ".join(self.changes)

@@ -6,7 +6,10 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,15 @@ def version(package: str) -> str:
 def versions(*packages: str) -> dict[str, str]:
     """Of Python and of packages."""
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def timed(call: Callable[[], object]) -> dict[str, float]:
+    """Wall seconds of a call, and CPU seconds, user and system, of the commands that it runs."""
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    call()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1)}
 
 
 def slug(text: str) -> str:

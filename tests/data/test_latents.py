@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from diffgen.data.latents import Encoded, Latents
 from diffgen.nets import MODELS, DataShape
 from diffgen.nets.autoencoder import Autoencoder
 from diffgen.storage.autoencoder_file import Found
-from diffgen.training import encoding
+from diffgen.storage.tensor_file import digest, write_tensors
+from diffgen.training import encoding, latent_cache
 
 CONFIG = row("model", "vae_tiny", channels=8, latent_channels=2, patch=2)
 Encode = Callable[..., Encoded]
@@ -73,7 +75,7 @@ def accelerator() -> Iterator[Accelerator]:
 @pytest.fixture
 def encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator) -> Encode:
     """`encode(source, found, posterior="mean", mirrored=False)`, in pieces of eight pictures."""
-    monkeypatch.setattr(encoding, "PIECE", 8)
+    monkeypatch.setattr(latent_cache, "PIECE", 8)
 
     def run(source: Any, which: Found, *, posterior: Any = "mean", mirrored: bool = False) -> Encoded:
         monkeypatch.setattr(encoding, "find", lambda path, key: which)
@@ -83,6 +85,7 @@ def encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: Acceler
             source,
             settings,
             mirrored=mirrored,
+            before=None,
             own=None,
             accelerator=accelerator,
             reporter=reporter,
@@ -185,7 +188,7 @@ def test_a_draw_is_of_the_picture_and_its_number_alone(encode: Encode, monkeypat
     noise = (drawn - mean) / (0.5 * posterior.log_var).exp()
     assert abs(float(noise.mean())) < 0.15 and float(noise.std()) == pytest.approx(1, abs=0.1)
     assert len(noise.flatten().unique()) > 0.9 * noise.numel(), "each has noise of its own"
-    monkeypatch.setattr(encoding, "PIECE", 5)
+    monkeypatch.setattr(latent_cache, "PIECE", 5)
     turned = Images(data.pixels.flip(0), data.labels, data.classes)
     other = encode(turned, which, posterior="sample").latents[:, 0]
     expected = by_itself(which, turned.pixels)
@@ -251,15 +254,29 @@ def test_what_was_interrupted_goes_on(encode: Encode, calls: list[int], tmp_path
     assert torch.equal(again.latents, first.latents) and "encoded now" in again.home
 
 
+def rewritten(path: Path, **tensors: Tensor) -> None:
+    """A piece of other tensors, whose checksum is right."""
+    write_tensors(tensors, path, {"sha256": digest(tensors, "")})
+
+
+def with_a_byte_turned(path: Path) -> None:
+    """Of a latent: as finite as before."""
+    held = bytearray(path.read_bytes())
+    held[-9 * 8] ^= 1
+    path.write_bytes(held)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "cut short": lambda p: p.write_bytes(p.read_bytes()[:-5]),
     "empty": lambda p: p.write_bytes(b""),
-    "other tensors": lambda p: save_file({"x": torch.zeros(1)}, p),
-    "too few": lambda p: save_file({key: value[:-1] for key, value in load_file(p).items()}, p),
-    "not a number": lambda p: save_file({key: value * float("nan") for key, value in load_file(p).items()}, p),
-    "of another size": lambda p: save_file({**load_file(p), "latents": torch.zeros(8, 1, 2, 3, 3)}, p),
-    "of whole numbers": lambda p: save_file({**load_file(p), "latents": torch.zeros(8, 1, 2, 4, 4).long()}, p),
-    "labels of real numbers": lambda p: save_file({**load_file(p), "labels": torch.zeros(8)}, p),
+    "a byte turned": with_a_byte_turned,
+    "no checksum": lambda p: save_file(load_file(p), p, {"library": "diffgen"}),
+    "other tensors": lambda p: rewritten(p, x=torch.zeros(1)),
+    "too few": lambda p: rewritten(p, **{key: value[:-1] for key, value in load_file(p).items()}),
+    "not a number": lambda p: rewritten(p, **{**load_file(p), "latents": torch.full((8, 1, 2, 4, 4), float("nan"))}),
+    "of another size": lambda p: rewritten(p, **{**load_file(p), "latents": torch.zeros(8, 1, 2, 3, 3)}),
+    "of whole numbers": lambda p: rewritten(p, **{**load_file(p), "latents": torch.zeros(8, 1, 2, 4, 4).long()}),
+    "labels of real numbers": lambda p: rewritten(p, **{**load_file(p), "labels": torch.zeros(8)}),
 }
 
 
@@ -271,6 +288,32 @@ def test_a_damaged_piece_is_named(encode: Encode, tmp_path: Path, case: str) -> 
     with pytest.raises(DataError) as caught:
         encode(some(), found())
     assert str(caught.value) == f"{piece} is damaged: delete it, and its pictures are encoded again"
+
+
+def test_a_rewritten_piece_is_read(encode: Encode, tmp_path: Path) -> None:
+    """So that the cases above are refused for what they hold."""
+    first = encode(some(), found())
+    piece = next((tmp_path / "cache").glob("*/000000008.safetensors"))
+    rewritten(piece, **load_file(piece))
+    assert torch.equal(encode(some(), found()).latents, first.latents)
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        ({"background": "white", "range": None}, ""),
+        ({"background": "black", "range": None}, "read with dataset.background=black, and these are with white"),
+        ({"background": "white", "range": (0.0, 1.0)}, ""),
+        ({}, ""),
+    ],
+)
+def test_pictures_that_are_read_otherwise_are_told_of(
+    encode: Encode, monkeypatch: pytest.MonkeyPatch, there: dict[str, Any], told: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Reporter, "warn", lambda self, text: said.append(text))
+    encode(some(), replace(found(), read_as=there))
+    assert [text.partition("learned from pictures ")[2] for text in said] == ([told] if told else [])
 
 
 OTHERS: dict[str, Callable[[Encode], object]] = {
@@ -302,7 +345,7 @@ def streamed(root: Path, **settings: Any) -> Any:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """No memory for pictures, and a few examples tell little of them."""
     monkeypatch.setattr(pictures, "RESIDENT_BYTES", 0)
-    monkeypatch.setattr(encoding, "identity", lambda source: "the same")
+    monkeypatch.setattr(latent_cache, "identity", lambda source: "the same")
 
 
 def touch(path: Path) -> None:
@@ -314,19 +357,25 @@ def touch(path: Path) -> None:
 @pytest.mark.usefixtures("large")
 def test_a_changed_file_is_told_from_what_it_was(tmp_path: Path) -> None:
     root = classes(tmp_path / "in")
-    first = encoding.fingerprint(streamed(root))
-    assert encoding.fingerprint(streamed(root)) == first
+    first = latent_cache.fingerprint(streamed(root))
+    assert latent_cache.fingerprint(streamed(root)) == first
     half = Part(streamed(root), torch.tensor([0, 1, 2]))
     assert (
-        len({first, encoding.fingerprint(half), encoding.fingerprint(Part(streamed(root), torch.tensor([0, 1, 3])))})
+        len(
+            {
+                first,
+                latent_cache.fingerprint(half),
+                latent_cache.fingerprint(Part(streamed(root), torch.tensor([0, 1, 3]))),
+            }
+        )
         == 3
     )
     touch(root / "dog" / "1.png")
-    second = encoding.fingerprint(streamed(root))
-    assert second != first and encoding.fingerprint(half) != second
+    second = latent_cache.fingerprint(streamed(root))
+    assert second != first and latent_cache.fingerprint(half) != second
     save(root / "dog" / "1.png", 999)
     (root / "cat" / "0.png").rename(root / "cat" / "9.png")
-    assert encoding.fingerprint(streamed(root)) not in (first, second)
+    assert latent_cache.fingerprint(streamed(root)) not in (first, second)
 
 
 @pytest.mark.usefixtures("large")
@@ -340,10 +389,10 @@ def test_a_changed_archive_is_told_from_what_it_was(tmp_path: Path, form: str) -
             return streamed(path)
         return dataset("parquet", path=str(path), size=8, workers=0)
 
-    first = encoding.fingerprint(source())
-    assert encoding.fingerprint(source()) == first
+    first = latent_cache.fingerprint(source())
+    assert latent_cache.fingerprint(source()) == first
     touch(path)
-    assert encoding.fingerprint(source()) != first
+    assert latent_cache.fingerprint(source()) != first
 
 
 @pytest.mark.usefixtures("large")
@@ -355,8 +404,8 @@ def test_labels_and_settings_are_told_from_others(tmp_path: Path) -> None:
         (tmp_path / "labels.csv").write_text("".join(f"all/{i}.png,{name}\n" for i, name in enumerate(names)))
         source = streamed(root, labels=str(tmp_path / "labels.csv"))
         assert isinstance(source.kind, Pixels)
-        found.append(encoding.fingerprint(source))
-    found += [encoding.fingerprint(streamed(root, background=colour)) for colour in ("white", "black")]
+        found.append(latent_cache.fingerprint(source))
+    found += [latent_cache.fingerprint(streamed(root, background=colour)) for colour in ("white", "black")]
     assert len(set(found)) == 4
 
 
@@ -366,4 +415,4 @@ def test_a_part_of_a_large_array_is_known_by_all_of_it() -> None:
     other.stored = other.stored.clone()
     other.stored[7] += 1
     keep = torch.arange(0, 20, 2)
-    assert encoding.fingerprint(Part(one, keep)) != encoding.fingerprint(Part(other, keep))
+    assert latent_cache.fingerprint(Part(one, keep)) != latent_cache.fingerprint(Part(other, keep))

@@ -101,7 +101,7 @@ def test_the_loss_is_a_bound_on_the_likelihood() -> None:
     def model(x: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         return decoder(mean + math.exp(log_var / 2) * noise), log_scale, rate
 
-    frame: Any = SimpleNamespace(model=model)
+    frame: Any = SimpleNamespace(model=model, perceptual=None)
     seen = Batch(x0.expand_as(noise), torch.full((4000,), -1), torch.zeros(4000), noise)
     bound = float(Autoencode(kl=1.0, likelihood="logistic").loss(frame, None, seen).mean())
     assert evidence < bound < evidence + 1

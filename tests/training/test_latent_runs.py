@@ -16,17 +16,19 @@ from torch import Tensor
 
 from diffgen.build import data_config, make_model, make_splits, make_trained, restore
 from diffgen.cli.brought import with_brought
+from diffgen.core.console import count
 from diffgen.core.errors import CheckpointError, DataError
 from diffgen.core.processes import accelerated
 from diffgen.core.settings import section
 from diffgen.core.signals import StoppedBefore, StopRequest
 from diffgen.data.digits import digits
+from diffgen.data.images import grid, to_float, to_uint8
 from diffgen.data.latents import Latents
 from diffgen.diffusion.times import uniform
 from diffgen.diffusion.weightings import unit
 from diffgen.nets.autoencoder import Autoencoder
 from diffgen.storage import autoencoder_file, checkpoint
-from diffgen.training import encoding
+from diffgen.training import latent_cache
 from diffgen.training.feed import Feed
 from diffgen.training.parts import Parts
 from diffgen.training.trainer import train
@@ -122,6 +124,30 @@ def test_an_autoencoder_learns_in_bits_per_dimension(vae: Path, fsq: Path, metri
         assert config["data"]["num_classes"] == 0 and config["data"]["kind"]["name"] == "pixels"
         assert isinstance(restore(checkpoint.load(run)).denoiser.model, Autoencoder)
     assert not checkpoint.load(vae).autoencoder
+
+
+def test_previews_of_an_autoencoder_are_pairs(vae: Path, tmp_path: Path) -> None:
+    """Of the first digits that are held out, each beside what the averaged weights make of it."""
+    run = trained(tmp_path / "A", *VAE, "preview.n=10", "train.images=16")
+    codec = restore(checkpoint.load(run)).denoiser
+    held_out = digits(split="test").pixels[:5]
+    with torch.inference_mode():
+        back = to_uint8(codec.decode(codec.encode(to_float(held_out)).mean))
+    shown = grid(torch.stack([held_out, back], 1).flatten(0, 1), columns=4)
+    with Image.open(run / "samples" / "00000016.png") as preview:
+        assert np.abs(np.asarray(preview, int) - np.asarray(shown, int)).max() <= 1
+
+
+def test_the_header_tells_what_is_needed(vae: Path, tmp_path: Path, capsys: Any) -> None:
+    capsys.readouterr()
+    trained(tmp_path / "L", *NOISE, f"latent.path={vae}", f"latent.cache={tmp_path / 'cache'}", "train.images=16")
+    out = capsys.readouterr().out
+    numbers = sum(weight.numel() for weight in checkpoint.load(tmp_path / "L").weights.values())
+    known = sum(weight.numel() for weight in checkpoint.load(vae).weights.values())
+    needed = f"{count(12 * numbers)}B of weights, gradients and averages, {count(4 * known)}B of the autoencoder"
+    assert f"memory  {needed}" in out and " GFLOP\n" in out
+    n = len(digits(split="train"))
+    assert f"encoding {n:,} of {n:,} pictures, once: {count(4 * n * 2 * 4 * 4)}B in " in out
 
 
 def test_a_latent_checkpoint_says_what_its_latents_are(vae: Path, latent: Path) -> None:
@@ -229,10 +255,18 @@ def test_a_run_goes_on_in_the_same_latents_alone(
     """Of the same autoencoder in another place, and of no other."""
     run = tmp_path / "L"
     shutil.copytree(latent, run)
-    with pytest.raises(CheckpointError, match=r"it was trained with another data.kind") as caught:
-        trained(run, *NOISE, f"latent.path={other}", "train.images=160")
+    cache = f"latent.cache={tmp_path / 'cache'}"
+    told = (
+        r"L/checkpoints/00000128: it was trained in the latents of another autoencoder, [0-9a-f]{12}, and latent.path="
+    )
+    with pytest.raises(CheckpointError, match=told) as caught:
+        trained(run, *NOISE, f"latent.path={other}", "train.images=160", cache)
     assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match=r"it was trained with another"):
+    pixels = trained(tmp_path / "pixels", "model.channel_mult=[1]", "train.images=16")
+    with pytest.raises(CheckpointError, match="it was trained on no latents, and latent.path="):
+        trained(pixels, *NOISE, f"latent.path={other}", "train.images=160", cache)
+    assert not (tmp_path / "cache").exists(), "nothing is encoded for a run that is refused"
+    with pytest.raises(CheckpointError, match=r"it was trained with another latent.path \(.* there, null here\)"):
         trained(run, *NOISE, "train.images=160")
     shutil.copytree(vae, tmp_path / "moved")
     capsys.readouterr()
@@ -241,13 +275,18 @@ def test_a_run_goes_on_in_the_same_latents_alone(
     assert checkpoint.load(run).images == 160
 
 
-def test_a_run_begins_from_another_in_latents(command: Command, latent: Path, vae: Path, tmp_path: Path) -> None:
+def test_a_run_begins_from_another_in_latents(
+    command: Command, latent: Path, vae: Path, other: Path, tmp_path: Path, capsys: Any
+) -> None:
     start = [*NOISE, f"latent.path={vae}", f"train.init={latent}", "optimizer.lr=1e-12", "train.images=16"]
     run = trained(tmp_path / "M", *start)
     theirs, ours = (checkpoint.load(each) for each in (latent, run))
     for name, weight in theirs.weights.items():
         torch.testing.assert_close(ours.weights[name], weight, atol=1e-6, rtol=1e-6)
     assert ours.autoencoder.keys() == theirs.autoencoder.keys()
+    assert "another data.kind" not in capsys.readouterr().out
+    trained(tmp_path / "O", *NOISE, f"latent.path={other}", f"train.init={latent}", "train.images=16")
+    assert "another data.kind.hash" in capsys.readouterr().out
     half = trained(tmp_path / "A", *VAE, f"train.init={vae}", "optimizer.lr=1e-12", "train.images=16")
     for name, weight in checkpoint.load(vae).weights.items():
         torch.testing.assert_close(checkpoint.load(half).weights[name], weight, atol=1e-6, rtol=1e-6)
@@ -297,7 +336,7 @@ def test_a_signal_ends_the_encoding(vae: Path, tmp_path: Path) -> None:
 def test_a_cache_that_processes_do_not_share_is_told(
     vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "on_all", lambda call: None)  # the others wrote elsewhere
+    monkeypatch.setattr(latent_cache, "on_all", lambda call: None)  # the others wrote elsewhere
     with pytest.raises(DataError, match="is not there: latent.cache must be a folder that all processes share"):
         trained(tmp_path / "run", *NOISE, f"latent.path={vae}", f"latent.cache={tmp_path}")
 
@@ -305,15 +344,18 @@ def test_a_cache_that_processes_do_not_share_is_told(
 def test_what_a_method_brings() -> None:
     """To a sweep only what all of its methods bring; never what is given."""
     levels = "model.levels=[8,5,5,5]"
-    assert with_brought(["method=fsq"]) == ["model=vae_tiny", levels, "method=fsq"]
-    assert with_brought(["method=vae,fsq", "--cfg", "job"]) == ["model=vae_tiny", "method=vae,fsq", "--cfg", "job"]
+    tiny = ["model=vae_tiny", "optimizer=adamw", "optimizer.lr=2.0e-3"]
+    assert with_brought(["method=fsq"]) == [*tiny, levels, "method=fsq"]
+    assert with_brought(["method=vae,fsq", "--cfg", "job"]) == [*tiny, "method=vae,fsq", "--cfg", "job"]
+    assert with_brought(["method=vae", "optimizer.lr=1e-3"]) == [*tiny[:2], "method=vae", "optimizer.lr=1e-3"]
     assert with_brought(["method=vae,edm"]) == ["method=vae,edm"]
     assert with_brought(["method=vae", "model=vae_f4"]) == ["method=vae", "model=vae_f4"]
     assert with_brought(["experiment=text8", "method=vae"]) == ["experiment=text8", "method=vae"]
     scaled, learner = "denoiser.sigma_data=1.0", ["model=unet_latent", "optimizer=muon_small", "optimizer.lr=2.0e-3"]
     assert with_brought(["latent=A"]) == [scaled, *learner, "latent.path=A"]
-    for own in ("model=dit_tiny", "optimizer=adam", "optimizer.lr=1e-4", "experiment=quickstart"):
-        assert with_brought([own, "latent=A"]) == [scaled, own, "latent.path=A"]
+    for behind, own in enumerate(("model=dit_tiny", "optimizer=adam", "optimizer.lr=1e-4")):
+        assert with_brought([own, "latent=A"]) == [scaled, *learner[:behind], own, "latent.path=A"]
+    assert with_brought(["experiment=quickstart", "latent=A"]) == [scaled, "experiment=quickstart", "latent.path=A"]
     assert with_brought(["latent=null"]) == ["latent.path=null"]
     assert with_brought(["latent=null,A"]) == ["latent.path=null,A"]
 

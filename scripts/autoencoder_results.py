@@ -1,0 +1,118 @@
+"""Autoencoders, and diffusion in their latents, of the embedded digits and of 64x64 photographs, by the commands.
+
+    python scripts/autoencoder_results.py [digits] [photos] [--runs FOLDER]
+
+Digits: `method=vae` and `method=fsq`, each 25,600 images, and a model in the latents of the first. Photographs: pieces
+of 64x64 pixels of the two that scikit-learn carries, a Chinese palace and a flower, as two classes; the right fifth of
+both is held out, so that nothing judged was seen. Two minutes of an autoencoder, six of a model in its latents.
+
+Writes what `diffgen-eval` says to benchmarks/results/autoencoders-<part>.json, with the wall and CPU seconds of each
+training, and the pictures of docs/autoencoders.md. Runs that FOLDER holds are not trained again.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmark.facts import ROOT, commit, environment, machine, timed, versions
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from diffgen.core.files import write_json
+
+IMAGES = ROOT / "docs" / "images"
+SIDE, STEP, APART = 64, 8, 512
+"""Of a piece, from one to the next, and the column from which pieces are held out."""
+
+Row = dict[str, Any]
+
+
+def command(name: str, *settings: str) -> None:
+    """Run one of diffgen's commands."""
+    subprocess.run([sys.executable, "-m", f"diffgen.cli.{name}", *settings], check=True, env=environment())
+
+
+def trained(run: Path, *settings: str) -> Row:
+    """Train a run unless it is there; its times."""
+    told = run.with_suffix(".json")
+    if not told.exists():
+        write_json(told, timed(lambda: command("train", *settings, f"run_dir={run}")))
+    times: Row = json.loads(told.read_text())
+    return times | {"settings": [setting for setting in settings if not setting.startswith(("latent=", "dataset."))]}
+
+
+def evaluated(run: Path, *settings: str) -> Row:
+    """What `diffgen-eval` says of a run."""
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    command("eval", f"ckpt={run}", f"out={run}/eval", *settings)
+    rows = (run / "eval" / "results.jsonl").read_text().splitlines()
+    row: Row = json.loads(rows[-1])
+    return row
+
+
+def digits(runs: Path) -> Row:
+    """The table of docs/evaluation.md."""
+    vae, fsq, latent = (runs / f"digits-{name}" for name in ("vae", "fsq", "latent"))
+    times = {
+        "vae": trained(vae, "dataset=digits", "method=vae", "train.images=25600"),
+        "fsq": trained(fsq, "dataset=digits", "method=fsq", "train.images=25600"),
+        "latent": trained(latent, "dataset=digits", f"latent={vae}"),
+    }
+    rows = {name: evaluated(runs / f"digits-{name}") for name in ("vae", "fsq")}
+    return {"times": times, "rows": rows | {"latent": evaluated(latent, "metrics=auto,bits", "n=360")}}
+
+
+def write_pieces(folder: Path) -> None:
+    """The photographs in pieces: those to learn from, and those of the right fifth."""
+    for name, pixels in zip(("palace", "flower"), load_sample_images().images, strict=True):
+        height, width, _ = pixels.shape
+        for y in range(0, height - SIDE + 1, STEP):
+            for x in range(0, width - SIDE + 1, STEP):
+                if APART - SIDE < x < APART:
+                    continue  # on both sides
+                place = folder / ("apart" if x >= APART else "train") / name
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.ascontiguousarray(pixels[y : y + SIDE, x : x + SIDE])).save(place / f"{y}-{x}.png")
+
+
+def photos(runs: Path) -> Row:
+    """The table of docs/autoencoders.md."""
+    pieces, vae, latent = runs / "pieces", runs / "photos-vae", runs / "photos-latent"
+    if not pieces.exists():
+        write_pieces(pieces)
+    data = ["dataset=image_folder", f"dataset.root={pieces}/train", f"dataset.held_out={pieces}/apart"]
+    times = {
+        "vae": trained(vae, *data, "method=vae", "train.minutes=2"),
+        "latent": trained(latent, *data, f"latent={vae}", "train.minutes=6"),
+    }
+    rows = {"vae": evaluated(vae), "latent": evaluated(latent, "n=500")}
+    out = runs / "photos-samples"
+    command("sample", f"ckpt={latent}", "n=36", f"out={out}", "overwrite=true")
+    shutil.copyfile(out / "samples.png", IMAGES / "latents-photos.png")
+    shutil.copyfile(vae / "eval" / "reconstruction.png", IMAGES / "latents-photos-pairs.png")
+    return {"times": times, "rows": rows}
+
+
+PARTS = {"digits": digits, "photos": photos}
+
+
+def main() -> None:
+    """Train, judge, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", default=[*PARTS], help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/autoencoder-results"))
+    args = parser.parse_args()
+    args.runs.mkdir(parents=True, exist_ok=True)
+    for part in args.parts:
+        facts = {"machine": machine(), "versions": versions(), "commit": commit(), "date": f"{date.today()}"}
+        write_json(ROOT / "benchmarks" / "results" / f"autoencoders-{part}.json", PARTS[part](args.runs) | facts)
+
+
+if __name__ == "__main__":
+    main()
