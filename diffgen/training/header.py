@@ -107,7 +107,7 @@ def cost(settings: TrainSettings, gflop: float, peak: float) -> str:
     if not settings.images:
         return ""
     least = f", at least {clock(gflop * settings.images / peak / 1000)} at the peak of the hardware" if peak else ""
-    return f"{speed.work(gflop * settings.images)}{least}"
+    return f"{speed.work(gflop * settings.images)} in all{least}"
 
 
 def needed(parts: Parts) -> str:

@@ -319,7 +319,7 @@ def test_an_autoencoder_is_judged(command: Command, runs: dict[str, Path], tmp_p
 def test_codes_have_a_constant_rate(command: Command, runs: dict[str, Path], tmp_path: Path, cache: str) -> None:
     said = command("eval", f"ckpt={runs['fsq']}", "n=20", "out=out", cache, "extractor.epochs=1", "metrics=auto,fd")
     row = row_of(said, tmp_path / "out")
-    assert row["elbo_rate"] == pytest.approx(4 * math.log2(1000) / 64)
+    assert row["elbo_rate"] == pytest.approx(4 * math.log2(1000) / 64) and row["elbo_rate_error"] == 0
     assert row["elbo"] == pytest.approx(row["elbo_rate"] + row["elbo_distortion"])
     assert 0 < row["codes_used"] <= 80 / 1000 and (row["codes"], row["codes_sites"]) == (1000, 80)
     assert {"iwae", "active_channels", "rate_by_channel"}.isdisjoint(row)

@@ -145,7 +145,7 @@ def test_the_header_tells_what_is_needed(vae: Path, tmp_path: Path, capsys: Any)
     numbers = sum(weight.numel() for weight in checkpoint.load(tmp_path / "L").weights.values())
     known = sum(weight.numel() for weight in checkpoint.load(vae).weights.values())
     needed = f"{count(12 * numbers)}B of weights, gradients and averages, {count(4 * known)}B of the autoencoder"
-    assert f"memory  {needed}" in out and " GFLOP\n" in out
+    assert f"memory  {needed}" in out and " GFLOP in all\n" in out
     n = len(digits(split="train"))
     assert f"encoding {n:,} of {n:,} pictures, once: {count(4 * n * 2 * 4 * 4)}B in " in out
 
@@ -528,6 +528,22 @@ def test_reconstructions_stand_beside_their_pictures(
     assert np.array_equal(one, pairs[2:])
 
 
+def test_pairs_stand_in_one_row(command: Command, vae: Path, pictures: Tensor) -> None:
+    """Five pairs are three rows of two; a square of ten pictures would part them."""
+    images = ",".join(["a.png", "b.png"] * 2 + ["a.png"])
+    done = command("sample", f"ckpt={vae}", "task=reconstruct", f"task.image=[{images}]", "out=o")
+    assert done.code == 0, done.err
+    with Image.open("o/grid.png") as sheet:
+        assert sheet.width == pytest.approx(4 / 3 * sheet.height, rel=0.02)
+
+
+def test_a_guide_in_other_latents_is_refused(command: Command, latent: Path, other: Path, tmp_path: Path) -> None:
+    guide = trained(tmp_path / "G", *NOISE, f"latent.path={other}", "train.images=16")
+    done = command("sample", f"ckpt={latent}", f"guide={guide}", "guidance=2", "n=2", "out=o")
+    told = f"guide='{guide}' was trained in the latents of another autoencoder than ckpt, or scaled otherwise"
+    assert done.code == 2 and told in done.err and not Path("o").exists()
+
+
 CANNOT = {
     "latent task=reconstruct task.image=a.png": "task=reconstruct is for an autoencoder, and this model",
     "vae task=inpaint task.image=a.png task.mask=mask.png": "task=inpaint needs a way from noise to pictures, and this",
@@ -572,6 +588,10 @@ REFUSED = {
     "latent=VAE dataset=moving_digits": (2, "is of pictures, and the data is clips"),
     "latent=VAE latent.posterior=mode": (2, "latent.posterior='mode' is unknown; choose one of [mean, sample]"),
     "latent=VAE latent.size=3": (2, "latent.size"),
+    "latent=PIPELINE": (4, "is a pipeline of diffusers: give its autoencoder, PIPELINE/vae"),
+    "latent.embed=false": (2, "latent.embed is of no use without latent.path: latent=PATH names an autoencoder"),
+    "latent.posterior=sample latent.cache=x": (2, "latent.posterior, latent.cache is of no use without latent.path"),
+    "method=fsq objective.kl=1": (2, "objective.kl=1 weighs a divergence that is a constant of codes: objective.kl=0"),
     "latent=VAE dataset=arrays dataset.path=large.npy": (2, "is an autoencoder of pictures of (1, 8, 8), and the data is"),
     "latent=VAE train.known_frames=0.5": (2, "train.known_frames=0.5 is for clips"),
 }  # fmt: skip
@@ -582,6 +602,8 @@ def test_what_does_not_go_together_is_told_before_training(
     command: Command, vae: Path, tiny_run: Path, tmp_path: Path, case: str
 ) -> None:
     np.save(tmp_path / "large.npy", np.zeros((20, 16, 16), np.uint8))
+    (tmp_path / "PIPELINE" / "vae").mkdir(parents=True)
+    (tmp_path / "PIPELINE" / "vae" / "config.json").write_text("{}")
     given = [part.replace("VAE", str(vae)).replace("PLAIN", str(tiny_run)) for part in case.split()]
     data = [] if "dataset=" in case else ["dataset=digits"]
     done = command("train", *data, *given, "train.images=16", "run_dir=run")
