@@ -110,7 +110,7 @@ def main() -> None:
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
     for part in args.parts:
-        facts = {"machine": machine(), "versions": versions(), "commit": commit(), "date": f"{date.today()}"}
+        facts = {"machine": machine(), "versions": versions("torch", "scikit-learn"), "commit": commit(), "date": f"{date.today()}"}
         write_json(ROOT / "benchmarks" / "results" / f"autoencoders-{part}.json", PARTS[part](args.runs) | facts)
 
 

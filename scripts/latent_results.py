@@ -89,15 +89,19 @@ def curve(run: Path, judge: Judge, cpu: float, before: float) -> list[dict[str, 
     return rows
 
 
-def reached(rows: list[dict[str, float]], floor: float) -> dict[str, float | None]:
-    """CPU seconds after which each figure is reached, and stays so; None if it is not."""
+def reached(rows: list[dict[str, float]], floor: float) -> dict[str, dict[str, float | None]]:
+    """CPU seconds of the first checkpoint with each figure, and of that from which all have it; None if none does."""
     good = {
         "accuracy": [row["accuracy"] >= ENOUGH for row in rows],
         "frechet": [row["frechet"] <= NEAR * floor for row in rows],
     }
     good["both"] = [a and b for a, b in zip(*good.values(), strict=True)]
+    seconds = [row["cpu_seconds"] for row in rows]
     return {
-        key: next((row["cpu_seconds"] for at, row in enumerate(rows) if all(each[at:])), None)
+        key: {
+            "first": next((second for second, now in zip(seconds, each, strict=True) if now), None),
+            "for_good": next((second for at, second in enumerate(seconds) if all(each[at:])), None),
+        }
         for key, each in good.items()
     }
 
@@ -150,7 +154,7 @@ def main() -> None:
         "reached": {name: reached(row, judge.floor) for name, row in rows.items()},
         "n": N,
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions("torch", "scikit-learn"),
         "commit": commit(),
         "date": f"{date.today()}",
     }

@@ -299,6 +299,11 @@ def gather(values: Tensor, labels: Tensor, entries: Iterator[Tensor], device: to
         yield Stored(*(each.to(device) for each in some))
 
 
+def spread(count: int, size: int) -> Tensor:
+    """Numbers of `count` examples of `size` or of all, as far from each other as can be: files are sorted by class."""
+    return torch.linspace(0, size - 1, min(count, size)).round().long()
+
+
 def in_order(source: Source, count: int, device: torch.device) -> Iterator[Stored]:
     """The first `count` images and labels of a data set, in batches."""
     return source.batches(iter(torch.arange(count).split(256)), device)

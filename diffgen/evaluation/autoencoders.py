@@ -10,6 +10,7 @@ from torch import Tensor
 from diffgen.build import Trained
 from diffgen.core.settings import FEWEST
 from diffgen.data import Source
+from diffgen.data.base import spread
 from diffgen.data.images import grid, save_png
 from diffgen.data.latents import Latents
 from diffgen.evaluation import elbo as bounds
@@ -106,6 +107,7 @@ def reconstruction(
     """
     ratios, same, likeness = list[Tensor](), 0, list[Tensor]()
     features, shown, latents = list[Tensor](), list[Tensor](), Latent(coder)
+    chosen = spread(PAIRS, min(n, len(source)))
     why = without_ssim(source.shape.size)
     for pixels, numbers in looked_at(source, n, device):
         back = latents.through(pixels)
@@ -113,10 +115,10 @@ def reconstruction(
         ratios, same = [*ratios, ratio], same + int(exact.sum())
         likeness += [] if why else [ssim(pixels, back)]
         features.append(reference.extractor(back)[0].cpu())
-        shown += [torch.stack([pixels, back]).cpu()] if numbers[0] < PAIRS else []
+        shown.append(torch.stack([pixels, back])[:, torch.isin(torch.tensor(numbers), chosen)].cpu())
         mean, error = mean_and_error(torch.cat(ratios))
         progress(numbers[-1] + 1, so_far(mean, error, "dB"))
-    pairs = torch.cat(shown, 1)[:, :PAIRS]
+    pairs = torch.cat(shown, 1)
     save_png(grid(pairs.flatten(0, 1), columns=pairs.shape[1]), out / "reconstruction.png")
     row: Row = {"psnr": mean, "psnr_error": error, "reconstructed": numbers[-1] + 1}
     row |= {"psnr_same": same} if same else {}

@@ -30,6 +30,7 @@ from diffgen.core.registry import bind, build, parameters
 from diffgen.core.settings import LatentSettings, LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.core.signals import StopRequest
 from diffgen.data import Source
+from diffgen.data.base import spread
 from diffgen.data.splits import Splits
 from diffgen.diffusion import knowing
 from diffgen.diffusion.guidance import Guidance
@@ -127,7 +128,7 @@ class Parts:
     def pairs(self) -> Plan:
         """What previews of an autoencoder show: pictures, held out where some are, each beside what comes back."""
         source, drawer = self._unseen(), self.sampling
-        chosen = torch.arange(min(max(self.preview.n // 2, 1), len(source)))
+        chosen = spread(max(self.preview.n // 2, 1), len(source))
         stored = torch.cat([some for some, _ in source.batches(iter(chosen.split(64)), torch.device("cpu"))])
 
         def state(numbers: list[int]) -> Tensor:

@@ -127,10 +127,11 @@ def test_an_autoencoder_learns_in_bits_per_dimension(vae: Path, fsq: Path, metri
 
 
 def test_previews_of_an_autoencoder_are_pairs(vae: Path, tmp_path: Path) -> None:
-    """Of the first digits that are held out, each beside what the averaged weights make of it."""
+    """Of digits from all over those that are held out, each beside what the averaged weights make of it."""
     run = trained(tmp_path / "A", *VAE, "preview.n=10", "train.images=16")
     codec = restore(checkpoint.load(run)).denoiser
-    held_out = digits(split="test").pixels[:5]
+    test = digits(split="test").pixels
+    held_out = test[[round(share * (len(test) - 1) / 4) for share in range(5)]]
     with torch.inference_mode():
         back = to_uint8(codec.decode(codec.encode(to_float(held_out)).mean))
     shown = grid(torch.stack([held_out, back], 1).flatten(0, 1), columns=4)
