@@ -44,16 +44,19 @@ RUNS: dict[str, list[str]] = {
 """Settings beside the data set's, by run."""
 
 
-def trained(folder: Path, name: str, root: str) -> dict[str, float]:
-    """Train one of `RUNS` unless it is there; wall and CPU seconds of the command."""
+def trained(folder: Path, name: str, root: str) -> dict[str, Any]:
+    """Train one of `RUNS` unless it is there; wall and CPU seconds of the command, and where it ran."""
     told = folder / f"{name}.json"
     if not told.exists():
+        if (folder / name).exists():
+            raise SystemExit(f"{folder / name} was interrupted, and what it took is not known: delete it")
         paths = {run: str(folder / run) for run in RUNS}
         settings = [each.format(**paths) for each in RUNS[name]]
         command = ["dataset=mnist", f"dataset.root={root}", *settings, f"run_dir={paths[name]}"]
         train = [sys.executable, "-m", "diffgen.cli.train", *command]
-        write_json(told, timed(lambda: subprocess.run(train, check=True, env=environment())))
-    times: dict[str, float] = json.loads(told.read_text())
+        took = timed(lambda: subprocess.run(train, check=True, env=environment()))
+        write_json(told, took | {"machine": machine(), "commit": commit()})
+    times: dict[str, Any] = json.loads(told.read_text())
     return times
 
 
@@ -75,10 +78,15 @@ class Judge:
         return {"accuracy": float(self.classifier.score(features, labels)), "frechet": round(distance, 3)}
 
 
-def curve(run: Path, judge: Judge, cpu: float, before: float) -> list[dict[str, float]]:
-    """Figures of each kept checkpoint of a run; its training cost `cpu` seconds in all, and `before` came first."""
+def curve(run: Path, judge: Judge, took: dict[str, Any], before: float) -> list[dict[str, float]]:
+    """Figures of each kept checkpoint of a run, which `took` what is said, and before which `before` CPU seconds went.
+
+    What comes ahead of its first step, the encoding above all, is counted with the first checkpoint, by wall time.
+    """
     folders = checkpoint.complete(run / "checkpoints")[::-1]
     last, rows = int(folders[-1].name), []
+    steps = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"] / took["seconds"]
+    cpu, before = steps * took["cpu_seconds"], before + (1 - steps) * took["cpu_seconds"]
     for folder in folders:
         images = int(folder.name)
         began = time.process_time()
@@ -137,8 +145,8 @@ def main() -> None:
     judge = Judge(args.root)
     before = times["autoencoder"]["cpu_seconds"]
     rows = {
-        "latents": curve(args.runs / "latents", judge, times["latents"]["cpu_seconds"], before),
-        "pixels": curve(args.runs / "pixels", judge, times["pixels"]["cpu_seconds"], 0.0),
+        "latents": curve(args.runs / "latents", judge, times["latents"], before),
+        "pixels": curve(args.runs / "pixels", judge, times["pixels"], 0.0),
     }
     samples, _ = sample(args.runs / "latents", 100, 1.5, 0)
     save_png(

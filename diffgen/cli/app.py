@@ -34,7 +34,7 @@ from diffgen.core.paths import NAMES, at_home, check_folder, quoted, setting, wa
 
 Job = Callable[[dict[str, Any], str], None]
 
-FOLDERS = ("run_dir", "out", "cache", "to")
+FOLDERS = ("run_dir", "out", "cache", "to", "latent.cache")
 """Settings that name a folder to write to."""
 
 PATHS = (
@@ -45,6 +45,7 @@ PATHS = (
     "latent",
     "train.resume",
     "train.init",
+    "train.perceptual",
     "latent.path",
     "dataset.root",
     "dataset.path",
@@ -209,7 +210,9 @@ def checked(
     plugins.check(plain["plugins"], overrides)
     told: dict[str, Any] = walk(plain, at_home)
     for key in FOLDERS:
-        check_folder(key, told.get(key))
+        group, _, leaf = key.rpartition(".")
+        place = told.get(group) if group else told
+        check_folder(key, place.get(leaf) if isinstance(place, dict) else None)
     return told
 
 

@@ -73,6 +73,9 @@ class TrainSettings:
         )
         require(0 <= self.augment <= 1, f"train.augment={self.augment} must be in [0, 1]")
         require(0 <= self.known_frames <= 1, f"train.known_frames={self.known_frames} must be in [0, 1]")
+        require(self.perceptual != "", "train.perceptual is empty: give a file of LPIPS weights, or null")
+        told = f"train.perceptual_weight={self.perceptual_weight:g} is of no use without train.perceptual=FILE"
+        require(self.perceptual is not None or self.perceptual_weight == 1, told)
         told = f"train.perceptual_weight={self.perceptual_weight:g} must be in (0, 1000]"
         require(0 < self.perceptual_weight <= 1000, told)
         require(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")

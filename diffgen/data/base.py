@@ -301,7 +301,7 @@ def gather(values: Tensor, labels: Tensor, entries: Iterator[Tensor], device: to
 
 def spread(count: int, size: int) -> Tensor:
     """Numbers of `count` examples of `size` or of all, as far from each other as can be: files are sorted by class."""
-    return torch.linspace(0, size - 1, min(count, size)).round().long()
+    return torch.linspace(0, size - 1, min(count, size), dtype=torch.float64).round().long()
 
 
 def in_order(source: Source, count: int, device: torch.device) -> Iterator[Stored]:

@@ -15,8 +15,10 @@ def cycle_labels(n: int, num_classes: int) -> list[int]:
 
 
 def columns(n: int, num_classes: int) -> int | None:
-    """Columns of a grid of images with cycling labels: one a class where that fits, else None for a square."""
-    return num_classes if 2 <= num_classes <= 20 and n >= num_classes else None
+    """Columns of a grid of images with cycling labels, each of one class; None for a square where that does not fit."""
+    if not 2 <= num_classes <= 20 or n < num_classes:
+        return None
+    return num_classes * max(1, round(n**0.5 / num_classes))  # of few classes several columns each
 
 
 def class_columns(labels: list[int], num_classes: int) -> int | None:

@@ -222,10 +222,8 @@ def make_guide(path: str, trained: Trained, latent: str | None = None) -> Denois
     """
     saved = checkpoint.load(Path(path), "guide")
     weaker = restore(saved if saved.autoencoder else supplied(saved, latent))
-    apart = isinstance(weaker.kind, Latents) and isinstance(trained.kind, Latents) and weaker.kind != trained.kind
-    require(
-        not apart, f"guide={path!r} was trained in the latents of another autoencoder than ckpt, or scaled otherwise"
-    )
+    told = f"guide={path!r} was trained in the latents of another autoencoder than ckpt, or scaled otherwise"
+    require(_latents_of(weaker.kind) == _latents_of(trained.kind), told)
     theirs, ours = ((each.kind, replace(each.shape, augment_labels=0), each.classes) for each in (weaker, trained))
     require(
         theirs == ours,
@@ -237,6 +235,11 @@ def make_guide(path: str, trained: Trained, latent: str | None = None) -> Denois
         f"guide={path!r} has another noise schedule than ckpt: they cannot be combined",
     )
     return weaker.denoiser
+
+
+def _latents_of(kind: Kind) -> tuple[Any, ...]:
+    """What tells latents from others; empty of what are none."""
+    return (kind.hash, kind.mean, kind.std) if isinstance(kind, Latents) else ()
 
 
 def guides(sampling: Sampling, labels: list[int]) -> bool:

@@ -19,6 +19,9 @@ LATER: dict[str, dict[str, Any]] = {
 }
 """What a model's config did not say before there were clips."""
 
+LATER_OF_TRAIN = {"known_frames": 0.0, "perceptual": None, "perceptual_weight": 1.0}
+"""Nor its `train`."""
+
 NO_LATENT = {"path": None, "posterior": "mean", "embed": True, "cache": None}
 """What a run's config did not say before there were latents."""
 
@@ -44,12 +47,12 @@ def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_clips(config: dict[str, Any]) -> dict[str, Any]:
-    """Those of its parts that have settings of clips, which earlier versions did not know."""
+    """Those of its parts that have settings of clips or of autoencoders, which earlier versions did not know."""
     model, train, told = config.get("model"), config.get("train"), dict[str, Any]()
     if isinstance(model, dict):
         told["model"] = {**LATER.get(str(model.get("name")), {}), **model}
     if isinstance(train, dict):
-        told["train"] = {"known_frames": 0.0, **train}
+        told["train"] = {**LATER_OF_TRAIN, **train}
     return told
 
 

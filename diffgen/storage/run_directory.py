@@ -66,15 +66,8 @@ def choose_run(run_dir: str | None, resume: str, default: str, lock: RunLock) ->
         return _go_on_from(_checkpoint_folder(Path(resume)), resume, run_dir, lock)
     if run_dir is None:
         return Place(_make(_unused(Path(default)), lock))
-    target = Path(run_dir)
-    newest = checkpoint.find_newest(target)
-    if newest and resume == "none":
-        raise UsageError(
-            f"run_dir={run_dir!r} holds a run and train.resume=none: choose another run_dir, or train.resume=auto"
-        )
-    if newest is None and not (target / "metrics.jsonl").exists() and _holds_files(target):
-        raise UsageError(f"run_dir={run_dir!r} holds files that are no run of diffgen's: choose another folder")
-    return _newest_whole(_make(target, lock))
+    _check_target(run_dir, resume)
+    return _newest_whole(_make(Path(run_dir), lock))
 
 
 def _began_at(newest: Path, resume: str) -> bool:
@@ -95,8 +88,51 @@ def _go_on_from(folder: Path, resume: str, run_dir: str | None, lock: RunLock) -
     return Place(_make(target, lock), folder)
 
 
+def going_on_from(run_dir: str | None, resume: str) -> Path | None:
+    """The checkpoint folder that `choose_run` will go on from, or None; nothing is changed.
+
+    For what is to be known before the long work that comes before a run.
+
+    Raises:
+        UsageError: See `choose_run`.
+        CheckpointError: The path holds no checkpoint, or an incomplete one, or no checkpoint of the run is whole.
+    """
+    if resume not in ("auto", "none"):
+        folder = _checkpoint_folder(Path(resume))
+        again = checkpoint.find_newest(Path(run_dir)) if run_dir else None
+        return _whole(Path(str(run_dir)))[0] if again and _began_at(again, resume) else folder
+    if run_dir is None:
+        return None
+    _check_target(run_dir, resume)
+    return _whole(Path(run_dir))[0]
+
+
+def _check_target(run_dir: str, resume: str) -> None:
+    """Require a folder that a run may be in, by the user's word."""
+    target = Path(run_dir)
+    newest = checkpoint.find_newest(target)
+    if newest and resume == "none":
+        raise UsageError(
+            f"run_dir={run_dir!r} holds a run and train.resume=none: choose another run_dir, or train.resume=auto"
+        )
+    if newest is None and not (target / "metrics.jsonl").exists() and _holds_files(target):
+        raise UsageError(f"run_dir={run_dir!r} holds files that are no run of diffgen's: choose another folder")
+
+
 def _newest_whole(run_dir: Path) -> Place:
     """The newest checkpoint that is not damaged; damaged ones beyond it are set aside, not deleted."""
+    folder, damaged, notes = _whole(run_dir)
+    for other in damaged:
+        other.rename(other.with_name(f"{other.name}-damaged-{secrets.token_hex(2)}"))
+    return Place(run_dir, folder, tuple(notes))
+
+
+def _whole(run_dir: Path) -> tuple[Path | None, list[Path], list[str]]:
+    """The newest checkpoint that is not damaged, those beyond it, and what is wrong with each.
+
+    Raises:
+        CheckpointError: There are some, and all are damaged.
+    """
     damaged: list[Path] = []
     notes: list[str] = []
     for folder in checkpoint.numbered(run_dir / "checkpoints"):
@@ -105,14 +141,12 @@ def _newest_whole(run_dir: Path) -> Place:
         whole = (folder / "state.json").is_file()
         reason = checkpoint.damage(folder) if whole else f"{folder} has no state.json"
         if reason is None:
-            for other in damaged:
-                other.rename(other.with_name(f"{other.name}-damaged-{secrets.token_hex(2)}"))
-            return Place(run_dir, folder, tuple(notes))
+            return folder, damaged, notes
         damaged.append(folder)
         notes.append(f"{reason}; set aside, going on from an earlier one")
     if damaged:
         raise CheckpointError(f"{notes[0].partition('; set aside')[0]}; no other checkpoint of the run is whole")
-    return Place(run_dir)
+    return None, [], []
 
 
 def _holds_files(path: Path) -> bool:

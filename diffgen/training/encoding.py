@@ -1,6 +1,6 @@
 """A data set's pictures as the latents of an autoencoder, in which a run learns."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffgen.build import make_autoencoder
 from diffgen.core.console import Reporter, count
-from diffgen.core.errors import CheckpointError, DataError, UsageError, require
+from diffgen.core.errors import CheckpointError, DataError, require
 from diffgen.core.files import cache_folder
 from diffgen.core.processes import on_main
 from diffgen.core.settings import LatentSettings
@@ -18,10 +18,11 @@ from diffgen.core.signals import StopRequest
 from diffgen.data import Source
 from diffgen.data.kinds import Pixels
 from diffgen.data.latents import Encoded, Latents
+from diffgen.nets import DataShape
 from diffgen.storage import checkpoint
 from diffgen.storage.autoencoder_file import Found, find
 from diffgen.storage.checkpoint import Description
-from diffgen.storage.run_directory import begin_from
+from diffgen.storage.run_directory import begin_from, going_on_from
 from diffgen.training import latent_cache
 from diffgen.training.latent_cache import PIECE, Encoder
 
@@ -35,14 +36,13 @@ def goes_on_from(config: Mapping[str, Any], resume: str) -> Description | None:
     Args:
         config: Of the run.
         resume: Its `train.resume`.
+
+    Raises:
+        UsageError: The run will be refused; see `run_directory.choose_run`.
+        CheckpointError: Alike.
     """
-    place = config["run_dir"] if resume in ("auto", "none") else resume
-    if resume == "none" or place is None or not Path(place).exists():
-        return None
-    try:
-        return checkpoint.describe(Path(place), "train.resume")
-    except (CheckpointError, UsageError):
-        return None  # there is none, or whoever loads it says what is wrong
+    folder = going_on_from(config["run_dir"], resume)
+    return None if folder is None else checkpoint.describe(folder, "train.resume")
 
 
 def held(before: Description | None, config: Mapping[str, Any]) -> Path | None:
@@ -58,18 +58,18 @@ def held(before: Description | None, config: Mapping[str, Any]) -> Path | None:
     return before.path if checkpoint.holds_autoencoder(before.path) else None
 
 
-def _check_goes_on(before: Description | None, found: Found, given: str) -> None:
-    """Require of a run that goes on that it learned in these latents, before all pictures are encoded.
+def _kept(before: Description | None, found: Found, given: str) -> Mapping[str, Any] | None:
+    """The kind of the run that goes on, which must have learned in these latents; None of a new one.
 
     Raises:
-        CheckpointError: It did not.
+        CheckpointError: It did not. All pictures are encoded for whoever is not refused.
     """
     if before is None:
-        return
-    kind = before.config.get("data", {}).get("kind", {})
+        return None
+    kind: Mapping[str, Any] = before.config.get("data", {}).get("kind", {})
     was = kind.get("hash")
     if was == found.hash:
-        return
+        return kind
     where = f"in the latents of another autoencoder, {str(was)[:12]}" if was else "on no latents"
     told = f"cannot go on from {before.path.parent}: it was trained {where}, and {given} is {found.hash[:12]}"
     raise CheckpointError(f"{told}; {begin_from(before.path.parent)}, in another run_dir")
@@ -85,6 +85,7 @@ def encoded(
     accelerator: Accelerator,
     reporter: Reporter,
     request: StopRequest,
+    fits: Callable[[DataShape], None],
 ) -> tuple[Encoded, Found]:
     """The latents of a data set's pictures, and the autoencoder that makes them.
 
@@ -93,10 +94,11 @@ def encoded(
         settings: Which autoencoder, and how it is asked.
         mirrored: Whether mirrored pictures are learned from, too: these are encoded beside the others.
         before: Of the run that goes on; see `goes_on_from`.
-        own: Its checkpoint, whose autoencoder and scale are taken; see `held`.
+        own: Its checkpoint, whose autoencoder is taken; see `held`.
         accelerator: Each process encodes a part.
         reporter: Shows how far it is.
         request: Ends the encoding.
+        fits: Is told the shape of the latents before, and may refuse it.
 
     Raises:
         StoppedBefore: A signal came.
@@ -113,7 +115,7 @@ def encoded(
     size = tuple(whole.shape.size)
     told = f"{given} is an autoencoder of pictures of {found.size}, and the data is {whole.shape}"
     require(found.size in (None, size), told)
-    _check_goes_on(before, found, given)
+    kept = _kept(before, found, given)
     pictures = kind.as_numbers()
     assert isinstance(pictures, Pixels)
     for key, here in (("background", pictures.background), ("range", pictures.range)):
@@ -122,18 +124,21 @@ def encoded(
             reporter.warn(f"{given} learned from pictures read with dataset.{key}={there}, and these are with {here}")
     network = make_autoencoder(found.config, size, found.weights, Path(settings.path))
     network.to(accelerator.device)  # type: ignore[attr-defined]
+    fits(DataShape(network.latent_size, len(whole.classes)))
     encoder = Encoder(network, found.hash, settings.posterior, mirrored, accelerator.device)
-    folder = latent_cache.folder_of(whole, encoder, settings, cache_folder() / "latents")
+    home = Path(settings.cache or cache_folder() / "latents")
+    folder = on_main(accelerator, lambda: home / latent_cache.key(whole, encoder))
     values, labels, made = latent_cache.latents(whole, encoder, folder, accelerator, reporter, request)
-    mean, std = scale(values) if own is None else scale_of(own)
+    mean, std = scale(values) if kept is None else (tuple(kept["mean"]), tuple(kept["std"]))
     latent_kind = Latents(
-        background=pictures.background, range=pictures.range, size=size, autoencoder=found.config, hash=found.hash,
-        likelihood=found.likelihood, mean=mean, std=std,
+        background=pictures.background, range=pictures.range, size=size,
+        autoencoder=found.config if kept is None else kept["autoencoder"],  # a model card may say another licence now
+        hash=found.hash, likelihood=found.likelihood, mean=mean, std=std,
     ).with_network(network)  # fmt: skip
     latent_kind.check(tuple(values.shape[2:]))
     drawn = "means" if settings.posterior == "mean" else "one draw each"
-    home = f"{drawn}, {count(values.nbytes)}B, {'encoded now and kept' if made else 'found'} in {folder}"
-    return Encoded(whole, latent_kind, values, labels, home), found
+    where = f"{drawn}, {count(values.nbytes)}B, {'encoded now and kept' if made else 'found'} in {folder}"
+    return Encoded(whole, latent_kind, values, labels, where), found
 
 
 def scale(latents: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -150,12 +155,6 @@ def scale(latents: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
             "train it with a smaller objective.kl"
         )
     return _rounded(mean), _rounded(std)
-
-
-def scale_of(own: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """That of a checkpoint."""
-    kind = checkpoint.describe(own).config["data"]["kind"]
-    return tuple(kind["mean"]), tuple(kind["std"])
 
 
 def _rounded(values: Tensor) -> tuple[float, ...]:

@@ -14,12 +14,13 @@ from diffgen.data.splits import Splits
 from diffgen.training.parts import Parts
 
 
-def rows(parts: Parts, gflop: float, peak: float | None) -> dict[str, str]:
+def rows(parts: Parts, forward: float, gflop: float, peak: float | None) -> dict[str, str]:
     """What will run.
 
     Args:
         parts: Of the run.
-        gflop: Cost of an example in training.
+        forward: Cost of an example through the network, in GFLOP.
+        gflop: In training.
         peak: TFLOP/s that a device can do at most, where that is known.
     """
     config, settings = parts.config, parts.settings
@@ -30,7 +31,7 @@ def rows(parts: Parts, gflop: float, peak: float | None) -> dict[str, str]:
         "latents": latents(parts),
         "found": parts.dataset.found,
         "held out": parts.splits.test.found if parts.splits.by == "place" and parts.splits.test else "",
-        "model": model(config, parts.network, gflop, parts.dataset.kind.unit),
+        "model": model(config, parts.network, forward, gflop, parts.dataset.kind.unit),
         "method": method(config, path=parts.objective.path, discrete=parts.objective.discrete),
         "device": processes.told(parts.accelerator),
         "batch": batch,
@@ -68,10 +69,10 @@ def held_out(splits: Splits) -> str:
     return f", {len(splits.test):,} held out" if splits.by != "split" and splits.test else ""
 
 
-def model(config: Config, network: torch.nn.Module, gflop: float, unit: str) -> str:
-    """Name, parameters and cost of the network; `gflop` is that of one example in training."""
+def model(config: Config, network: torch.nn.Module, forward: float, gflop: float, unit: str) -> str:
+    """Name, parameters and cost of the network, of one example and in training."""
     parameters = sum(p.numel() for p in network.parameters())
-    cost = f"{gflop / 3:.3g} GFLOP per {unit.removesuffix('s')}, {gflop:.3g} in training"
+    cost = f"{forward:.3g} GFLOP per {unit.removesuffix('s')}, {gflop:.3g} in training"
     return f"{config['model']['name']}, {count(parameters)} parameters, {cost}"
 
 
@@ -103,19 +104,23 @@ def duration(settings: TrainSettings, once: int, unit: str) -> str:
 
 
 def cost(settings: TrainSettings, gflop: float, peak: float) -> str:
-    """The work of training, and the least time for it; without a number of images it is not known."""
-    if not settings.images:
+    """The work of training, and the least time for it; where a clock ends the run it is not known."""
+    if not settings.images or settings.minutes:
         return ""
     least = f", at least {clock(gflop * settings.images / peak / 1000)} at the peak of the hardware" if peak else ""
     return f"{speed.work(gflop * settings.images)} in all{least}"
 
 
 def needed(parts: Parts) -> str:
-    """Memory that is taken before the first step; what a step takes beside it is in the lines of progress."""
-    size = sum(p.numel() * p.element_size() for p in parts.network.parameters())
-    autoencoder = sum(weight.numel() * weight.element_size() for weight in parts.autoencoder.values())
-    also = f", {count(autoencoder)}B of the autoencoder" if autoencoder else ""
-    return f"{count(size * (2 + len(parts.emas)))}B of weights, gradients and averages{also}"
+    """Memory of what stays from step to step; what a step takes beside it is in the lines of progress."""
+    kind = parts.dataset.kind
+    frozen = {"the autoencoder": kind.network if isinstance(kind, Latents) else None, "LPIPS": parts.lpips}
+    told = [f"{count(_bytes(parts.network) * (2 + len(parts.emas)))}B of weights, gradients and averages"]
+    return ", ".join(told + [f"{count(_bytes(network))}B of {name}" for name, network in frozen.items() if network])
+
+
+def _bytes(network: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
 def judged(settings: TrainSettings, config: Config) -> str:

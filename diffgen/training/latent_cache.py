@@ -4,8 +4,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +17,9 @@ from torch import Tensor
 
 from diffgen.core.console import Reporter, count
 from diffgen.core.errors import CheckpointError, DataError
+from diffgen.core.files import make_writable
 from diffgen.core.processes import faults_told, on_all, on_main
 from diffgen.core.randomness import image_noise
-from diffgen.core.settings import LatentSettings
 from diffgen.core.signals import StoppedBefore, StopRequest
 from diffgen.data import InMemory, Source
 from diffgen.data.base import Part
@@ -95,11 +97,14 @@ class Encoder:
         return posterior.sample(noise.to(posterior.mean)).float()
 
 
-def folder_of(source: Source, encoder: Encoder, settings: LatentSettings, home: Path) -> Path:
-    """Where latents are kept: a name that differs wherever they may."""
+def key(source: Source, encoder: Encoder) -> str:
+    """A name that differs wherever the latents may.
+
+    Raises:
+        DataError: A file that pictures are read from is gone.
+    """
     facts = [FORMAT, fingerprint(source), encoder.hash, encoder.mirrored, encoder.posterior, len(source)]
-    key = hashlib.sha256(json.dumps([*facts, list(source.shape.size)]).encode()).hexdigest()[:24]
-    return Path(settings.cache or home) / key
+    return hashlib.sha256(json.dumps([*facts, list(source.shape.size)]).encode()).hexdigest()[:24]
 
 
 def fingerprint(source: Source) -> str:
@@ -119,9 +124,23 @@ def fingerprint(source: Source) -> str:
         total.update(whole.digest.encode())
     total.update(repr([whole.kind, getattr(whole, "labels", None)]).encode())
     for path in _files(whole):
-        status = path.stat()
+        with _read_alone(path):
+            status = path.stat()
         total.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
     return total.hexdigest()
+
+
+@contextmanager
+def _read_alone(path: Path) -> Iterator[None]:
+    """Turn an error of the system about a file into a sentence.
+
+    Raises:
+        DataError: It came.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _files(source: Source) -> list[Path]:
@@ -154,8 +173,12 @@ def latents(
     made = _encode_missing(pieces, source, encoder, accelerator, reporter, request)
     found = torch.empty(len(source), *encoder.size)  # filled piece by piece: two copies may be more than there is room
     labels = torch.empty(len(source), dtype=torch.int64)
-    for piece in pieces:
-        found[piece.entries], labels[piece.entries] = _read(piece, encoder.size)
+
+    def read() -> None:
+        for piece in pieces:
+            found[piece.entries], labels[piece.entries] = _read(piece, encoder.size)
+
+    on_all(read)
     return found, labels, made
 
 
@@ -167,34 +190,41 @@ def _encode_missing(
     reporter: Reporter,
     request: StopRequest,
 ) -> bool:
-    """Write the pieces that are not there, each process its own; whether there were any."""
-    there = on_main(accelerator, lambda: [piece.path.is_file() for piece in pieces])
-    missing = [piece for piece, known in zip(pieces, there, strict=True) if not known]
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    todo = sum(len(piece.entries) for piece in missing)
+    """Write the pieces that are not there; whether there were any.
+
+    Each process encodes a piece, and then all learn whether one was stopped or met a fault: none waits for hours.
+    """
+    missing = on_main(accelerator, lambda: [number for number, piece in enumerate(pieces) if not _is_there(piece.path)])
     if not missing:
         return False
-    size = f"{count(4 * math.prod(encoder.size) * len(source))}B"
-    reporter.say(f"encoding {todo:,} of {len(source):,} pictures, once: {size} in {pieces[0].path.parent}")
+    todo, world = sum(len(pieces[number].entries) for number in missing), accelerator.num_processes
+    folder, size = pieces[0].path.parent, f"{count(4 * math.prod(encoder.size) * len(source))}B"
+    on_main(accelerator, lambda: make_writable(folder))
+    reporter.say(f"encoding {todo:,} of {len(source):,} pictures, once: {size} in {folder}")
+    done, started = 0, time.monotonic()
+    with reporter.progress(todo, 0) as line, faults_told(accelerator):
 
-    def encode() -> None:
-        done, started = 0, time.monotonic()
-        with reporter.progress(todo, 0) as line:
+        def tell(n: int) -> None:
+            nonlocal done
+            done += n
+            every = min(done * world, todo)  # the others are about as far
+            pace = count(every / max(time.monotonic() - started, 1e-9))
+            line.update(every, f"{count(every)} img encoded  {pace} img/s")
 
-            def tell(n: int) -> None:
-                nonlocal done
-                done += n
-                every = min(done * accelerator.num_processes, todo)  # the others are about as far
-                pace = count(every / max(time.monotonic() - started, 1e-9))
-                line.update(every, f"{count(every)} img encoded  {pace} img/s")
+        def encode(mine: list[int]) -> None:
+            for number in mine:
+                values, labels = encoder(source, pieces[number].entries, request, tell)
+                _write(pieces[number], values, labels)
 
-            for piece in mine:
-                values, labels = encoder(source, piece.entries, request, tell)
-                _write(piece, values, labels)
-
-    with faults_told(accelerator):
-        on_all(encode)
+        for first in range(0, len(missing), world):
+            at = first + accelerator.process_index
+            on_all(partial(encode, missing[at : at + 1]))
     return True
+
+
+def _is_there(path: Path) -> bool:
+    with _read_alone(path):
+        return path.is_file()
 
 
 def _write(piece: Piece, values: Tensor, labels: Tensor) -> None:
@@ -208,7 +238,7 @@ def _read(piece: Piece, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: It is damaged.
     """
-    if not piece.path.exists():
+    if not _is_there(piece.path):
         raise DataError(f"{piece.path} is not there: latent.cache must be a folder that all processes share")
     try:
         said = read_header(piece.path)["__metadata__"]
@@ -219,6 +249,8 @@ def _read(piece: Piece, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         alike = alike and labels.shape == (n,) and labels.dtype == torch.int64
         if alike and values.isfinite().all() and said.get("sha256") == digest(tensors, ""):
             return values, labels
+    except OSError as error:
+        raise DataError(f"{piece.path} cannot be read: {error.strerror}") from None
     except (CheckpointError, KeyError):
         pass
     raise DataError(f"{piece.path} is damaged: delete it, and its pictures are encoded again")

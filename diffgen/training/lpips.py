@@ -55,13 +55,18 @@ class Lpips(nn.Module):
     def _seen(self, x: Tensor) -> list[Tensor]:
         """What the blocks say, each site of length 1."""
         h = x.expand(-1, 3, -1, -1)
-        h = (h - h.new_tensor(SHIFT).view(3, 1, 1)) / h.new_tensor(SCALE).view(3, 1, 1)
+        h = (h - _by_colour(h, SHIFT)) / _by_colour(h, SCALE)
         seen = []
         for number, layer in enumerate(self.features):
             h = layer(h)
             if number in self.ends:
                 seen.append(h / (h.square().sum(1, keepdim=True) + TINY).sqrt())
         return seen
+
+
+def _by_colour(like: Tensor, values: tuple[float, ...]) -> Tensor:
+    """[3, 1, 1], written where it is used: a copy to a GPU would be waited for in each step."""
+    return torch.stack([like.new_full((1, 1), value) for value in values])
 
 
 def load_lpips(path: Path, key: str, shape: DataShape) -> Lpips:
@@ -87,6 +92,9 @@ def load_lpips(path: Path, key: str, shape: DataShape) -> Lpips:
         own = network.state_dict()  # a file of all VGG16 holds a classifier, too
         weights = {name: weight for name, weight in load_tensors(path).items() if name in own}
         check_fit(network, weights, path)
+        for name, weight in weights.items():
+            if not weight.isfinite().all():
+                raise CheckpointError(f"{path}: weight {name!r} holds values that are not finite")
     except OSError as error:
         raise CheckpointError(
             f"{given} cannot be read ({error.strerror}); scripts/lpips_weights.py makes one"

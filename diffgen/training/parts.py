@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from diffgen.build import (
     make_weighting,
     noise_size,
 )
-from diffgen.core import compilation
+from diffgen.core import compilation, speed
 from diffgen.core.compilation import Compiled
 from diffgen.core.console import Reporter
 from diffgen.core.errors import DataError, require
@@ -45,13 +44,13 @@ from diffgen.objectives import OBJECTIVES, Objective
 from diffgen.objectives.denoise import judges_parts
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage.checkpoint import with_autoencoder
-from diffgen.storage.tensor_file import Tensors, check_config
+from diffgen.storage.tensor_file import Tensors, check_config, digest, on_cpu
 from diffgen.training import moments
 from diffgen.training.encoding import encoded, goes_on_from, held
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
 from diffgen.training.loggers import Loggers
-from diffgen.training.lpips import load_lpips
+from diffgen.training.lpips import Lpips, load_lpips
 
 
 class Parts:
@@ -149,6 +148,8 @@ class Parts:
     def _encode(self, config: dict[str, Any]) -> None:
         """Take latents for the pictures, if that is asked for."""
         latent: LatentSettings = section(config, "latent")
+        told = f"train.perceptual={self.settings.perceptual!r} is for autoencoders: method=vae or fsq"
+        require(self.settings.perceptual is None or self.objective.codes, told)
         if latent.path is None:
             return
         told = f"latent.path={latent.path!r} gives latents to denoise, which objective={config['objective']['name']}"
@@ -165,9 +166,16 @@ class Parts:
             accelerator=self.accelerator,
             reporter=self.reporter,
             request=self.request,
+            fits=lambda shape: self._check_learner(config, shape),
         )
         self.autoencoder = found.weights if latent.embed else {}
         self.began_from = lineage(found.said) if found.said else []
+
+    def _check_learner(self, config: dict[str, Any], shape: DataShape) -> None:
+        """Require a network and an optimizer that can be built, before what takes long; no weight is written here."""
+        with torch.device("meta"):
+            network = build(MODELS, config["model"], shape)
+        build(OPTIMIZERS, config["optimizer"], [*network.to_empty(device="cpu").named_parameters()])
 
     def _split(self, config: dict[str, Any]) -> Splits:
         """What is trained on and what is held out; of what the user holds out, how much is trained on all the same."""
@@ -241,8 +249,7 @@ class Parts:
         self.averaged = self.emas[0].averaged
         self.model = self._stepped()
         self.denoiser = make_trained(self.config, self._autocast).denoiser
-        if self.settings.perceptual is not None:
-            self.denoiser.perceptual = self._perceptual(self.settings.perceptual)
+        self._build_lpips()
         takes_labels = "augment" in inspect.signature(self.network.forward).parameters
         require(takes_labels or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
         require(
@@ -276,12 +283,17 @@ class Parts:
             network = self.compiled = Compiled(network, key="train.compile", required=self.settings.compile is True)
         return CastTogether(self.network, network, names, low) if low and names else self._shared(network)
 
-    def _perceptual(self, path: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """How far decoded pictures are from the originals, as a network sees it, in units of the loss."""
-        told = f"train.perceptual={path!r} is for autoencoders: method=vae or fsq"
-        require(self.objective.codes, told)
-        distance = load_lpips(Path(path), "train.perceptual", self.dataset.shape).to(self.device)
-        return lambda decoded, x0: self.settings.perceptual_weight * distance(decoded, x0)
+    def _build_lpips(self) -> None:
+        """Let pictures be compared as a network sees them, too, if that is asked for."""
+        self.lpips: Lpips | None = None
+        self.more_gflop = 0.0
+        if self.settings.perceptual is None:
+            return
+        self.lpips = load_lpips(Path(self.settings.perceptual), "train.perceptual", self.dataset.shape).to(self.device)
+        self.config["lpips"] = digest(on_cpu(self.lpips.state_dict()), "")  # another file would be another loss
+        self.denoiser.perceptual = lambda decoded, x0: self.settings.perceptual_weight * self.lpips(decoded, x0)
+        pictures = torch.zeros(2, 1, *self.dataset.shape.size, device=self.device)
+        self.more_gflop = 1.5 * speed.gflop(self.lpips, *pictures)  # back to one of the two, and to no weights
 
     def _shared(self, module: Any) -> Any:
         """A module whose gradients all processes exchange."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffgen.core import memory, speed
 from diffgen.core.console import count
-from diffgen.core.errors import DiffgenError, EnvironmentFault, NonFiniteError, UsageError
+from diffgen.core.errors import DataError, DiffgenError, EnvironmentFault, NonFiniteError, UsageError
 from diffgen.core.launcher import PRECISIONS
 from diffgen.core.lock import RunLock
 from diffgen.core.paths import setting
@@ -103,7 +103,8 @@ class Trainer:
         self.examiner: Examiner | None = None
         trained = parts.sampling.trained
         inputs = trained.objective.inputs(trained.shape.seen, trained.noise_size, parts.device)
-        self.gflop = 3 * speed.gflop(parts.averaged, *inputs)  # the backward pass costs two forward ones
+        self.forward = speed.gflop(parts.averaged, *inputs)
+        self.gflop = 3 * self.forward + parts.more_gflop  # the backward pass costs two forward ones
         self.peak = speed.peak_tflops(parts.device, self.accelerator.mixed_precision)
 
     # --- the run directory ----------------------------------------------------------------------------------------
@@ -193,9 +194,7 @@ class Trainer:
             for stored in self.parts.dataset.batches(entries, self.device):
                 first = self.at.images == self.at.first_images
                 norm, lr = self._step(stored)
-                if (
-                    first
-                ):  # it compiles, tries out sizes and loads kernels; counted, minutes of that would end the warm-up
+                if first:  # it compiles and loads kernels: counted, minutes of that would end the warm-up
                     self.at.watch.start(self.at.images)
                     self.line.start(self.at.share())
                 alone = profiled()
@@ -307,7 +306,7 @@ class Trainer:
         try:
             with memory.as_fault("it is left out"):
                 write()
-        except EnvironmentFault as error:
+        except (EnvironmentFault, DataError) as error:
             self.reporter.warn(f"{error}; training goes on")
         except Interrupted:
             self.reporter.warn("the preview is left out, since the run is to stop")
@@ -379,7 +378,7 @@ class Trainer:
     def _header(self) -> None:
         parts = self.parts
         state = f"resumed at {self.at.images:,} images from {self.resumed_from}" if self.resumed_from else "new run"
-        rows = header.rows(parts, self.gflop, self.peak) | {"run": f"{self.run_dir}", "state": state}
+        rows = header.rows(parts, self.forward, self.gflop, self.peak) | {"run": f"{self.run_dir}", "state": state}
         rows |= {"init": self.begun} if self.begun else {}
         if self.changes:
             rows["changed"] = ", ".join(self.changes)

@@ -90,6 +90,7 @@ def encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: Acceler
             accelerator=accelerator,
             reporter=reporter,
             request=StopRequest(),
+            fits=lambda shape: None,
         )[0]
 
     return run

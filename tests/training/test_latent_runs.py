@@ -293,6 +293,45 @@ def test_a_run_begins_from_another_in_latents(
         torch.testing.assert_close(checkpoint.load(half).weights[name], weight, atol=1e-6, rtol=1e-6)
 
 
+def test_a_damaged_checkpoint_is_set_aside(vae: Path, tmp_path: Path, capsys: Any) -> None:
+    """The newest of a run in latents, which was to give the autoencoder."""
+    run, settings = tmp_path / "L", [*NOISE, f"latent.path={vae}", f"latent.cache={tmp_path / 'cache'}"]
+    trained(run, *settings)
+    newest = run / "checkpoints" / "00000128" / "model.safetensors"
+    held = bytearray(newest.read_bytes())
+    newest.write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
+    capsys.readouterr()
+    trained(run, *settings)
+    out = capsys.readouterr().out
+    assert "set aside, going on from an earlier one" in out and "resumed at 64 images" in out
+    assert newest.read_bytes() == held
+
+
+@pytest.mark.parametrize("embed", [True, False])
+def test_a_run_keeps_its_scale(vae: Path, tmp_path: Path, embed: bool) -> None:
+    """Also with other pictures, of which another would be taken."""
+    settings = ["dataset=arrays", "dataset.path=x.npy", "dataset.channels=null", *NOISE, f"latent.path={vae}"]
+    settings += [f"latent.cache={tmp_path / 'cache'}", f"latent.embed={embed}"]
+    pixels = digits(split="train").pixels[:, 0].numpy()
+    place = f"dataset.path={tmp_path / 'x.npy'}"
+    np.save(tmp_path / "x.npy", pixels[:64])
+    first = kind_of(trained(tmp_path / "L", *settings, place, "train.images=16"))
+    np.save(tmp_path / "x.npy", pixels[:200] // 2)
+    assert kind_of(trained(tmp_path / "new", *settings, place, "train.images=16"))["std"] != first["std"]
+    assert kind_of(trained(tmp_path / "L", *settings, place, "train.images=32")) == first
+
+
+@pytest.mark.parametrize("setting", ["optimizer.lr=-1", "model.channels=9", "train.perceptual=x", "run_dir=HOME"])
+def test_what_will_be_refused_is_so_before_anything_is_encoded(
+    command: Command, vae: Path, tmp_path: Path, setting: str
+) -> None:
+    (tmp_path / "HOME").mkdir()
+    (tmp_path / "HOME" / "letter.txt").write_text("dear")
+    done = command("train", "dataset=digits", f"latent={vae}", "latent.cache=cache", "run_dir=run", setting)
+    assert done.code == 2 and len(done.err.strip().splitlines()) == 1, done.err
+    assert setting.partition("=")[0].rpartition(".")[2] in done.err and not Path("cache").exists()
+
+
 @pytest.mark.parametrize("fate", ["gone", "trained further"])
 def test_a_run_goes_on_in_its_latents_whatever_became_of_the_autoencoder(vae: Path, tmp_path: Path, fate: str) -> None:
     """Byte for byte as one that was never stopped, by the autoencoder that its checkpoint holds."""
@@ -337,7 +376,7 @@ def test_a_signal_ends_the_encoding(vae: Path, tmp_path: Path) -> None:
 def test_a_cache_that_processes_do_not_share_is_told(
     vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latent_cache, "on_all", lambda call: None)  # the others wrote elsewhere
+    monkeypatch.setattr(latent_cache, "_write", lambda *piece: None)  # the others wrote elsewhere
     with pytest.raises(DataError, match="is not there: latent.cache must be a folder that all processes share"):
         trained(tmp_path / "run", *NOISE, f"latent.path={vae}", f"latent.cache={tmp_path}")
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffgen.core.errors import CheckpointError, UsageError
@@ -46,7 +47,11 @@ def theirs(vgg16: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(str(ROOT / "scripts"))
         patched.setattr(sys, "argv", ["", str(folder / "vgg16.pth"), str(folder / "lpips.safetensors")])
-        importlib.import_module("lpips_weights").main()
+        script = importlib.import_module("lpips_weights")
+        with pytest.raises(SystemExit, match="is not torchvision's VGG16: its SHA-256 begins with"):
+            script.main()
+        patched.setattr(script, "SHA256", "")
+        script.main()
     return network, folder / "lpips.safetensors"
 
 
@@ -76,6 +81,11 @@ def test_other_pictures_and_files_are_refused(theirs: Any, tmp_path: Path) -> No
     shape = DataShape((3, 32, 32))
     with pytest.raises(CheckpointError, match="cannot be read .No such file.*; scripts/lpips_weights.py makes one"):
         load_lpips(tmp_path / "x", "train.perceptual", shape)
+    spoilt = {name: weight.clone() for name, weight in load_file(theirs[1]).items()}
+    spoilt["features.0.bias"][3] = float("nan")
+    write_tensors(spoilt, tmp_path / "nan")
+    with pytest.raises(CheckpointError, match="weight 'features.0.bias' holds values that are not finite"):
+        load_lpips(tmp_path / "nan", "train.perceptual", shape)
     write_tensors({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "half")
     with pytest.raises(CheckpointError, match=r"train.perceptual: .*weight 'features.0.bias' is missing; scripts"):
         load_lpips(tmp_path / "half", "train.perceptual", shape)
@@ -92,16 +102,22 @@ TINY = [
 def test_an_autoencoder_learns_by_it(command: Command, theirs: Any, tmp_path: Path, metrics: Any) -> None:
     """The first loss is higher by the distance, the checkpoint knows nothing of it, and diffusion has none."""
     np.save("x.npy", np.random.default_rng(0).integers(0, 256, (16, 16, 16, 1), np.uint8))
-    losses = []
+    losses, rows = [], []
     for name, more in {"plain": [], "seen": [f"train.perceptual={theirs[1]}", "train.perceptual_weight=2"]}.items():
         done = command("train", *TINY, "method=vae", f"run_dir={name}", *more)
         assert done.code == 0, done.err
         losses.append(metrics(tmp_path / name)[0]["loss"])
+        rows.append(next(line for line in done.out.splitlines() if "GFLOP per image" in line or "memory" in line))
+        assert ("MB of LPIPS" in done.out) == (name == "seen")
+    work = [float(row.split(",")[-1].split()[0]) for row in rows]
+    assert work[1] > work[0] + 3 * 0.15, "three passes through 0.157 GFLOP"
     assert losses[1] > losses[0] + 0.01
     plain, seen = (checkpoint.load(tmp_path / name) for name in ("plain", "seen"))
     assert plain.config == seen.config
     assert any(not torch.equal(seen.weights[name], weight) for name, weight in plain.weights.items())
     done = command("train", *TINY, f"train.perceptual={theirs[1]}", "run_dir=noise")
     assert done.code == 2 and "is for autoencoders: method=vae or fsq" in done.err and not Path("noise").exists()
+    done = command("train", *TINY, "method=vae", "train.perceptual_weight=5", "run_dir=noise")
+    assert done.code == 2 and "train.perceptual_weight=5 is of no use without train.perceptual=FILE" in done.err
     done = command("train", *TINY, "method=vae", "train.perceptual=missing", "run_dir=none")
     assert done.code == 4 and "train.perceptual='missing' cannot be read" in done.err and not Path("none").exists()
