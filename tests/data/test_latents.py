@@ -281,6 +281,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.fault(
+    "a damaged file of latents",
+    "exit 3: the file, and that its pictures are encoded again once it is deleted",
+)
 @pytest.mark.parametrize("case", DAMAGE)
 def test_a_damaged_piece_is_named(encode: Encode, tmp_path: Path, case: str) -> None:
     encode(some(), found())

@@ -293,6 +293,10 @@ def test_a_run_begins_from_another_in_latents(
         torch.testing.assert_close(checkpoint.load(half).weights[name], weight, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.fault(
+    "the newest checkpoint of a run in latents damaged",
+    "as of any run: set aside, and the autoencoder and scale are those of the newest whole one",
+)
 def test_a_damaged_checkpoint_is_set_aside(vae: Path, tmp_path: Path, capsys: Any) -> None:
     """The newest of a run in latents, which was to give the autoencoder."""
     run, settings = tmp_path / "L", [*NOISE, f"latent.path={vae}", f"latent.cache={tmp_path / 'cache'}"]
@@ -332,6 +336,10 @@ def test_what_will_be_refused_is_so_before_anything_is_encoded(
     assert setting.partition("=")[0].rpartition(".")[2] in done.err and not Path("cache").exists()
 
 
+@pytest.mark.fault(
+    "an autoencoder gone, or trained further, since a run in its latents began",
+    "the run goes on in the same latents, by what its checkpoint holds",
+)
 @pytest.mark.parametrize("fate", ["gone", "trained further"])
 def test_a_run_goes_on_in_its_latents_whatever_became_of_the_autoencoder(vae: Path, tmp_path: Path, fate: str) -> None:
     """Byte for byte as one that was never stopped, by the autoencoder that its checkpoint holds."""
@@ -361,6 +369,10 @@ def test_a_run_begins_from_one_that_keeps_its_autoencoder_apart(
     assert done.code == 0 and "of 128 images" not in done.err, done.err
 
 
+@pytest.mark.fault(
+    "a signal while pictures are encoded",
+    "the pieces that are written stay, and the same command goes on with them; 128 + the signal's number",
+)
 def test_a_signal_ends_the_encoding(vae: Path, tmp_path: Path) -> None:
     request = StopRequest()
     request.receive(signal.SIGTERM)
@@ -373,6 +385,10 @@ def test_a_signal_ends_the_encoding(vae: Path, tmp_path: Path) -> None:
     assert told.value.exit_code == 128 + signal.SIGTERM
 
 
+@pytest.mark.fault(
+    "a cache of latents that processes do not share",
+    "exit 3 on all of them",
+)
 def test_a_cache_that_processes_do_not_share_is_told(
     vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
