@@ -64,8 +64,8 @@ def find(path: str, key: str) -> Found:
     if (folder / "vae" / CONFIG).is_file():
         raise CheckpointError(f"{key}={path!r} is a pipeline of diffusers: give its autoencoder, {folder / 'vae'}")
     saved = checkpoint.load(folder, key)
-    data, objective, trained = (_group(saved.config.get(part)) for part in ("data", "objective", "trained"))
-    kind = _group(data.get("kind"))
+    data, objective, trained = (group(saved.config.get(part)) for part in ("data", "objective", "trained"))
+    kind = group(data.get("kind"))
     if objective.get("name") == "autoencode":
         likelihood = objective.get("likelihood")
         return _found(saved, saved.config.get("model"), saved.weights, data.get("size"), likelihood, kind)
@@ -78,8 +78,8 @@ def find(path: str, key: str) -> Found:
     )
 
 
-def _group(value: Any) -> Mapping[str, Any]:
-    """A part of a checkpoint's config, which may be anything."""
+def group(value: Any) -> Mapping[str, Any]:
+    """A part of a checkpoint's config, which may be anything; empty if it is no group of settings."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -113,7 +113,7 @@ def supplied(saved: Checkpoint, path: str | None) -> Checkpoint:
     """
     if path is None:
         return saved
-    wanted = _group(_group(saved.config.get("data")).get("kind")).get("hash")
+    wanted = group(group(saved.config.get("data")).get("kind")).get("hash")
     require(wanted is not None, f"latent={path!r}: {saved.path} was not trained on latents, and needs no autoencoder")
     found = find(path, "latent")
     if found.hash != wanted:

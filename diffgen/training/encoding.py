@@ -1,6 +1,7 @@
 """A data set's pictures as the latents of an autoencoder, in which a run learns."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from diffgen.core.console import Reporter, count
 from diffgen.core.errors import CheckpointError, DataError, require
 from diffgen.core.files import cache_folder
 from diffgen.core.processes import on_main
+from diffgen.core.registry import build
 from diffgen.core.settings import LatentSettings
 from diffgen.core.signals import StopRequest
 from diffgen.data import Source
-from diffgen.data.kinds import Pixels
+from diffgen.data.kinds import KINDS, Pixels
 from diffgen.data.latents import Encoded, Latents
 from diffgen.nets import DataShape
 from diffgen.storage import checkpoint
-from diffgen.storage.autoencoder_file import Found, find
+from diffgen.storage.autoencoder_file import Found, find, group
 from diffgen.storage.checkpoint import Description
 from diffgen.storage.run_directory import begin_from, going_on_from
 from diffgen.training import latent_cache
@@ -58,18 +60,19 @@ def held(before: Description | None, config: Mapping[str, Any]) -> Path | None:
     return before.path if checkpoint.holds_autoencoder(before.path) else None
 
 
-def _kept(before: Description | None, found: Found, given: str) -> Mapping[str, Any] | None:
+def _kept(before: Description | None, found: Found, given: str) -> Latents | None:
     """The kind of the run that goes on, which must have learned in these latents; None of a new one.
 
     Raises:
-        CheckpointError: It did not. All pictures are encoded for whoever is not refused.
+        CheckpointError: It did not, which is said before all pictures are encoded.
     """
     if before is None:
         return None
-    kind: Mapping[str, Any] = before.config.get("data", {}).get("kind", {})
+    kind = group(group(before.config.get("data")).get("kind"))
     was = kind.get("hash")
     if was == found.hash:
-        return kind
+        kept: Latents = build(KINDS, kind)
+        return kept
     where = f"in the latents of another autoencoder, {str(was)[:12]}" if was else "on no latents"
     told = f"cannot go on from {before.path.parent}: it was trained {where}, and {given} is {found.hash[:12]}"
     raise CheckpointError(f"{told}; {begin_from(before.path.parent)}, in another run_dir")
@@ -129,12 +132,12 @@ def encoded(
     home = Path(settings.cache or cache_folder() / "latents")
     folder = on_main(accelerator, lambda: home / latent_cache.key(whole, encoder))
     values, labels, made = latent_cache.latents(whole, encoder, folder, accelerator, reporter, request)
-    mean, std = scale(values) if kept is None else (tuple(kept["mean"]), tuple(kept["std"]))
-    latent_kind = Latents(
-        background=pictures.background, range=pictures.range, size=size,
-        autoencoder=found.config if kept is None else kept["autoencoder"],  # a model card may say another licence now
-        hash=found.hash, likelihood=found.likelihood, mean=mean, std=std,
-    ).with_network(network)  # fmt: skip
+    if kept is None:
+        mean, std = scale(values)
+        kept = Latents(
+            size=size, autoencoder=found.config, hash=found.hash, likelihood=found.likelihood, mean=mean, std=std
+        )
+    latent_kind = replace(kept, background=pictures.background, range=pictures.range).with_network(network)
     latent_kind.check(tuple(values.shape[2:]))
     drawn = "means" if settings.posterior == "mean" else "one draw each"
     where = f"{drawn}, {count(values.nbytes)}B, {'encoded now and kept' if made else 'found'} in {folder}"
