@@ -97,7 +97,7 @@ def photos(runs: Path) -> Row:
         "vae": trained(vae, *data, "method=vae", "train.minutes=5"),
         "latent": trained(latent, *data, f"latent={vae}", "train.minutes=5"),
     }
-    rows = {"vae": evaluated(vae, "n=100"), "latent": evaluated(latent, "n=500")}
+    rows = {"vae": evaluated(vae), "latent": evaluated(latent, "n=500")}
     out = runs / "photos-samples"
     command("sample", f"ckpt={latent}", "n=36", f"out={out}", "overwrite=true")
     shutil.copyfile(out / "grid.png", IMAGES / "latents-photos.png")

@@ -91,10 +91,12 @@ def run(name: str, job: Job, help_text: Callable[[], str], checked_by_job: tuple
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
     others = [as_path(argument) for argument in sys.argv[1:] if argument not in flags]
-    others = with_brought(others) if name == "train" else others
-    sys.argv[1:] = [*flags, *others]  # wherever they stand
+
+    def order() -> None:
+        sys.argv[1:] = [*flags, *(with_brought(others) if name == "train" else others)]  # wherever they stand
+
     try:
-        code = answer(_load_plugins) or answer(_check_arguments) or answer(main, name)
+        code = answer(order) or answer(_load_plugins) or answer(_check_arguments) or answer(main, name)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     return code or next((code for code in codes if code), 0)

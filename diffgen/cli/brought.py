@@ -5,6 +5,8 @@ What is given beside them wins, and an experiment pins what it needs itself.
 
 from collections.abc import Mapping
 
+from diffgen.core.errors import require
+
 AUTOENCODER = {"model": "vae_tiny", "optimizer": "adamw", "optimizer.lr": "2.0e-3"}
 
 METHODS: Mapping[str, Mapping[str, str]] = {
@@ -24,17 +26,32 @@ CHAIN = ("model", "optimizer", "optimizer.lr")
 
 
 def with_brought(overrides: list[str]) -> list[str]:
-    """Overrides of a training run with what they bring; `latent=PATH` is `latent.path=PATH`."""
+    """Overrides of a training run with what they bring; `latent=PATH` is `latent.path=PATH`.
+
+    Raises:
+        UsageError: They are a sweep whose jobs would be brought different settings: all would get the same.
+    """
     overrides = [f"latent.path={o.partition('=')[2]}" if o.startswith("latent=") else o for o in overrides]
     given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
-    brought: dict[str, str] = {}
-    methods = [name.strip() for name in given.get("method", "").split(",")]
-    if all(name in METHODS for name in methods):  # of a sweep what all of its methods bring; it has to name the rest
-        common = set.intersection(*(set(METHODS[name].items()) for name in methods))
-        brought |= {key: value for key, value in METHODS[methods[0]].items() if (key, value) in common}
-    paths = given.get("latent.path", "null").split(",")
-    if not {"null", ""} & set(paths):  # a sweep over pixels, too, has to name what its jobs take
-        brought |= {**LATENT, **LEARNER}
     pinned = next((at for at, key in enumerate(CHAIN) if "experiment" in given or key in given), len(CHAIN))
-    wanted = {key: value for key, value in brought.items() if key not in (*given, *CHAIN[pinned:])}
+    wanted: dict[str, str] = {}
+    for key, bring in (("method", _by_method), ("latent.path", _by_path)):
+        jobs = [bring(value.strip()) for value in given.get(key, "").split(",")]
+        free = [
+            name
+            for name in dict.fromkeys(name for job in jobs for name in job)
+            if name not in (*given, *CHAIN[pinned:])
+        ]
+        differ = [name for name in free if len({job.get(name) for job in jobs}) > 1]
+        told = f"{key}={given.get(key)} brings {', '.join(differ)} to some jobs of a sweep, or differs in them"
+        require(not differ, f"{told}: give what all are to have, or sweep each by itself")
+        wanted |= {name: jobs[0][name] for name in free}
     return [*(f"{key}={value}" for key, value in wanted.items()), *overrides]  # flags may end them
+
+
+def _by_method(name: str) -> Mapping[str, str]:
+    return METHODS.get(name, {})
+
+
+def _by_path(path: str) -> Mapping[str, str]:
+    return {} if path in ("", "null") else {**LATENT, **LEARNER}

@@ -74,6 +74,11 @@ def named_file(text: str) -> str | None:
     return path if os.path.isfile(path) else None  # noqa: PTH113  Path's raises of a text that is too long for a name
 
 
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a path is a folder or in it."""
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
 def check_folder(key: str, path: object) -> None:
     """Require of a folder to write to that no file stands in its place, or in that of one above it.
 

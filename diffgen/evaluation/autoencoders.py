@@ -30,8 +30,8 @@ MOST = 64
 def untold(trained: Trained) -> dict[str, str]:
     """Metrics that an autoencoder has not, or others have not, each with why."""
     if is_autoencoder(trained):
-        others = ("bits", "vlb", "denoising")
-        return dict.fromkeys(others, "metrics=bits,vlb,denoising are of a path of noise, and ckpt is an autoencoder")
+        told = "is of a path of noise, and ckpt is an autoencoder"
+        return {name: f"metrics={name} {told}" for name in ("bits", "vlb", "denoising")}
     kind, found = trained.kind, dict[str, str]()
     if not isinstance(kind, Latents):
         told = "is of an autoencoder, and ckpt has none"

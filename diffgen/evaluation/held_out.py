@@ -201,5 +201,9 @@ def words(splits: Splits, repeated: int, *, unseen: bool, doubts: Sequence[str] 
         return f"none held out ({ADVICE})"
     never = ", never trained on" if unseen and not repeated and not doubts else ""
     twice = f", {repeated:,} of them with the pixels of a training image" if repeated else ""
-    began = f", but the weights that it began from ({'; '.join(doubts)}) may have seen them" if doubts else ""
+    began = (
+        f", but the weights or the autoencoder that it began from ({'; '.join(doubts)}) may have seen them"
+        if doubts
+        else ""
+    )
     return f"{len(splits.test):,} held out{never}{twice}{began}"

@@ -72,6 +72,9 @@ def find(path: str, key: str) -> Found:
     if saved.autoencoder:
         autoencoder, likelihood = kind.get("autoencoder"), kind.get("likelihood")
         return _found(saved, autoencoder, saved.autoencoder, kind.get("size"), likelihood, kind)
+    if kind.get("name") == "latents":
+        told = f"{key}={path!r} keeps its autoencoder, {str(kind.get('hash'))[:12]}, apart (latent.embed=false)"
+        raise CheckpointError(f"{told}: give that")
     raise CheckpointError(
         f"{key}={path!r} is no autoencoder: it was trained by method={trained.get('method')}; "
         "diffgen-train method=vae makes one, or give a folder of diffusers"

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffgen.build import MODEL_SIDE, Config
 from diffgen.core.errors import CheckpointError, typed
+from diffgen.core.paths import setting
 from diffgen.core.settings import LrSchedule, TrainSettings, section
 from diffgen.evaluation import held_out
 from diffgen.storage.run_directory import begin_from
@@ -39,6 +40,7 @@ def compare(here: Config, there: Config, folder: Path) -> list[str]:
     free = FREE if now.get("train.eval_every") else (*FREE, "extractor")  # whose features would be compared
     differ = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key) and not _under(key, free)]
     held = (*MODEL_SIDE, *AVERAGES) if "power" in (now.get(AVERAGES[0]), then.get(AVERAGES[0])) else MODEL_SIDE
+    _check_latents(now, then, folder)
     if any(_under(key, held) for key in differ):
         keys = differences(here, there, held)
         raise CheckpointError(
@@ -51,6 +53,19 @@ def compare(here: Config, there: Config, folder: Path) -> list[str]:
             f"{begin_from(folder)}, in another run_dir"
         )
     return [_told(key, then, now) for key in differ if key != "train.init" or now[key]]
+
+
+def _check_latents(now: Mapping[str, Any], then: Mapping[str, Any], folder: Path) -> None:
+    """Say in a word that one of both is in latents and the other is not; all that follows from it would be a list."""
+    key, name = "latent.path", "data.kind.name"
+    if (now.get(name) == "latents") == (then.get(name) == "latents"):
+        return
+    where = (
+        f"in latents: add {setting('latent', str(then.get(key)))}" if then.get(key) else "on pixels: leave latent= out"
+    )
+    raise CheckpointError(
+        f"cannot go on from {folder}: it was trained {where}, or {begin_from(folder)}, in another run_dir"
+    )
 
 
 def _apart(config: Config) -> Config:

@@ -19,7 +19,7 @@ from diffgen.core.settings import LatentSettings
 from diffgen.core.signals import StopRequest
 from diffgen.data import Source
 from diffgen.data.kinds import KINDS, Pixels
-from diffgen.data.latents import Encoded, Latents
+from diffgen.data.latents import AutoencoderNetwork, Encoded, Latents
 from diffgen.nets import DataShape
 from diffgen.storage import checkpoint
 from diffgen.storage.autoencoder_file import Found, find, group
@@ -78,6 +78,18 @@ def _kept(before: Description | None, found: Found, given: str) -> Latents | Non
     raise CheckpointError(f"{told}; {begin_from(before.path.parent)}, in another run_dir")
 
 
+def _check_draws(network: AutoencoderNetwork, settings: LatentSettings, size: tuple[int, ...]) -> None:
+    """Require a posterior where draws of it are wanted: codes, and some published autoencoders, have none."""
+    if settings.posterior == "mean":
+        return
+    with torch.inference_mode():
+        posterior = network.encode(torch.zeros(1, *size, device=next(network.parameters()).device))  # type: ignore[attr-defined]
+    told = (
+        f"latent.posterior={settings.posterior} draws latents, and those of latent.path={settings.path!r} are certain"
+    )
+    require(posterior.log_var is not None, f"{told}: latent.posterior=mean")
+
+
 def encoded(
     whole: Source,
     settings: LatentSettings,
@@ -127,6 +139,7 @@ def encoded(
             reporter.warn(f"{given} learned from pictures read with dataset.{key}={there}, and these are with {here}")
     network = make_autoencoder(found.config, size, found.weights, Path(settings.path))
     network.to(accelerator.device)  # type: ignore[attr-defined]
+    _check_draws(network, settings, size)
     fits(DataShape(network.latent_size, len(whole.classes)))
     encoder = Encoder(network, found.hash, settings.posterior, mirrored, accelerator.device)
     home = Path(settings.cache or cache_folder() / "latents")

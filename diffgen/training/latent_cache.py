@@ -204,21 +204,24 @@ def _encode_missing(
     done, started = 0, time.monotonic()
     with reporter.progress(todo, 0) as line, faults_told(accelerator):
 
-        def tell(n: int) -> None:
-            nonlocal done
-            done += n
-            every = min(done * world, todo)  # the others are about as far
-            pace = count(every / max(time.monotonic() - started, 1e-9))
-            line.update(every, f"{count(every)} img encoded  {pace} img/s")
+        def encode(piece: Piece, every: int) -> None:
+            """One of a round, in which all processes encode so many."""
+            seen = 0
 
-        def encode(mine: list[int]) -> None:
-            for number in mine:
-                values, labels = encoder(source, pieces[number].entries, request, tell)
-                _write(pieces[number], values, labels)
+            def tell(n: int) -> None:
+                nonlocal seen
+                seen += n
+                so_far = done + every * seen // len(piece.entries)  # the others are about as far
+                pace = count(so_far / max(time.monotonic() - started, 1e-9))
+                line.update(so_far, f"{count(so_far)} img encoded  {pace} img/s")
+
+            _write(piece, *encoder(source, piece.entries, request, tell))
 
         for first in range(0, len(missing), world):
-            at = first + accelerator.process_index
-            on_all(partial(encode, missing[at : at + 1]))
+            these = [pieces[number] for number in missing[first : first + world]]
+            every, mine = sum(len(piece.entries) for piece in these), these[accelerator.process_index :][:1]
+            on_all(partial(encode, mine[0], every) if mine else lambda: None)
+            done += every
     return True
 
 

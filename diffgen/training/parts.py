@@ -23,6 +23,7 @@ from diffgen.core import compilation, speed
 from diffgen.core.compilation import Compiled
 from diffgen.core.console import Reporter
 from diffgen.core.errors import DataError, require
+from diffgen.core.paths import is_inside
 from diffgen.core.processes import main_first, on_main
 from diffgen.core.randomness import mix
 from diffgen.core.registry import bind, build, parameters
@@ -150,6 +151,9 @@ class Parts:
         latent: LatentSettings = section(config, "latent")
         told = f"train.perceptual={self.settings.perceptual!r} is for autoencoders: method=vae or fsq"
         require(self.settings.perceptual is None or self.objective.codes, told)
+        told = f"latent.cache={latent.cache!r} is inside run_dir={config['run_dir']!r}: choose a folder beside it"
+        inside = latent.cache and config["run_dir"] and is_inside(latent.cache, config["run_dir"])
+        require(not inside, told)
         if latent.path is None:
             return
         told = f"latent.path={latent.path!r} gives latents to denoise, which objective={config['objective']['name']}"

@@ -391,9 +391,11 @@ class Trainer:
             size = sum(file.stat().st_size for file in self.writer.newest.iterdir())
             pause = f"training waited {self.writer.pause:.2f} s for {self.writer.count} of them"
             self.reporter.say(f"weights: {self.writer.newest} ({count(size)}B; {pause})")
-        self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
+        if (self.run_dir / "loss.png").exists():  # a signal in the last steps leaves the preview out
+            self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
         if self.examiner:
             self.reporter.say(f"best:    {self.run_dir}/checkpoints/best   curve: {self.run_dir}/eval/training.png")
-        plugins = self.parts.config["plugins"]
-        needed = [setting("plugins", plugins)] if plugins else []
-        self.reporter.say(" ".join(["next:    diffgen-sample", *needed, setting("ckpt", self.run_dir)]))
+        plugins, latent = self.parts.config["plugins"], self.parts.config["latent"]
+        needed = {"plugins": plugins, "latent": None if latent["embed"] else latent["path"], "ckpt": self.run_dir}
+        told = [setting(key, value) for key, value in needed.items() if value]
+        self.reporter.say(" ".join(["next:    diffgen-sample", *told]))

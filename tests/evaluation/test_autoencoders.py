@@ -361,9 +361,9 @@ def test_where_nothing_is_held_out_it_is_said(
 @pytest.mark.parametrize(
     ("run", "metric", "words"),
     [
-        ("vae", "bits", "metrics=bits,vlb,denoising are of a path of noise, and ckpt is an autoencoder"),
-        ("vae", "vlb", "metrics=bits,vlb,denoising are of a path of noise"),
-        ("fsq", "denoising", "metrics=bits,vlb,denoising are of a path of noise"),
+        ("vae", "bits", "metrics=bits is of a path of noise, and ckpt is an autoencoder"),
+        ("vae", "vlb", "metrics=vlb is of a path of noise"),
+        ("fsq", "denoising", "metrics=denoising is of a path of noise"),
         ("vae", "cas", "metrics=cas is not a metric of autoencoders"),
         ("in_vae", "elbo", "metrics=elbo is of an autoencoder alone, and ckpt is a model of latents"),
         ("in_vae", "vlb", "metrics=vlb is a bound on bits of pixels, and ckpt was trained in latents"),

@@ -218,7 +218,7 @@ def test_weights_that_have_seen_what_is_held_out_now(
     for run in (after_all, fit(tmp_path / "later", *apart, f"train.init={after_all}")):
         said = command("eval", f"ckpt='{run}'", *MODEL, "out=out")
         assert said.code == 0, said.err
-        words = "8 held out, but the weights that it began from (dataset=image_folder) may have seen them"
+        words = "8 held out, but the weights or the autoencoder that it began from (dataset=image_folder) may have seen them"
         assert words in " ".join(said.out.split()) and "never trained on" not in said.out
     alike = fit(tmp_path / "alike", *apart, f"train.init={share}")
     assert "8 held out, never trained on" in command("eval", f"ckpt={alike}", *MODEL, "out=out").out
@@ -230,7 +230,10 @@ def test_weights_that_saw_another_data_set(
     """Whether it shares pictures with this one is not known."""
     apart = [*OF_PICTURES, f"dataset.root={folder}", "dataset.held_out=0.2", f"train.init={tiny_run}"]
     said = command("eval", f"ckpt={fit(tmp_path / 'run', *apart)}", *MODEL, "out=out")
-    assert "8 held out, but the weights that it began from (dataset=digits) may have seen them" in said.out
+    assert (
+        "8 held out, but the weights or the autoencoder that it began from (dataset=digits) may have seen them"
+        in said.out
+    )
 
 
 def test_the_share_of_as_many_other_pictures_is_not_gone_on_with(fit: Callable[..., Path], tmp_path: Path) -> None:
