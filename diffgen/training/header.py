@@ -1,5 +1,6 @@
-"""The facts about a run that its header tells."""
+"""The facts about a run that its header tells, and the command that comes next."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from diffgen.build import Config, Trained
 from diffgen.core import processes, speed
 from diffgen.core.console import clock, count, unit_of
+from diffgen.core.paths import setting
 from diffgen.core.settings import LatentSettings, TrainSettings, section
 from diffgen.data import survey
 from diffgen.data.latents import Latents
@@ -129,3 +131,14 @@ def judged(settings: TrainSettings, config: Config) -> str:
         return ""
     how = f"{count(settings.eval_n)} images by {config['extractor']['name']}, the best by {settings.best_by} kept"
     return f"every {settings.eval_every:,} images: {how}"
+
+
+def sampling(config: Config, run_dir: Path) -> str:
+    """The command that samples a run, with what its checkpoints do not hold."""
+    latent = config["latent"]
+    needed = {
+        "plugins": config["plugins"],
+        "latent": None if latent["embed"] else latent["path"],
+        "ckpt": run_dir,
+    }
+    return " ".join(["diffgen-sample", *(setting(key, value) for key, value in needed.items() if value)])

@@ -19,7 +19,6 @@ from diffgen.core.console import count
 from diffgen.core.errors import DataError, DiffgenError, EnvironmentFault, NonFiniteError, UsageError
 from diffgen.core.launcher import PRECISIONS
 from diffgen.core.lock import RunLock
-from diffgen.core.paths import setting
 from diffgen.core.processes import accelerated, faults_told, on_main
 from diffgen.core.settings import TrainSettings, section
 from diffgen.core.signals import Interrupted, Stopped, StopRequest, stop_requests
@@ -395,7 +394,4 @@ class Trainer:
             self.reporter.say(f"samples: {self.run_dir}/samples   curve: {self.run_dir}/loss.png")
         if self.examiner:
             self.reporter.say(f"best:    {self.run_dir}/checkpoints/best   curve: {self.run_dir}/eval/training.png")
-        plugins, latent = self.parts.config["plugins"], self.parts.config["latent"]
-        needed = {"plugins": plugins, "latent": None if latent["embed"] else latent["path"], "ckpt": self.run_dir}
-        told = [setting(key, value) for key, value in needed.items() if value]
-        self.reporter.say(" ".join(["next:    diffgen-sample", *told]))
+        self.reporter.say(f"next:    {header.sampling(self.parts.config, self.run_dir)}")
