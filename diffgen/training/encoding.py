@@ -18,7 +18,7 @@ from diffgen.core.registry import build
 from diffgen.core.settings import LatentSettings
 from diffgen.core.signals import StopRequest
 from diffgen.data import Source
-from diffgen.data.kinds import KINDS, Pixels
+from diffgen.data.kinds import KINDS
 from diffgen.data.latents import AutoencoderNetwork, Encoded, Latents
 from diffgen.nets import DataShape
 from diffgen.storage import checkpoint
@@ -131,8 +131,7 @@ def encoded(
     told = f"{given} is an autoencoder of pictures of {found.size}, and the data is {whole.shape}"
     require(found.size in (None, size), told)
     kept = _kept(before, found, given)
-    pictures = kind.as_numbers()
-    assert isinstance(pictures, Pixels)
+    pictures: Any = kind.as_numbers()  # pixels, since they are judged and bounded
     for key, here in (("background", pictures.background), ("range", pictures.range)):
         there = found.read_as.get(key)
         if there not in (None, here) and here is not None:  # bytes have no range: numbers and they may show the same
