@@ -56,7 +56,7 @@ def evaluated(run: Path, *settings: str) -> Row:
     command("eval", f"ckpt={run}", f"out={run}/eval", *settings)
     rows = (run / "eval" / "results.jsonl").read_text().splitlines()
     row: Row = json.loads(rows[-1])
-    return row
+    return {key: value for key, value in row.items() if key != "ckpt"}  # a place of this machine
 
 
 def digits(runs: Path) -> Row:
@@ -100,8 +100,9 @@ def photos(runs: Path) -> Row:
     rows = {"vae": evaluated(vae), "latent": evaluated(latent, "n=500")}
     out = runs / "photos-samples"
     command("sample", f"ckpt={latent}", "n=36", f"out={out}", "overwrite=true")
-    shutil.copyfile(out / "grid.png", IMAGES / "latents-photos.png")
-    shutil.copyfile(vae / "eval" / "reconstruction.png", IMAGES / "latents-photos-pairs.png")
+    for name, picture in (("", out / "grid.png"), ("-pairs", vae / "eval" / "reconstruction.png")):
+        with Image.open(picture) as opened:
+            opened.save(IMAGES / f"latents-photos{name}.png")  # without its notes, which name the checkpoint
     return {"times": times, "rows": rows}
 
 
