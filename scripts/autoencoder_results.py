@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark.facts import ROOT, commit, environment, machine, timed, versions
+from benchmark.facts import ROOT, commit, environment, machine, timed_once, versions
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -40,14 +40,8 @@ def command(name: str, *settings: str) -> None:
 
 def trained(run: Path, *settings: str) -> Row:
     """Train a run unless it is there; how, and what it took."""
-    told = run.with_suffix(".json")
-    if not told.exists():
-        if run.exists():
-            raise SystemExit(f"{run} was interrupted, and what it took is not known: delete it")
-        facts = {"settings": [each for each in settings if "/" not in each], "machine": machine(), "commit": commit()}
-        write_json(told, timed(lambda: command("train", *settings, f"run_dir={run}")) | facts)
-    times: Row = json.loads(told.read_text())
-    return times
+    told = [each for each in settings if "/" not in each]  # no places of this machine
+    return timed_once(run, lambda: command("train", *settings, f"run_dir={run}"), settings=told)
 
 
 def evaluated(run: Path, *settings: str) -> Row:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark.facts import ROOT, commit, environment, machine, timed, versions
+from benchmark.facts import ROOT, commit, environment, machine, timed_once, versions
 from check_samples import Array, frechet, real, sample
 from sklearn.decomposition import PCA
 from sklearn.svm import SVC
@@ -46,18 +46,11 @@ RUNS: dict[str, list[str]] = {
 
 def trained(folder: Path, name: str, root: str) -> dict[str, Any]:
     """Train one of `RUNS` unless it is there; wall and CPU seconds of the command, and where it ran."""
-    told = folder / f"{name}.json"
-    if not told.exists():
-        if (folder / name).exists():
-            raise SystemExit(f"{folder / name} was interrupted, and what it took is not known: delete it")
-        paths = {run: str(folder / run) for run in RUNS}
-        settings = [each.format(**paths) for each in RUNS[name]]
-        command = ["dataset=mnist", f"dataset.root={root}", *settings, f"run_dir={paths[name]}"]
-        train = [sys.executable, "-m", "diffgen.cli.train", *command]
-        took = timed(lambda: subprocess.run(train, check=True, env=environment()))
-        write_json(told, took | {"machine": machine(), "commit": commit()})
-    times: dict[str, Any] = json.loads(told.read_text())
-    return times
+    paths = {run: str(folder / run) for run in RUNS}
+    settings = [each.format(**paths) for each in RUNS[name]]
+    command = ["dataset=mnist", f"dataset.root={root}", *settings, f"run_dir={paths[name]}"]
+    train = [sys.executable, "-m", "diffgen.cli.train", *command]
+    return timed_once(folder / name, lambda: subprocess.run(train, check=True, env=environment()))
 
 
 class Judge:

@@ -210,12 +210,16 @@ def checked(
     ours = {key: value for key, value in plain.items() if key not in checked_by_job}
     check_against_defaults(name, ours, overrides)
     plugins.check(plain["plugins"], overrides)
-    told: dict[str, Any] = walk(plain, at_home)
-    for key in FOLDERS:
-        group, _, leaf = key.rpartition(".")
-        place = told.get(group) if group else told
-        check_folder(key, place.get(leaf) if isinstance(place, dict) else None)
+    told: dict[str, Any] = walk(plain, _placed)
     return told
+
+
+def _placed(key: str, text: str) -> str:
+    """A setting's text as a path, if it is one; see `at_home` and `check_folder`."""
+    text = at_home(key, text)
+    if key in FOLDERS:
+        check_folder(key, text)
+    return text
 
 
 def _tell(sentence: str, *, silent: bool) -> None:

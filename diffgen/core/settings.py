@@ -189,13 +189,13 @@ class LatentSettings:
 
     def __post_init__(self) -> None:
         require(self.path != "", "latent.path is empty: give a run of method=vae, or null")
-        given = [f"latent.{key}" for key, plain in _PLAIN.items() if getattr(self, key) != plain]
+        given = [f"latent.{key}" for key, plain in NO_LATENT.items() if getattr(self, key) != plain]
         told = f"{', '.join(given)} is of no use without latent.path: latent=PATH names an autoencoder"
         require(self.path is not None or not given, told)
 
 
-_PLAIN = {"posterior": "mean", "embed": True, "cache": None}
-"""Of `latent.*` where there is none."""
+NO_LATENT: dict[str, Any] = {"path": None, "posterior": "mean", "embed": True, "cache": None}
+"""`latent.*` where there is none."""
 
 
 TOP: dict[str, Any] = {"run_dir": str | None, "method": str, "conditional": bool, "plugins": tuple[str, ...]}

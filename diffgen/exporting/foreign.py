@@ -14,6 +14,7 @@ from diffgen.core.registry import conform
 from diffgen.storage.tensor_file import (
     MAX_CONFIG,
     Tensors,
+    check_finite,
     check_plain,
     load_tensors,
     parse,
@@ -114,9 +115,7 @@ def read_weights(path: Path) -> Tensors:
     """
     read_any_header(path)
     weights = {name: w.float() if w.dtype in HALVES else w for name, w in load_tensors(path).items()}
-    for name, weight in weights.items():
-        if not weight.isfinite().all():
-            raise CheckpointError(f"{path}: weight {name[:80]!r} holds values that are not finite")
+    check_finite(weights, path)
     return weights
 
 

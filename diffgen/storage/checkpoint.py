@@ -30,6 +30,7 @@ from diffgen.storage.instead import follow, holds_no_model, refusal
 from diffgen.storage.tensor_file import (
     MAX_DEPTH,
     Tensors,
+    check_finite,
     check_plain,
     config_text,
     digest,
@@ -168,9 +169,7 @@ def load(path: Path, key: str = "ckpt") -> Checkpoint:
     weights = load_tensors(path)
     if digest(weights, metadata["config"]) != metadata.get("sha256"):
         raise CheckpointError(f"{path} is damaged: its weights and config do not match their checksum")
-    for name, weight in weights.items():
-        if not weight.isfinite().all():
-            raise CheckpointError(f"{path}: weight {name[:80]!r} holds values that are not finite")
+    check_finite(weights, path)
     parts = [name.removeprefix(OF_AUTOENCODER) for name in weights if name.startswith(OF_AUTOENCODER)]
     autoencoder = {name: weights.pop(OF_AUTOENCODER + name) for name in parts}
     return Checkpoint(path, about.config, about.images, weights, autoencoder=autoencoder)

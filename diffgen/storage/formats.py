@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from diffgen.core.settings import NO_LATENT
 from diffgen.data.splits import NOTHING_HELD_OUT
 
 AS_READ: dict[str, Any] = {"background": "white", "range": None}
@@ -22,9 +23,6 @@ LATER: dict[str, dict[str, Any]] = {
 LATER_OF_TRAIN = {"known_frames": 0.0, "perceptual": None, "perceptual_weight": 1.0}
 """Nor its `train`."""
 
-NO_LATENT = {"path": None, "posterior": "mean", "embed": True, "cache": None}
-"""What a run's config did not say before there were latents."""
-
 
 def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
     """A config of a checkpoint or a run as this version would have written it.
@@ -42,11 +40,11 @@ def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
         pixels = data.get("pixels", True)
         kind = {"name": "pixels" if pixels else "vectors"}
         config = {**config, "data": {"kind": kind, "size": sides if pixels else sides[:1], **kept}}
-    latent = {"latent": NO_LATENT} if "train" in config else {}  # of a run
-    return {"objective": {"name": "denoise"}, **latent, **config, **_of_data(config), **_of_clips(config)}
+    latent = {"latent": NO_LATENT} if "train" in config else {}  # of a run, before there were latents
+    return {"objective": {"name": "denoise"}, **latent, **config, **_of_data(config), **_later(config)}
 
 
-def _of_clips(config: dict[str, Any]) -> dict[str, Any]:
+def _later(config: dict[str, Any]) -> dict[str, Any]:
     """Those of its parts that have settings of clips or of autoencoders, which earlier versions did not know."""
     model, train, told = config.get("model"), config.get("train"), dict[str, Any]()
     if isinstance(model, dict):

@@ -62,30 +62,11 @@ def choose_run(run_dir: str | None, resume: str, default: str, lock: RunLock) ->
         CheckpointError: The path holds no checkpoint, or an incomplete one, or no checkpoint of the run is whole.
         EnvironmentFault: The directory cannot be made, or another run is in it.
     """
-    if resume not in ("auto", "none"):
-        return _go_on_from(_checkpoint_folder(Path(resume)), resume, run_dir, lock)
-    if run_dir is None:
+    target, named = _asked(run_dir, resume)
+    if target is None:
         return Place(_make(_unused(Path(default)), lock))
-    _check_target(run_dir, resume)
-    return _newest_whole(_make(Path(run_dir), lock))
-
-
-def _began_at(newest: Path, resume: str) -> bool:
-    """Whether the run that `newest` belongs to was itself begun with this train.resume."""
-    try:
-        return bool(checkpoint.load_state(newest)[0]["config"]["train"]["resume"] == resume)
-    except (CheckpointError, KeyError, TypeError):
-        return False
-
-
-def _go_on_from(folder: Path, resume: str, run_dir: str | None, lock: RunLock) -> Place:
-    target = Path(run_dir) if run_dir else folder.parent.parent
-    newest = checkpoint.find_newest(target)
-    if newest and run_dir and _began_at(newest, resume):
-        return _newest_whole(_make(target, lock))  # the same command, typed again
-    if newest and newest.resolve() != folder.resolve():
-        raise UsageError(f"run_dir={str(target)!r} holds {newest.name}, beyond {folder}: give another run_dir")
-    return Place(_make(target, lock), folder)
+    made = _make(target, lock)
+    return Place(made, named) if named else _newest_whole(made)
 
 
 def going_on_from(run_dir: str | None, resume: str) -> Path | None:
@@ -95,16 +76,39 @@ def going_on_from(run_dir: str | None, resume: str) -> Path | None:
 
     Raises:
         UsageError: See `choose_run`.
-        CheckpointError: The path holds no checkpoint, or an incomplete one, or no checkpoint of the run is whole.
+        CheckpointError: Alike.
     """
-    if resume not in ("auto", "none"):
-        folder = _checkpoint_folder(Path(resume))
-        again = checkpoint.find_newest(Path(run_dir)) if run_dir else None
-        return _whole(Path(str(run_dir)))[0] if again and _began_at(again, resume) else folder
-    if run_dir is None:
-        return None
-    _check_target(run_dir, resume)
-    return _whole(Path(run_dir))[0]
+    target, named = _asked(run_dir, resume)
+    return named or (None if target is None else _whole(target)[0])
+
+
+def _asked(run_dir: str | None, resume: str) -> tuple[Path | None, Path | None]:
+    """The run directory that is meant, None for a new one, and the checkpoint folder, None for the newest in there.
+
+    Raises:
+        UsageError: See `choose_run`.
+        CheckpointError: The path holds no checkpoint, or an incomplete one.
+    """
+    if resume in ("auto", "none"):
+        if run_dir is not None:
+            _check_target(run_dir, resume)
+        return None if run_dir is None else Path(run_dir), None
+    folder = _checkpoint_folder(Path(resume))
+    target = Path(run_dir) if run_dir else folder.parent.parent
+    newest = checkpoint.find_newest(target)
+    if newest and run_dir and _began_at(newest, resume):
+        return target, None  # the same command, typed again
+    if newest and newest.resolve() != folder.resolve():
+        raise UsageError(f"run_dir={str(target)!r} holds {newest.name}, beyond {folder}: give another run_dir")
+    return target, folder
+
+
+def _began_at(newest: Path, resume: str) -> bool:
+    """Whether the run that `newest` belongs to was itself begun with this train.resume."""
+    try:
+        return bool(checkpoint.load_state(newest)[0]["config"]["train"]["resume"] == resume)
+    except (CheckpointError, KeyError, TypeError):
+        return False
 
 
 def _check_target(run_dir: str, resume: str) -> None:

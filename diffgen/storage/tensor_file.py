@@ -221,6 +221,17 @@ def load_tensors(path: Path) -> Tensors:
         raise CheckpointError(f"{path} cannot be read: {printable(str(error))[:300]}") from None
 
 
+def check_finite(weights: Tensors, path: Path) -> None:
+    """Require weights that are numbers.
+
+    Raises:
+        CheckpointError: The sentence names the first that holds something else.
+    """
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{path}: weight {name[:80]!r} holds values that are not finite")
+
+
 def digest(tensors: Tensors, config: str) -> str:
     """SHA-256 over the config's text, and over names and bytes in the order of names."""
     total = hashlib.sha256(config.encode())

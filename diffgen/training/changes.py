@@ -22,7 +22,7 @@ HELD_OUT = tuple(f"dataset.{key}" for key in held_out.NOTHING)
 """Keys that say what a run has never seen."""
 
 TYPED = {
-    "data": ("dataset", "latent.path", "conditional", "train.augment", "train.known_frames"),
+    "data": ("dataset", "conditional", "train.augment", "train.known_frames"),
     **dict.fromkeys(("schedule", "parameterization", "denoiser"), ("method",)),
 }
 """What people type that changes a part on which weights depend."""
@@ -56,16 +56,14 @@ def compare(here: Config, there: Config, folder: Path) -> list[str]:
 
 
 def _check_latents(now: Mapping[str, Any], then: Mapping[str, Any], folder: Path) -> None:
-    """Say in a word that one of both is in latents and the other is not; all that follows from it would be a list."""
-    key, name = "latent.path", "data.kind.name"
-    if (now.get(name) == "latents") == (then.get(name) == "latents"):
-        return
-    where = (
-        f"in latents: add {setting('latent', str(then.get(key)))}" if then.get(key) else "on pixels: leave latent= out"
-    )
-    raise CheckpointError(
-        f"cannot go on from {folder}: it was trained {where}, or {begin_from(folder)}, in another run_dir"
-    )
+    """Say in a word that the run was in latents and this is not; all that follows from it would be a list.
+
+    The reverse is told before pictures are encoded.
+    """
+    name, place = "data.kind.name", str(then.get("latent.path"))
+    if then.get(name) == "latents" and now.get(name) != "latents":
+        told = f"cannot go on from {folder}: it was trained in latents: add {setting('latent', place)}"
+        raise CheckpointError(f"{told}, or {begin_from(folder)}, in another run_dir")
 
 
 def _apart(config: Config) -> Config:

@@ -19,7 +19,7 @@ from diffgen.core.settings import LatentSettings
 from diffgen.core.signals import StopRequest
 from diffgen.data import Source
 from diffgen.data.kinds import KINDS
-from diffgen.data.latents import AutoencoderNetwork, Encoded, Latents
+from diffgen.data.latents import Encoded, Latents
 from diffgen.nets import DataShape
 from diffgen.storage import checkpoint
 from diffgen.storage.autoencoder_file import Found, find, group
@@ -47,17 +47,15 @@ def goes_on_from(config: Mapping[str, Any], resume: str) -> Description | None:
     return None if folder is None else checkpoint.describe(folder, "train.resume")
 
 
-def held(before: Description | None, config: Mapping[str, Any]) -> Path | None:
-    """The model of the run that goes on, if it holds the autoencoder that the config names; None: it is read anew.
+def _held(before: Description | None, path: str) -> Path | None:
+    """The model of the run that goes on, if it holds the autoencoder of this path; None: it is read anew.
 
     So a run goes on in the same latents where that autoencoder is gone, or was trained further.
     """
     if before is None:
         return None
-    told = (checkpoint.run_config(before.path) or {}).get("latent")
-    if not isinstance(told, Mapping) or told.get("path") != config["latent"]["path"]:
-        return None
-    return before.path if checkpoint.holds_autoencoder(before.path) else None
+    told = group((checkpoint.run_config(before.path) or {}).get("latent"))
+    return before.path if told.get("path") == path and checkpoint.holds_autoencoder(before.path) else None
 
 
 def _kept(before: Description | None, found: Found, given: str) -> Latents | None:
@@ -78,15 +76,13 @@ def _kept(before: Description | None, found: Found, given: str) -> Latents | Non
     raise CheckpointError(f"{told}; {begin_from(before.path.parent)}, in another run_dir")
 
 
-def _check_draws(network: AutoencoderNetwork, settings: LatentSettings, size: tuple[int, ...]) -> None:
+def _check_draws(encoder: Encoder, size: tuple[int, ...], given: str) -> None:
     """Require a posterior where draws of it are wanted: codes, and some published autoencoders, have none."""
-    if settings.posterior == "mean":
+    if encoder.posterior == "mean":
         return
     with torch.inference_mode():
-        posterior = network.encode(torch.zeros(1, *size, device=next(network.parameters()).device))  # type: ignore[attr-defined]
-    told = (
-        f"latent.posterior={settings.posterior} draws latents, and those of latent.path={settings.path!r} are certain"
-    )
+        posterior = encoder.network.encode(torch.zeros(1, *size, device=encoder.device))
+    told = f"latent.posterior={encoder.posterior} draws latents, and those of {given} are certain"
     require(posterior.log_var is not None, f"{told}: latent.posterior=mean")
 
 
@@ -96,7 +92,6 @@ def encoded(
     *,
     mirrored: bool,
     before: Description | None,
-    own: Path | None,
     accelerator: Accelerator,
     reporter: Reporter,
     request: StopRequest,
@@ -109,7 +104,6 @@ def encoded(
         settings: Which autoencoder, and how it is asked.
         mirrored: Whether mirrored pictures are learned from, too: these are encoded beside the others.
         before: Of the run that goes on; see `goes_on_from`.
-        own: Its checkpoint, whose autoencoder is taken; see `held`.
         accelerator: Each process encodes a part.
         reporter: Shows how far it is.
         request: Ends the encoding.
@@ -124,7 +118,9 @@ def encoded(
     assert settings.path is not None
     given, kind = f"latent.path={settings.path!r}", whole.kind
     require(kind.judged and kind.bounded, f"{given} is of pictures, and the data is {kind.unit}")
-    found = find(str(own or settings.path), "latent.path")
+    place = settings.path
+    own = on_main(accelerator, lambda: _held(before, place))
+    found = find(str(own or place), "latent.path")
     told = f"{given} was written anew while this run read it: type the same command again"
     require(on_main(accelerator, lambda: found.hash) == found.hash, told)
     size = tuple(whole.shape.size)
@@ -138,9 +134,9 @@ def encoded(
             reporter.warn(f"{given} learned from pictures read with dataset.{key}={there}, and these are with {here}")
     network = make_autoencoder(found.config, size, found.weights, Path(settings.path))
     network.to(accelerator.device)  # type: ignore[attr-defined]
-    _check_draws(network, settings, size)
-    fits(DataShape(network.latent_size, len(whole.classes)))
     encoder = Encoder(network, found.hash, settings.posterior, mirrored, accelerator.device)
+    _check_draws(encoder, size, given)
+    fits(DataShape(network.latent_size, len(whole.classes)))
     home = Path(settings.cache or cache_folder() / "latents")
     folder = on_main(accelerator, lambda: home / latent_cache.key(whole, encoder))
     values, labels, made = latent_cache.latents(whole, encoder, folder, accelerator, reporter, request)

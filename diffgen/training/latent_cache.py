@@ -194,10 +194,11 @@ def _encode_missing(
 
     Each process encodes a piece, and then all learn whether one was stopped or met a fault: none waits for hours.
     """
-    missing = on_main(accelerator, lambda: [number for number, piece in enumerate(pieces) if not _is_there(piece.path)])
+    there = on_main(accelerator, lambda: [_is_there(piece.path) for piece in pieces])
+    missing = [piece for piece, known in zip(pieces, there, strict=True) if not known]
     if not missing:
         return False
-    todo, world = sum(len(pieces[number].entries) for number in missing), accelerator.num_processes
+    todo, world = sum(len(piece.entries) for piece in missing), accelerator.num_processes
     folder, size = pieces[0].path.parent, f"{count(4 * math.prod(encoder.size) * len(source))}B"
     on_main(accelerator, lambda: make_writable(folder))
     reporter.say(f"encoding {todo:,} of {len(source):,} pictures, once: {size} in {folder}")
@@ -218,7 +219,7 @@ def _encode_missing(
             _write(piece, *encoder(source, piece.entries, request, tell))
 
         for first in range(0, len(missing), world):
-            these = [pieces[number] for number in missing[first : first + world]]
+            these = missing[first : first + world]
             every, mine = sum(len(piece.entries) for piece in these), these[accelerator.process_index :][:1]
             on_all(partial(encode, mine[0], every) if mine else lambda: None)
             done += every
@@ -244,7 +245,8 @@ def _read(piece: Piece, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     if not _is_there(piece.path):
         raise DataError(f"{piece.path} is not there: latent.cache must be a folder that all processes share")
     try:
-        said = read_header(piece.path)["__metadata__"]
+        with _read_alone(piece.path):
+            said = read_header(piece.path)["__metadata__"]
         tensors = load_tensors(piece.path)
         values, labels = tensors["latents"], tensors["labels"]
         n = len(piece.entries)
@@ -252,8 +254,6 @@ def _read(piece: Piece, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         alike = alike and labels.shape == (n,) and labels.dtype == torch.int64
         if alike and values.isfinite().all() and said.get("sha256") == digest(tensors, ""):
             return values, labels
-    except OSError as error:
-        raise DataError(f"{piece.path} cannot be read: {error.strerror}") from None
     except (CheckpointError, KeyError):
         pass
     raise DataError(f"{piece.path} is damaged: delete it, and its pictures are encoded again")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffgen.core.errors import CheckpointError, require
 from diffgen.nets.base import DataShape
 from diffgen.storage.checkpoint import check_fit
-from diffgen.storage.tensor_file import load_tensors, read_any_header
+from diffgen.storage.tensor_file import check_finite, load_tensors, read_any_header
 
 BLOCKS: tuple[tuple[int, ...], ...] = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Widths of the convolutions of VGG16 (Simonyan & Zisserman 2015); their last outputs are compared, then pooled."""
@@ -92,9 +92,7 @@ def load_lpips(path: Path, key: str, shape: DataShape) -> Lpips:
         own = network.state_dict()  # a file of all VGG16 holds a classifier, too
         weights = {name: weight for name, weight in load_tensors(path).items() if name in own}
         check_fit(network, weights, path)
-        for name, weight in weights.items():
-            if not weight.isfinite().all():
-                raise CheckpointError(f"{path}: weight {name!r} holds values that are not finite")
+        check_finite(weights, path)
     except OSError as error:
         raise CheckpointError(
             f"{given} cannot be read ({error.strerror}); scripts/lpips_weights.py makes one"

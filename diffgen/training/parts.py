@@ -47,7 +47,7 @@ from diffgen.sampling.drawing import Sampling
 from diffgen.storage.checkpoint import with_autoencoder
 from diffgen.storage.tensor_file import Tensors, check_config, digest, on_cpu
 from diffgen.training import moments
-from diffgen.training.encoding import encoded, goes_on_from, held
+from diffgen.training.encoding import encoded, goes_on_from
 from diffgen.training.feed import Feed
 from diffgen.training.gradients import Gradients
 from diffgen.training.loggers import Loggers
@@ -166,7 +166,6 @@ class Parts:
             latent,
             mirrored=self.settings.horizontal_flip,
             before=before,
-            own=on_main(self.accelerator, lambda: held(before, config)),
             accelerator=self.accelerator,
             reporter=self.reporter,
             request=self.request,

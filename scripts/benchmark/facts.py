@@ -75,6 +75,17 @@ def timed(call: Callable[[], object]) -> dict[str, float]:
     return {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1)}
 
 
+def timed_once(run: Path, train: Callable[[], object], **facts: Any) -> dict[str, Any]:
+    """Train a run unless it is there; what it took, where it ran, and `facts`, from the file beside it."""
+    told = run.with_suffix(".json")
+    if not told.exists():
+        if run.exists():
+            raise SystemExit(f"{run} was interrupted, and what it took is not known: delete it")
+        write_json(told, timed(train) | facts | {"machine": machine(), "commit": commit()})
+    found: dict[str, Any] = json.loads(told.read_text())
+    return found
+
+
 def slug(text: str) -> str:
     """A text as a part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -86,7 +86,6 @@ def encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: Acceler
             settings,
             mirrored=mirrored,
             before=None,
-            own=None,
             accelerator=accelerator,
             reporter=reporter,
             request=StopRequest(),
