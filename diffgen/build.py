@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from diffgen.data.splits import Splits
 from diffgen.diffusion import knowing
 from diffgen.diffusion.codec import Codec
 from diffgen.diffusion.denoiser import Denoiser, Network
+from diffgen.diffusion.gaussian import LARGEST, Gaussian, Moments
 from diffgen.diffusion.masking import Predictor
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.diffusion.samplers import time_grid
@@ -47,9 +49,13 @@ Frame = Denoiser | Predictor | Codec
 """What stands around a network, by its objective."""
 
 Clip = bool | Literal["auto"]
+FirstStep = Literal["network", "analytic"]
 
 GRID = {"steps": int, **{k: v for k, v in parameters(time_grid).items() if k != "steps"}}
-"""Keys of a sampler's config that lay out its time grid; `clip` and the sampler's own options are the others."""
+"""Keys of a sampler's config that lay out its time grid."""
+
+OF_WALK = {**GRID, "first_step": FirstStep, "clip": Clip}
+"""Keys that all samplers of Gaussian noise have; a sampler's own options are the others."""
 
 
 def make_dataset(config: Config) -> Source:
@@ -159,15 +165,25 @@ class Trained:
     """The frame: a `Denoiser`, of tokens a `Predictor`, of an autoencoder a `Codec`."""
     noise_size: tuple[int, ...]
     """Of the noise that an example is drawn from."""
+    moments: Moments | None = None
+    """Of the training examples, where they are kept."""
+
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        """What is known of all examples together: their moments, or that they have the deviation `sigma_data`."""
+        return Gaussian.of(self.moments) if self.moments else Gaussian.isotropic(self.denoiser.sigma_data)
 
 
-def make_trained(config: Config, network: Network, kind: Kind | None = None) -> Trained:
+def make_trained(
+    config: Config, network: Network, kind: Kind | None = None, moments: Mapping[str, Tensor] | None = None
+) -> Trained:
     """The kind, shape, objective and denoiser of a config around a network.
 
     Args:
         config: Of a run or a checkpoint.
         network: In training or trained.
         kind: The config's own, with what it needs beside its settings; None: built from these.
+        moments: Those of the training examples, by name, where they are kept.
 
     Raises:
         UsageError: A part is unknown or out of range.
@@ -179,7 +195,8 @@ def make_trained(config: Config, network: Network, kind: Kind | None = None) -> 
     learned = "tokens" if objective.discrete else "real numbers"
     require(bool(kind.vocabulary) == objective.discrete, f"objective is for {learned}, and data.kind has others")
     frame = make_frame(config, objective, shape, network)
-    return Trained(kind, shape, tuple(config["data"].get("classes", ())), objective, frame, noise_size(network, shape))
+    classes, noise = tuple(config["data"].get("classes", ())), noise_size(network, shape)
+    return Trained(kind, shape, classes, objective, frame, noise, Moments(**moments) if moments else None)
 
 
 def noise_size(network: Network, shape: DataShape) -> tuple[int, ...]:
@@ -225,10 +242,27 @@ def restore(checkpoint: Checkpoint) -> Trained:
         with torch.device("meta"):
             network = make_model(config)
         kind = _kind_of(checkpoint)
-        trained = make_trained(config, network, kind)
+        _check_moments(checkpoint, data_shape(config))
+        trained = make_trained(config, network, kind, checkpoint.moments)
     assign(network, checkpoint.weights, checkpoint.path)
     network.eval().requires_grad_(False)
     return trained
+
+
+def _check_moments(checkpoint: Checkpoint, shape: DataShape) -> None:
+    """Require moments of examples of this shape, if a checkpoint keeps any.
+
+    Raises:
+        CheckpointError: They are something else.
+    """
+    values, given = math.prod(shape.size), checkpoint.moments
+    fits = {name: tuple(part.shape) for name, part in given.items()} == Moments.shapes(values, shape.num_classes)
+    sound = fits and all(part.dtype == torch.float32 for part in given.values())
+    sound = sound and values <= LARGEST and bool((given["counts"] >= 0).all()) and bool(given["counts"].sum() > 0)
+    if given and not sound:
+        raise CheckpointError(
+            f"{checkpoint.path}: its moments are not those of {shape} and {shape.num_classes} classes"
+        )
 
 
 def _kind_of(checkpoint: Checkpoint) -> Kind:
@@ -305,10 +339,26 @@ def refused(checkpoint: Checkpoint) -> Iterator[None]:
         raise CheckpointError(f"{checkpoint.path} is refused: its config says {str(error)[:500]}{hint}") from None
 
 
-def make_sampler(
-    config: Config, schedule: Schedule, objective: Objective
-) -> tuple[Callable[..., Tensor], Tensor, Clip]:
-    """The sampler of a sampler's config, its time grid, and whether to clip x0_hat to [-1, 1] (or `auto`).
+class Walk(NamedTuple):
+    """How a sampler walks.
+
+    Attributes:
+        sampler: A row of the objective's table with its settings bound.
+        ts: Its time grid.
+        clip: Whether x0_hat is clipped to [-1, 1]; `auto` leaves that to the denoiser.
+        skips: Whether the path down to ts[0] is that of Gaussian data.
+        first_step: Who answers its first call.
+    """
+
+    sampler: Callable[..., Tensor]
+    ts: Tensor
+    clip: Clip = False
+    skips: bool = False
+    first_step: FirstStep = "network"
+
+
+def make_sampler(config: Config, schedule: Schedule, objective: Objective) -> Walk:
+    """What a sampler's config says.
 
     Samplers check their options when they run, so this takes one step without a network: nobody should learn of a bad
     option from the first preview of a long run.
@@ -323,29 +373,27 @@ def make_sampler(
     """
     name = config.get("name")
     require(name in objective.samplers, unknown(f"sampler.name={name!r}", objective.samplers) + _whose(objective))
-    clip: Clip
     if not objective.path:  # these lay out their own steps, which are of a chance and not of noise, or take one
-        sampler, ts, clip = bind(objective.samplers, config), torch.tensor([schedule.t_max, 0.0]).double(), False
+        walk = Walk(bind(objective.samplers, config), torch.tensor([schedule.t_max, 0.0]).double())
     else:
-        own, grid, clip = sampler_settings(config)
-        sampler, ts = bind(objective.samplers, own), time_grid(schedule, **grid)
+        own, grid, rest = sampler_settings(config)
+        ts = time_grid(schedule, **grid)
+        walk = Walk(bind(objective.samplers, own), ts, skips=grid["skip_to"] is not None, **rest)
     trial = objective.trial((8,))
-    sampler(trial.denoise, schedule, trial.x, ts[[0, -1]], trial.noise)
-    return sampler, ts, clip
+    walk.sampler(trial.denoise, schedule, trial.x, walk.ts[[0, -1]], trial.noise)
+    return walk
 
 
 def _whose(objective: Objective) -> str:
     return "" if objective.path else f"; this model {objective.makes}"
 
 
-def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], Clip]:
+def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], dict[str, Any]]:
     """Split a sampler's config.
 
     Returns:
-        The sampler's own config for `bind`, the keywords of `time_grid`, and whether to clip x0_hat to [-1, 1]; `auto`
-        leaves that to the denoiser.
+        The sampler's own config for `bind`, the keywords of `time_grid`, and `clip` and `first_step`.
     """
-    own = {key: value for key, value in config.items() if key not in GRID and key != "clip"}
-    grid = {key: config[key] for key in (*GRID, "clip") if key in config}
-    values = conform("sampler", {**GRID, "clip": Clip}, grid)
-    return own, values, values.pop("clip")
+    own = {key: value for key, value in config.items() if key not in OF_WALK}
+    values = conform("sampler", OF_WALK, {key: config[key] for key in OF_WALK if key in config})
+    return own, {key: values.pop(key) for key in GRID}, values

@@ -134,7 +134,7 @@ class Seeds:
         torch.manual_seed(0)
         weights = make_model(config).state_dict()
         if config["data"]["kind"]["name"] == "latents":
-            weights = checkpoint.with_autoencoder(weights, self.autoencoder)
+            weights = checkpoint.whole(weights, self.autoencoder, {})
             config = self.hashed(config)
         state = {"loss_sum": torch.zeros(()), **{f"optimizer.model.{k}/step": torch.ones(()) for k in weights}}
         counters = {"step": 8, "images": 128, "seconds": 0.5, "loss_count": 0, "scaler": None, "config": config}

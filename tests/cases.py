@@ -53,7 +53,7 @@ ENDS_IN_NOISE = [name for name in SCHEDULE_NAMES if ends_in_noise(schedule(name)
 """Schedules whose alpha reaches 0."""
 
 
-GRID = ("steps", "spacing", "rho", "sigma_max", "sigmas", "clip")
+GRID = ("steps", "spacing", "rho", "sigma_max", "sigmas", "skip_to", "first_step", "clip")
 
 
 def sampler(name: str, **changes: Any) -> Callable[..., Tensor]:
@@ -64,7 +64,7 @@ def sampler(name: str, **changes: Any) -> Callable[..., Tensor]:
 
 def grid(s: Schedule, steps: int, spacing: str = "logsnr", sigma_max: float = 80.0) -> Tensor:
     """A time grid."""
-    return time_grid(s, steps=steps, spacing=spacing, rho=7.0, sigma_max=sigma_max, sigmas=None)
+    return time_grid(s, steps=steps, spacing=spacing, rho=7.0, sigma_max=sigma_max, sigmas=None, skip_to=None)
 
 
 def singular(target: str, s: Schedule) -> bool:

@@ -122,14 +122,14 @@ def shared_keys(table: Table, own: Collection[str]) -> dict[str, Any]:
         from diffgen.data.splits import NOTHING_HELD_OUT
 
         return dict(NOTHING_HELD_OUT)
-    from diffgen.build import GRID
+    from diffgen.build import OF_WALK
     from diffgen.diffusion.samplers import SAMPLERS
 
     if table is not SAMPLERS:
         return {}
 
     heun = compose_group("sampler", "heun")
-    return {key: heun[key] for key in (*GRID, "clip")}
+    return {key: heun[key] for key in OF_WALK}
 
 
 def signature_defaults(row: Callable[..., Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class TrainSettings:
     perceptual: str | None
     perceptual_weight: float
     stratified_times: bool
+    covariance: bool
     seed: int
     init: str | None
     resume: str

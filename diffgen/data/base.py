@@ -307,3 +307,11 @@ def spread(count: int, size: int) -> Tensor:
 def in_order(source: Source, count: int, device: torch.device) -> Iterator[Stored]:
     """The first `count` images and labels of a data set, in batches."""
     return source.batches(iter(torch.arange(count).split(256)), device)
+
+
+def all_x0(source: Source, *, mirrored: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """All examples as they are learned from, with labels, in batches on the CPU; their mirror images, too, if asked."""
+    for stored, labels in in_order(source, len(source), torch.device("cpu")):
+        yield source.x0(stored, None), labels
+        if mirrored:
+            yield source.x0(stored, torch.ones(len(stored), dtype=torch.bool)), labels

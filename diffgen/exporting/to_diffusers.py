@@ -195,7 +195,7 @@ def scheduler_config(saved: Checkpoint, trained: Trained) -> tuple[dict[str, Any
     own, schedule = saved.config["sampler"], trained.denoiser.schedule
     assert isinstance(schedule, DDPMLinear)
     check_sampler(saved, trained)
-    _, _, clip = sampler_settings(own)
+    clip = sampler_settings(own)[2]["clip"]
     clip = amplifies_errors(trained.denoiser) if clip == "auto" else clip
     config = {
         "_diffusers_version": VERSION,

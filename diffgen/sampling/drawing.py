@@ -8,19 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgen.build import MAX_VALUES, Trained, make_sampler
+from diffgen.build import MAX_VALUES, Trained, Walk, make_sampler
 from diffgen.core import memory
 from diffgen.core.ahead import Ahead
 from diffgen.core.compilation import Compiled
 from diffgen.core.devices import float_type
-from diffgen.core.errors import ProcessFault, first_line, out_of_memory
+from diffgen.core.errors import ProcessFault, first_line, out_of_memory, require
 from diffgen.core.randomness import image_noise, mix
 from diffgen.diffusion.denoiser import Denoiser
+from diffgen.diffusion.gaussian import answered_first
 from diffgen.diffusion.guidance import Guidance
+from diffgen.diffusion.samplers import Denoise
+from diffgen.diffusion.samplers.steps import level
 from diffgen.diffusion.tasks import ALL, Plan
 from diffgen.nets import DataShape
 
 Watch = Callable[[Tensor, Tensor], None]
+
+KEEP_MOMENTS = "train with train.covariance=true, or diffgen-tune task=covariance ckpt=RUN keeps them afterwards"
+"""How a checkpoint comes by them."""
 
 
 @dataclass
@@ -28,8 +34,7 @@ class Sampling:
     """How to sample: what was trained, a sampler with its grid, a seed and guidance."""
 
     trained: Trained
-    sampler: Callable[..., Tensor]
-    ts: Tensor
+    walk: Walk
     clip: bool
     guidance: Guidance
     seed: int
@@ -58,9 +63,21 @@ class Sampling:
         Raises:
             UsageError: The sampler's config is wrong.
         """
-        function, ts, clip = make_sampler(sampler, trained.denoiser.schedule, trained.objective)
-        clip = trained.kind.bounded and (amplifies_errors(trained.denoiser) if clip == "auto" else clip)
-        return cls(trained, function, ts, clip, guidance, seed, device)
+        walk = make_sampler(sampler, trained.denoiser.schedule, trained.objective)
+        told = f"sampler.skip_to={sampler.get('skip_to')} needs mean and covariance of the data, which are not kept: "
+        require(not walk.skips or trained.moments is not None, told + KEEP_MOMENTS)
+        clip = amplifies_errors(trained.denoiser) if walk.clip == "auto" else walk.clip
+        return cls(trained, walk, trained.kind.bounded and clip, guidance, seed, device)
+
+    @property
+    def ts(self) -> Tensor:
+        """The sampler's time grid."""
+        return self.walk.ts
+
+    @property
+    def begins(self) -> Tensor:
+        """Where the path begins: where the grid does, or before the part of it that is known in closed form."""
+        return torch.tensor(self.denoiser.schedule.t_max, dtype=torch.float64) if self.walk.skips else self.ts[0]
 
     @property
     def denoiser(self) -> Any:
@@ -121,13 +138,22 @@ class Sampling:
             self.nfe += 1
             if self.before_each:
                 self.before_each()
-            if watch:
-                watch(x, t)
             return predict(x, t)
 
+        begun: Denoise = denoise
+        if self.walk.first_step == "analytic":
+            begun = answered_first(denoise, self.trained.gaussian, label, schedule)
+
+        def watched(x: Tensor, t: Tensor) -> Tensor:
+            if watch:
+                watch(x, t)
+            return begun(x, t)
+
         x = plan.start(indices)
+        if self.walk.skips:
+            x = self.trained.gaussian.carried(x, label, *(level(schedule, t) for t in (self.begins, plan.ts[0])))
         with Ahead(lambda step: noise(step + 1), len(plan.ts) - 2) as added:  # the step to data adds none
-            x = self.sampler(plan.wrap(denoise), schedule, x, plan.ts, lambda step: self.state(added(step)))
+            x = self.walk.sampler(plan.wrap(watched), schedule, x, plan.ts, lambda step: self.state(added(step)))
         x0 = objective.finished(x)
         return x0 if plan.part == ALL else x0[:, :, plan.part]
 
@@ -140,12 +166,12 @@ class Sampling:
             calls += 1
             return trial.denoise(x, t)
 
-        self.sampler(denoise, self.denoiser.schedule, trial.x, self.ts, trial.noise)
-        return calls
+        self.walk.sampler(denoise, self.denoiser.schedule, trial.x, self.ts, trial.noise)
+        return calls - (self.walk.first_step == "analytic")
 
     def start(self, noise: Tensor) -> Tensor:
-        """The state at t_max of this noise, on the device."""
-        return self.trained.objective.start(self.state(noise), self.denoiser, self.ts[0])
+        """The state of this noise where the path begins, on the device."""
+        return self.trained.objective.start(self.state(noise), self.denoiser, self.begins)
 
     def state(self, x: Tensor) -> Tensor:
         """A tensor on the device, in the precision of the sampler's state."""

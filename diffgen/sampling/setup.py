@@ -133,11 +133,24 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
         template=template,
     )
     plan: Plan = build(TASKS, task, run)
+    _check_start(str(task.get("name")), plan, sampling)
     require(
         kind.tiled or kind.textual or not (plan.frames or plan.path),
         f"task={task.get('name')} is for pictures, and this model makes {kind.unit}: task=generate",
     )
     return plan
+
+
+def _check_start(name: str, plan: Plan, sampling: Sampling) -> None:
+    """Require new examples from noise where the first part of their way is known of all examples together.
+
+    Raises:
+        UsageError: They begin with something of the user's, or between others.
+    """
+    walk = sampling.walk
+    asked = ["sampler.skip_to"] * walk.skips + ["sampler.first_step=analytic"] * (walk.first_step == "analytic")
+    told = f"{' and '.join(asked)} are for new examples from noise, and task={name} begins with others: leave them out"
+    require(plan.new or not asked, told)
 
 
 def _check_task(name: str, trained: Trained) -> None:

@@ -47,7 +47,8 @@ from diffgen.storage.tensor_file import (
 FORMAT = "1"
 MAX_STATE = 2**22
 OF_AUTOENCODER = "autoencoder/"
-"""What the names of an autoencoder's weights begin with in the file of a model that was trained on its latents."""
+OF_MOMENTS = "moments/"
+"""What the names begin with of an autoencoder's weights, in the file of a model of its latents, and of moments."""
 
 OTHERS = re.compile(r"model-0\.\d{3}\.safetensors")
 
@@ -67,6 +68,7 @@ class Checkpoint:
         weights: By parameter name, on the CPU.
         autoencoder: Weights of the autoencoder whose latents the model was trained on; empty if there is none, or if
             it is kept apart.
+        moments: See `gaussian.Moments`; empty where they are not kept.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class Checkpoint:
     images: int
     weights: Tensors
     autoencoder: Tensors = field(default_factory=dict, kw_only=True)
+    moments: Tensors = field(default_factory=dict, kw_only=True)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -170,9 +173,13 @@ def load(path: Path, key: str = "ckpt") -> Checkpoint:
     if digest(weights, metadata["config"]) != metadata.get("sha256"):
         raise CheckpointError(f"{path} is damaged: its weights and config do not match their checksum")
     check_finite(weights, path)
-    parts = [name.removeprefix(OF_AUTOENCODER) for name in weights if name.startswith(OF_AUTOENCODER)]
-    autoencoder = {name: weights.pop(OF_AUTOENCODER + name) for name in parts}
-    return Checkpoint(path, about.config, about.images, weights, autoencoder=autoencoder)
+    autoencoder, moments = _part_of(weights, OF_AUTOENCODER), _part_of(weights, OF_MOMENTS)
+    return Checkpoint(path, about.config, about.images, weights, autoencoder=autoencoder, moments=moments)
+
+
+def _part_of(tensors: Tensors, prefix: str) -> Tensors:
+    """Take out the tensors whose names begin so; by the rest of their names."""
+    return {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
 
 
 def holds_autoencoder(path: Path) -> bool:
@@ -180,9 +187,10 @@ def holds_autoencoder(path: Path) -> bool:
     return any(name.startswith(OF_AUTOENCODER) for name in read_header(path))
 
 
-def with_autoencoder(model: Tensors, autoencoder: Tensors) -> Tensors:
-    """What the file of a model holds that was trained on an autoencoder's latents."""
-    return {**model, **{OF_AUTOENCODER + name: weight for name, weight in autoencoder.items()}}
+def whole(model: Tensors, autoencoder: Tensors, moments: Tensors) -> Tensors:
+    """What the file of a model holds: its weights, and what belongs to them."""
+    of_autoencoder = {OF_AUTOENCODER + name: weight for name, weight in autoencoder.items()}
+    return {**model, **of_autoencoder, **{OF_MOMENTS + name: tensor for name, tensor in moments.items()}}
 
 
 @dataclass(frozen=True)
@@ -289,8 +297,8 @@ def save(
             _save_model(temporary / f"model-{name}.safetensors", its_config, images, weights)
         save_tensors(on_cpu(state), temporary / "state.safetensors", {"format": "pt", "library": "diffgen"})
         files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of_file(f)} for f in temporary.iterdir()}
-        whole = {"format": int(FORMAT), **counters, "files": files}
-        write_json(temporary / "state.json", {**whole, "sha256": _sha256_of(whole)})
+        told = {"format": int(FORMAT), **counters, "files": files}
+        write_json(temporary / "state.json", {**told, "sha256": _sha256_of(told)})
     write_atomically(folder.parent / "latest", folder.name + "\n")
 
 

@@ -20,8 +20,11 @@ LATER: dict[str, dict[str, Any]] = {
 }
 """What a model's config did not say before there were clips."""
 
-LATER_OF_TRAIN = {"known_frames": 0.0, "perceptual": None, "perceptual_weight": 1.0}
+LATER_OF_TRAIN = {"known_frames": 0.0, "perceptual": None, "perceptual_weight": 1.0, "covariance": False}
 """Nor its `train`."""
+
+LATER_OF_SAMPLER = {"skip_to": None, "first_step": "network"}
+"""Nor a sampler with a time grid, before part of the way was known in closed form."""
 
 
 def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
@@ -45,8 +48,11 @@ def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _later(config: dict[str, Any]) -> dict[str, Any]:
-    """Those of its parts that have settings of clips or of autoencoders, which earlier versions did not know."""
-    model, train, told = config.get("model"), config.get("train"), dict[str, Any]()
+    """Those of its parts that have settings which earlier versions did not know."""
+    model, train, sampler = (config.get(part) for part in ("model", "train", "sampler"))
+    told = dict[str, Any]()
+    if isinstance(sampler, dict) and "sigmas" in sampler:
+        told["sampler"] = {**LATER_OF_SAMPLER, **sampler}
     if isinstance(model, dict):
         told["model"] = {**LATER.get(str(model.get("name")), {}), **model}
     if isinstance(train, dict):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffgen.build import (
     MODEL_SIDE,
     data_config,
+    data_shape,
     make_model,
     make_splits,
     make_trained,
@@ -30,9 +31,10 @@ from diffgen.core.registry import bind, build, parameters
 from diffgen.core.settings import LatentSettings, LrSchedule, PreviewSettings, TrainSettings, section
 from diffgen.core.signals import StopRequest
 from diffgen.data import Source
-from diffgen.data.base import spread
+from diffgen.data.base import all_x0, spread
 from diffgen.data.splits import Splits
 from diffgen.diffusion import knowing
+from diffgen.diffusion.gaussian import Moments
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.tasks import Plan, pairs
 from diffgen.diffusion.times import TIMES
@@ -44,7 +46,7 @@ from diffgen.nets.optimizers import OPTIMIZERS
 from diffgen.objectives import OBJECTIVES, Objective
 from diffgen.objectives.denoise import judges_parts
 from diffgen.sampling.drawing import Sampling
-from diffgen.storage.checkpoint import with_autoencoder
+from diffgen.storage.checkpoint import whole
 from diffgen.storage.tensor_file import Tensors, check_config, digest, on_cpu
 from diffgen.training import moments
 from diffgen.training.encoding import encoded, goes_on_from
@@ -106,8 +108,10 @@ class Parts:
         self._build_optimizer()
         self._build_steps()
         self._check_numbers()
+        self.data_moments: Tensors = {}
+        on_main(accelerator, self._keep_moments)
         self.sampling = Sampling.from_config(
-            make_trained(self.config, self.averaged, self.dataset.kind),
+            make_trained(self.config, self.averaged, self.dataset.kind, self.data_moments),
             config["sampler"],
             guidance=Guidance(scale=self.preview.guidance),
             seed=self.preview.seed,
@@ -123,6 +127,16 @@ class Parts:
         inherit(told, self.began_from)
         check_config(told)  # else its own checkpoints could not be read
         return told
+
+    def _keep_moments(self) -> None:
+        """Compute mean and covariance of what is learned from, if they are asked for."""
+        told = (
+            f"train.covariance=true is for Gaussian noise, which objective={self.config['objective']['name']} has not"
+        )
+        require(self.objective.path or not self.settings.covariance, told)
+        if self.settings.covariance:
+            examples = all_x0(self.dataset, mirrored=self.settings.horizontal_flip)
+            self.data_moments = Moments.of(examples, data_shape(self.config).num_classes)._asdict()
 
     @cached_property
     def pairs(self) -> Plan:
@@ -268,7 +282,7 @@ class Parts:
 
     def saved(self, averaged: nn.Module) -> Tensors:
         """What the file of averaged weights holds."""
-        return with_autoencoder(averaged.state_dict(), self.autoencoder)
+        return whole(averaged.state_dict(), self.autoencoder, self.data_moments)
 
     def _average(self, profile: Profile) -> EMA:
         return EMA(self.network, copy.deepcopy(self.network).eval().requires_grad_(False), profile)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffgen.build import GRID, make_denoiser, make_model, sampler_settings
+from diffgen.build import OF_WALK, make_denoiser, make_model, sampler_settings
 from diffgen.cli import plugins
 from diffgen.cli.configs import config_dir
 from diffgen.core.errors import UsageError
@@ -170,7 +170,7 @@ def test_conform_wants_all_keys_and_no_others() -> None:
 def test_yaml_keys_are_the_keyword_only_parameters(group: str, name: str) -> None:
     config = yaml_files(group)[name]
     if (group, config["name"]) == ("sampler", "auto"):
-        assert set(config) == {"name", "clip", *GRID}
+        assert set(config) == {"name", *OF_WALK}
         assert all(value is None for key, value in config.items() if key != "name")
         return
     table = table_of(group, config["name"])
@@ -214,9 +214,9 @@ def build_row(group: str, config: Mapping[str, Any]) -> object:
     if (table := table_of(group, config["name"])) in (UNMASKERS, PRIORS):
         return bind(table, config)
     if group == "sampler":
-        own, grid, clip = sampler_settings(config)
+        own, grid, rest = sampler_settings(config)
         assert grid["steps"] >= 1
-        assert clip in (True, False, "auto")
+        assert rest["clip"] in (True, False, "auto")
         return bind(TABLES[group], own)
     if group == "dataset":
         return bind(TABLES[group], dataset_settings(config)[0])

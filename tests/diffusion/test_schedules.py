@@ -21,7 +21,9 @@ def times(s, n=257):
 
 
 def grid(s, **changes):
-    return time_grid(s, **{"steps": 8, "spacing": "auto", "rho": 7.0, "sigma_max": 80.0, "sigmas": None} | changes)
+    return time_grid(
+        s, **{"steps": 8, "spacing": "auto", "rho": 7.0, "sigma_max": 80.0, "sigmas": None, "skip_to": None} | changes
+    )
 
 
 # --- the formulas of the papers -----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from diffgen.diffusion.tasks import TASKS, Plan, Run, slerp
 from diffgen.objectives import Denoise
 
 FLOW = schedule("rectified_flow")
-TS = time_grid(FLOW, steps=20, spacing="uniform", rho=7.0, sigma_max=80.0, sigmas=None)
+TS = time_grid(FLOW, steps=20, spacing="uniform", rho=7.0, sigma_max=80.0, sigmas=None, skip_to=None)
 SHAPE = (1, 4, 4)
 STD = 0.5
 
@@ -134,7 +134,7 @@ def test_interpolation_between_seeds_ends_at_both() -> None:
 def test_interpolation_between_pictures_finds_them_again() -> None:
     p = plan(5, name="interpolate", seeds=None, images=["a", "b"], rtol=1e-7)
     x = p.start([0, 1, 2, 3, 4])
-    fine = time_grid(FLOW, steps=400, spacing="uniform", rho=7.0, sigma_max=80.0, sigmas=None)
+    fine = time_grid(FLOW, steps=400, spacing="uniform", rho=7.0, sigma_max=80.0, sigmas=None, skip_to=None)
     images = sample(p._replace(ts=fine, start=lambda indices: x), 5)
     assert torch.allclose(images[0], PICTURES["a"], atol=5e-3)
     assert torch.allclose(images[4], PICTURES["b"], atol=5e-3)

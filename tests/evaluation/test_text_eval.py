@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from diffgen.build import make_splits
+from diffgen.build import Walk, make_splits
 from diffgen.data.numbers import number
 from diffgen.data.splits import Splits
 from diffgen.diffusion.guidance import Guidance
@@ -263,7 +263,7 @@ def test_codes_that_are_no_tokens_are_counted(spellings: Splits, monkeypatch: py
     x0 = kind.encode(torch.arange(12).view(4, 3))
     x0[2, :, 1:] = 1
     trained: Any = SimpleNamespace(kind=kind)
-    sampling = Sampling(trained, lambda: x0, x0, False, Guidance(scale=1.0), 0, torch.device("cpu"))
+    sampling = Sampling(trained, Walk(lambda: x0, x0), False, Guidance(scale=1.0), 0, torch.device("cpu"))
     monkeypatch.setattr(sampling, "draw", lambda some, labels: x0[some])
     alone: Any = SimpleNamespace(num_processes=1, process_index=0, autocast=nullcontext)
     drawn = text.gathered(text.draw_share(sampling, 4, alone, 3, lambda done: None), alone, 4)

@@ -102,7 +102,16 @@ def test_the_same_noise_is_drawn_in_sampling(flat: None) -> None:
         )
 
 
-GRID = {"steps": 2, "spacing": "auto", "rho": 7.0, "sigma_max": 80.0, "sigmas": None, "clip": "auto"}
+GRID = {
+    "steps": 2,
+    "spacing": "auto",
+    "rho": 7.0,
+    "sigma_max": 80.0,
+    "sigmas": None,
+    "skip_to": None,
+    "first_step": "network",
+    "clip": "auto",
+}
 
 
 def test_a_run_names_its_objective_and_goes_on_with_no_other(

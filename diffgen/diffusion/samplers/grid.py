@@ -16,8 +16,9 @@ def time_grid(
     rho: float,
     sigma_max: float,
     sigmas: tuple[float, ...] | None,
+    skip_to: float | None,
 ) -> Tensor:
-    """The times at which a sampler stops, from t_max down to 0 (data).
+    """The times at which a sampler stops, from t_max, or from `skip_to`, down to 0 (data).
 
     Args:
         schedule: Whose clock to use.
@@ -28,6 +29,8 @@ def time_grid(
         rho: Exponent of `karras`.
         sigma_max: Largest sigma/alpha that `karras` and `logsnr` place nodes at; the first node is t_max anyhow.
         sigmas: Falling values of sigma/alpha instead of all that (1e9 for pure noise); the step to 0 is added.
+        skip_to: sigma/alpha of the first node, below that of t_max; who asks for it knows how to get there
+            (`diffusion.gaussian`). With `sigmas`, the first of these.
 
     Returns:
         Falling times [steps + 1] in float64; the last is exactly 0.
@@ -35,7 +38,10 @@ def time_grid(
     Raises:
         UsageError: An argument is out of range, or `sigmas` leaves the range that the network was trained in.
     """
+    start = schedule.t_max if skip_to is None else _time_of(schedule, skip_to)
     if sigmas is not None:
+        told = f"sampler.skip_to={skip_to} is not where sampler.sigmas={list(sigmas)} begin: leave one of them out"
+        require(skip_to is None or sigmas[:1] == (skip_to,), told)
         return _sound(schedule, _listed(schedule, sigmas))
     kinds = ("uniform", "quadratic", "karras", "logsnr")
     spacing = schedule.spacing if spacing == "auto" else spacing
@@ -43,11 +49,11 @@ def time_grid(
     require(rho > 0, f"sampler.rho={rho} must be positive")
     require(spacing in kinds, f"sampler.spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]")
     if spacing in ("uniform", "quadratic"):
-        ts = _clock_nodes(schedule, steps, power=2 if spacing == "quadratic" else 1)
+        ts = _clock_nodes(schedule, start, steps, power=2 if spacing == "quadratic" else 1)
     else:
-        ts = schedule.time_at(_nsr_nodes(schedule, steps, spacing, rho, sigma_max))
+        ts = schedule.time_at(_nsr_nodes(schedule, start, steps, spacing, rho, sigma_max))
     ts = ts.clamp(min=schedule.t_min)
-    ts[0] = schedule.t_max  # also where sigma/alpha is infinite there
+    ts[0] = start  # also where sigma/alpha is infinite there
     return _sound(schedule, torch.cat([ts, torch.zeros_like(ts[:1])]))
 
 
@@ -71,23 +77,31 @@ def _listed(schedule: Schedule, sigmas: tuple[float, ...]) -> Tensor:
     return torch.cat([ts.clamp(low, high), torch.zeros_like(ts[:1])])
 
 
+def _time_of(schedule: Schedule, skip_to: float) -> float:
+    """The time of a level between the ends of the clock."""
+    t = float(schedule.time_at(torch.tensor(skip_to, dtype=torch.float64))) if skip_to > 0 else 0.0
+    inside = schedule.t_min < t < schedule.t_max
+    require(inside, f"sampler.skip_to={skip_to:g} must be inside {_range(schedule)}, where the network was trained")
+    return t
+
+
 def _range(schedule: Schedule) -> str:
     ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     low, high = (schedule.sigma(ends) / schedule.alpha(ends)).tolist()
     return f"[{low:.4g}, {high:.4g}]"
 
 
-def _clock_nodes(schedule: Schedule, steps: int, power: int) -> Tensor:
-    """Uniform in t^(1/power) from t_max to 0, exclusive; to t_min where the last node would fall below it."""
-    high, low = schedule.t_max ** (1 / power), schedule.t_min ** (1 / power)
+def _clock_nodes(schedule: Schedule, start: float, steps: int, power: int) -> Tensor:
+    """Uniform in t^(1/power) from the start to 0, exclusive; to t_min where the last node would fall below it."""
+    high, low = start ** (1 / power), schedule.t_min ** (1 / power)
     nodes = torch.linspace(high, 0, steps + 1, dtype=torch.float64)[:-1]
     if nodes[-1] < low * (1 - 1e-9):
         nodes = torch.linspace(high, low, steps, dtype=torch.float64)
     return nodes**power
 
 
-def _nsr_nodes(schedule: Schedule, steps: int, spacing: str, rho: float, sigma_max: float) -> Tensor:
-    ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
+def _nsr_nodes(schedule: Schedule, start: float, steps: int, spacing: str, rho: float, sigma_max: float) -> Tensor:
+    ends = torch.tensor([start, schedule.t_min], dtype=torch.float64)
     high, low = schedule.sigma(ends) / schedule.alpha(ends)
     high = high.clamp(max=sigma_max)
     require(bool(high > low), f"sampler.sigma_max={sigma_max} must be above sigma/alpha at t_min, {float(low):g}")
