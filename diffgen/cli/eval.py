@@ -24,14 +24,14 @@ PARTS = ("sampler", "extractor", "dataset", "plugins")
 def job(config: dict[str, Any], config_yaml: str) -> None:
     """Check the settings, then evaluate."""
     settings = eval_settings({key: value for key, value in config.items() if key not in PARTS})
-    dataset, moved = _dataset(config["dataset"], settings.ckpt)
+    dataset, moved = dataset_of(config["dataset"], settings.ckpt)
     from diffgen.evaluation.evaluate import evaluate  # torch, and all that takes seconds to import
 
     FOLDERS.update({app.sweep_folder().parent} if app.is_sweep() else ())
     ROWS.append(evaluate(settings, config["sampler"], config["extractor"], dataset, moved))
 
 
-def _dataset(given: dict[str, Any], ckpt: str | None) -> tuple[dict[str, Any], str]:
+def dataset_of(given: dict[str, Any], ckpt: str | None) -> tuple[dict[str, Any], str]:
     """The data set's config, and what to say where its examples are not found.
 
     It is the run's own, where the checkpoint lies in a run, with the keys that were given in their place; of a

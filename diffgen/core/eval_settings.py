@@ -1,11 +1,11 @@
 """The settings of `diffgen-eval`, checked, and what it can measure of what. No torch in here, as in `settings`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from diffgen.core.errors import require, unknown
-from diffgen.core.settings import DrawSettings, SampleSettings, converted
+from diffgen.core.settings import DrawSettings, converted
 
 OF_MODEL = ("bits", "vlb", "denoising")
 OF_AUTOENCODERS = ("elbo", "reconstruction")
@@ -125,11 +125,6 @@ class EvalSettings(DrawSettings):
     def needs_features(self) -> bool:
         """Whether any metric looks at features of pictures."""
         return self.needs_samples or "reconstruction" in self.wanted
-
-    def sampling(self, n: int) -> SampleSettings:
-        """How to draw n images, every class in turn."""
-        shared = {field.name: getattr(self, field.name) for field in fields(DrawSettings)}
-        return SampleSettings(**shared, n=n, label="auto", save="grid", fps=None, overwrite=False)
 
 
 def eval_settings(config: Mapping[str, Any]) -> EvalSettings:

@@ -5,7 +5,7 @@ The defaults are in `configs/train.yaml`; these classes carry names, types and r
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_type_hints
 
 from diffgen.core.errors import UsageError, require, typed, unknown
@@ -257,6 +257,11 @@ class DrawSettings:
             f"guidance_interval={self.guidance_interval} must be [low, high], levels of sigma/alpha, or null",
         )
 
+    def sampling(self, n: int) -> "SampleSettings":
+        """How to draw n images, every class in turn."""
+        shared = {field.name: getattr(self, field.name) for field in fields(DrawSettings)}
+        return SampleSettings(**shared, n=n, label="auto", save="grid", fps=None, overwrite=False)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings(DrawSettings):
@@ -283,6 +288,23 @@ class SampleSettings(DrawSettings):
 def sample_settings(config: Mapping[str, Any]) -> SampleSettings:
     """The checked settings of `diffgen-sample`."""
     return SampleSettings(**converted(SampleSettings, config, "sampler"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings(DrawSettings):
+    """The settings of `diffgen-tune`, beside task, sampler, extractor and data set."""
+
+    cache: str | None
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        require(bool(self.ckpt), "ckpt is missing: diffgen-tune ckpt=PATH, a checkpoint or a run directory")
+        super().__post_init__()
+
+
+def tune_settings(config: Mapping[str, Any]) -> TuneSettings:
+    """The checked settings of `diffgen-tune`."""
+    return TuneSettings(**converted(TuneSettings, config, "tune", "sampler", "extractor", "dataset"))
 
 
 def converted(settings: type[DrawSettings], config: Mapping[str, Any], *groups: str) -> dict[str, Any]:

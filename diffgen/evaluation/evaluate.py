@@ -223,7 +223,7 @@ def _sampling(
     n: int,
 ) -> tuple[Sampling, Row]:
     """How to draw, and the facts by which the figures can be had again."""
-    config = resolve_sampler(sampler, saved.config["sampler"], trained.kind)
+    config = resolve_sampler(sampler, saved, trained.kind)
     sampling = make_sampling(settings.sampling(n), config, saved, trained, accelerator.device)
     facts: Row = {
         "ckpt": str(saved.path),

@@ -122,7 +122,7 @@ def prepare(
     """
     saved = posthoc.of_length(supplied(saved, settings.latent), settings.sigma_rel)
     trained = restore(saved)  # from here on the config is known to be sound
-    sampler = resolve_sampler(sampler, saved.config["sampler"], trained.kind)
+    sampler = resolve_sampler(sampler, saved, trained.kind)
     sampling = make_sampling(settings, sampler, saved, trained, device)
     sampling.plan = plan = make_plan(settings, task, sampling)
     if plan.n is not None:

@@ -25,6 +25,7 @@ from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
 from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
+from diffgen.storage.grid_file import with_grid
 
 WORTH_COMPILING = 2000  # images, below which the compiler takes longer than it saves
 
@@ -66,13 +67,17 @@ def make_sampling(
         raise
 
 
-def resolve_sampler(config: Config, own: Config, kind: Kind) -> dict[str, Any]:
+def resolve_sampler(config: Config, saved: Checkpoint, kind: Kind) -> dict[str, Any]:
     """The sampler's config; `auto` is the checkpoint's own with the keys that are given replaced.
 
-    What has no range is not clipped to it.
+    A file that its spacing names gives the grid. What has no range is not clipped to it.
+
+    Raises:
+        UsageError: The file cannot be used.
     """
     given = {key: value for key, value in config.items() if value is not None and key != "name"}
-    chosen = {**own, **given} if config["name"] == "auto" else dict(config)
+    chosen = {**saved.config["sampler"], **given} if config["name"] == "auto" else dict(config)
+    chosen = with_grid(chosen, saved.path, saved.config["schedule"])
     return {**chosen, "clip": False} if "clip" in chosen and not kind.bounded else chosen
 
 

@@ -25,6 +25,7 @@ from diffgen.sampling.drawing import Sampling
 from diffgen.sampling.labels import choose_labels, columns, cycle_labels
 from diffgen.sampling.setup import resolve_sampler
 from diffgen.storage import checkpoint
+from diffgen.storage.checkpoint import Checkpoint
 
 Compose = Callable[..., dict[str, Any]]
 SHAPE = (1, 8, 8)
@@ -286,11 +287,12 @@ def test_grids_have_a_column_for_each_class() -> None:
 
 def test_the_sampler_is_the_checkpoint_s_own_with_changes(compose: Compose) -> None:
     own = {"name": "heun", "steps": 18, "rho": 7.0, "s_churn": 0.0}
-    assert resolve_sampler(compose("sample")["sampler"], own, Pixels()) == own
-    assert resolve_sampler(compose("sample", "sampler.steps=5")["sampler"], own, Pixels()) == {**own, "steps": 5}
+    saved = Checkpoint(Path("model.safetensors"), {"sampler": own, "schedule": {"name": "ve"}}, 1, {})
+    assert resolve_sampler(compose("sample")["sampler"], saved, Pixels()) == own
+    assert resolve_sampler(compose("sample", "sampler.steps=5")["sampler"], saved, Pixels()) == {**own, "steps": 5}
     chosen = compose("sample", "sampler=ddim", "sampler.eta=0.5")["sampler"]
-    assert resolve_sampler(chosen, own, Pixels()) == chosen
-    assert resolve_sampler(chosen, own, Vectors()) == {**chosen, "clip": False}
+    assert resolve_sampler(chosen, saved, Pixels()) == chosen
+    assert resolve_sampler(chosen, saved, Vectors()) == {**chosen, "clip": False}
 
 
 @pytest.mark.parametrize(

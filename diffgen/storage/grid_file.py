@@ -1,0 +1,105 @@
+"""Time grids that were found for a checkpoint: `<run>/grids/<sampler>-<steps>.json`, plain data."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffgen.core.errors import UsageError, require
+from diffgen.core.files import write_json
+from diffgen.storage.tensor_file import size_of, unique_keys
+
+FORMAT = 1
+MAX_BYTES = 2**20
+
+KEPT = "tuned"
+"""`sampler.spacing=tuned` is the grid that the checkpoint's run keeps for this sampler and number of steps."""
+
+OF_FILE = ("sigmas", "skip_to", "first_step")
+"""Keys of a sampler that a file gives."""
+
+
+def place(ckpt: Path, sampler: str, steps: int) -> Path:
+    """Where the run that a checkpoint lies in keeps a grid; beside a checkpoint that stands alone."""
+    folders = ckpt.resolve().parents
+    inside = len(folders) > 2 and folders[1].name == "checkpoints"
+    return (folders[2] if inside else folders[0]) / "grids" / f"{sampler}-{steps}.json"
+
+
+def names_file(spacing: object) -> bool:
+    """Whether a sampler's spacing is that of a file."""
+    return isinstance(spacing, str) and (spacing == KEPT or spacing.endswith(".json"))
+
+
+def save(path: Path, schedule: Mapping[str, Any], grid: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write a grid.
+
+    Args:
+        path: The file.
+        schedule: Config of the schedule whose clock it is for.
+        grid: Values of the keys `OF_FILE`.
+        about: What else there is to say of it.
+    """
+    write_json(path, {"format": FORMAT, "schedule": schedule, **{key: grid[key] for key in OF_FILE}, **about})
+
+
+def with_grid(sampler: Mapping[str, Any], ckpt: Path, schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's config with the grid of the file that its spacing names, if it names one.
+
+    Args:
+        sampler: The config.
+        ckpt: The checkpoint's file, whose run may keep the grid.
+        schedule: Config of its schedule.
+
+    Raises:
+        UsageError: There is no such file, it is none of ours, or it is for another schedule.
+    """
+    spacing = sampler.get("spacing")
+    if not names_file(spacing):
+        return dict(sampler)
+    name, steps = str(sampler.get("name")), sampler.get("steps")
+    path = place(ckpt, name, int(steps or 0)) if spacing == KEPT else Path(str(spacing))
+    told = f"sampler.spacing={spacing}: {path} is not there; diffgen-tune ckpt=RUN sampler={name} sampler.steps={steps}"
+    require(path.is_file(), f"{told} makes it")
+    given = [key for key in ("sigmas", "skip_to") if sampler.get(key) is not None]
+    told = f"sampler.spacing={spacing} is a whole grid: leave out {', '.join('sampler.' + key for key in given)}"
+    require(not given, told)
+    found = _read(path)
+    told = (
+        f"sampler.spacing={spacing}: {path} was found for another schedule, {_shown(found['schedule'])}, and ckpt has "
+    )
+    require(found["schedule"] == dict(schedule), told + _shown(schedule))
+    return {**sampler, **{key: found[key] for key in OF_FILE}, "steps": len(found["sigmas"])}
+
+
+def _shown(schedule: object) -> str:
+    values = dict(schedule) if isinstance(schedule, Mapping) else {}
+    return " ".join([str(values.pop("name", "?")), *(f"{key}={value}" for key, value in values.items())])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A grid file, bounded and checked; whether its levels suit a clock is for the clock to say.
+
+    Raises:
+        UsageError: It is none.
+    """
+    try:
+        found = json.loads(path.read_text(), object_pairs_hook=unique_keys) if size_of(path) <= MAX_BYTES else {}
+    except (OSError, ValueError, RecursionError):
+        found = {}
+    sigmas = found.get("sigmas") if isinstance(found, dict) and found.get("format") == FORMAT else None
+    levels = [*sigmas] if isinstance(sigmas, list) else []
+    skip_to = found.get("skip_to") if levels else None
+    sound = all(_level(level) for level in levels) and (skip_to is None or _level(skip_to))
+    if not (levels and sound and found.get("first_step") in ("network", "analytic")):
+        raise UsageError(f"{path} is no grid that diffgen-tune wrote")
+    return {
+        **found,
+        "sigmas": [float(level) for level in levels],
+        "skip_to": None if skip_to is None else float(skip_to),
+    }
+
+
+def _level(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0

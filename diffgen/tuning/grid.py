@@ -1,0 +1,106 @@
+"""A time grid for few network calls, and a table of what it is worth."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffgen.core.console import unit_of
+from diffgen.core.errors import require, unknown
+from diffgen.core.randomness import mix
+from diffgen.diffusion.samplers import SAMPLERS
+from diffgen.sampling.drawing import Sampling
+from diffgen.sampling.labels import cycle_labels
+from diffgen.sampling.setup import check_guidance, make_sampling, resolve_sampler
+from diffgen.sampling.words import shown_guidance
+from diffgen.storage import grid_file
+from diffgen.tuning.job import TUNES, Job
+from diffgen.tuning.search import Search
+
+MOST = 32
+"""Steps; with more the plain spacings are as good."""
+
+PLAIN = ("uniform", "karras", "logsnr")
+"""Spacings that a found grid is compared with."""
+
+
+@TUNES.register("grid")
+def grid(job: Job, *, n: int) -> None:
+    """Find a grid, check it by other images, and write it.
+
+    Args:
+        job: With the sampler and its steps.
+        n: Images to look at.
+    """
+    require(1 <= n <= 4096, f"tune.n={n} must be in [1, 4096]")
+    sampler = _sampler(job)
+    name, steps = str(sampler["name"]), int(sampler["steps"])
+    out = Path(job.settings.out) if job.settings.out else grid_file.place(job.saved.path, name, steps)
+    job.check_free(out)
+    labels = cycle_labels(n, job.trained.shape.num_classes)
+    check_guidance(job.settings, labels, job.trained.kind.unit)
+    sampling = make_sampling(job.settings.sampling(n), sampler, job.saved, job.trained, job.accelerator.device)
+    _header(job, sampling, name, n)
+    started = time.monotonic()
+    found = Search(sampling, sampler, labels, job.settings.seed).found()
+    check = Search(sampling, sampler, labels, mix(job.settings.seed, "grid", 1))
+    table = _errors(check, sampler, found)
+    about = {"sampler": name, "steps": len(found["sigmas"]), "n": n, "seed": job.settings.seed, "errors": table}
+    about |= {"guidance": sampling.guidance.scale, "images_seen": job.saved.images}
+    grid_file.save(out, job.saved.config["schedule"], found, about)
+    _tell(job, table, found, time.monotonic() - started, out)
+
+
+def _sampler(job: Job) -> dict[str, Any]:
+    """The sampler's config.
+
+    Raises:
+        UsageError: It is one without a grid to find.
+    """
+    sampler = resolve_sampler(job.sampler, job.saved, job.trained.kind)
+    name, steps = sampler.get("name"), sampler.get("steps")
+    require(name in SAMPLERS, unknown(f"sampler.name={name!r}", SAMPLERS))
+    still = [row for row, facts in SAMPLERS.facts.items() if facts.order and not facts.noise]
+    told = f"sampler={name} does not follow the path of the ODE in steps of a grid: choose one of [{', '.join(still)}]"
+    require(name in still and not sampler.get("eta") and not sampler.get("s_churn"), told)
+    require(
+        isinstance(steps, int) and 2 <= steps <= MOST, f"sampler.steps={steps} must be in [2, {MOST}] for task=grid"
+    )
+    given = [key for key in ("sigmas", "skip_to") if sampler.get(key) is not None]
+    told = f"{' and '.join(f'sampler.{key}' for key in given)} are what task=grid finds: leave them out"
+    require(not given, told)
+    return sampler
+
+
+def _header(job: Job, sampling: Sampling, name: str, n: int) -> None:
+    keeps = job.trained.moments is not None
+    starts = "noise, and in closed form" if keeps else "noise (a start in closed form needs train.covariance=true)"
+    job.reporter.header(
+        f"diffgen-tune: {job.saved.path}",
+        {
+            "task": f"grid, {n} {unit_of(n, job.trained.kind.unit)}, seed {job.settings.seed}",
+            "sampler": f"{name}, {len(sampling.ts) - 1} steps, {sampling.expected_nfe()} network calls",
+            "starts": starts,
+            "guidance": shown_guidance(sampling.guidance, job.settings.guide),
+        },
+    )
+
+
+def _errors(check: Search, sampler: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, float]:
+    """The error of the median image by each grid, of images that none was chosen by."""
+    configs = {spacing: {**sampler, "spacing": spacing} for spacing in PLAIN} | {"found": dict(found)}
+    return {name: round(float(check.error(config).median()), 6) for name, config in configs.items()}
+
+
+def _tell(job: Job, table: Mapping[str, float], found: Mapping[str, Any], seconds: float, out: Path) -> None:
+    say, name, steps = job.reporter.say, found["name"], found["steps"]
+    say(f"distance to the exact solution (RMS of a value, median of {job.trained.kind.unit} not looked at before):")
+    for spacing, error in table.items():
+        say(f"{spacing:>10}  {error:.4f}")
+    first = "noise" if found["skip_to"] is None else f"a start in closed form, down to {found['skip_to']:.3g}"
+    analytic = ", the first call analytic" if found["first_step"] == "analytic" else ""
+    say(f"{steps} steps from {first}{analytic}: sigma/alpha {', '.join(f'{level:.3g}' for level in found['sigmas'])}")
+    say(f"grid: {out} ({seconds:.0f} s)")
+    kept = grid_file.place(job.saved.path, name, steps)
+    where = grid_file.KEPT if out == kept else str(out)
+    say(f"next: diffgen-sample ckpt={job.settings.ckpt} sampler={name} sampler.steps={steps} sampler.spacing={where}")
