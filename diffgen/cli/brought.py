@@ -5,6 +5,7 @@ What is given beside them wins, and an experiment pins what it needs itself.
 
 from collections.abc import Mapping
 
+from diffgen.cli.checkpoint_settings import settings_of
 from diffgen.core.errors import require
 
 AUTOENCODER = {"model": "vae_tiny", "optimizer": "adamw", "optimizer.lr": "2.0e-3"}
@@ -20,6 +21,12 @@ LATENT: Mapping[str, str] = {"denoiser.sigma_data": "1.0"}
 
 LEARNER: Mapping[str, str] = {"model": "unet_latent", "optimizer": "muon_small", "optimizer.lr": "2.0e-3"}
 """And a network for few sites with what it learns by."""
+
+TUNED = "ect"
+"""The method that goes on from a trained network."""
+
+TUNING: Mapping[str, str] = {"optimizer": "adamw", "optimizer.lr": "1.0e-3"}
+"""What it brings beside what its network was trained with: a rate for weights that are good already."""
 
 CHAIN = ("model", "optimizer", "optimizer.lr")
 """Each was chosen for the one before it: where one is given it is not brought, nor what follows."""
@@ -46,7 +53,19 @@ def with_brought(overrides: list[str]) -> list[str]:
         told = f"{key}={given.get(key)} brings {', '.join(differ)} to some jobs of a sweep, or differs in them"
         require(not differ, f"{told}: give what all are to have, or sweep each by itself")
         wanted |= {name: jobs[0][name] for name in free}
+    wanted |= _tuning(given)
     return [*(f"{key}={value}" for key, value in wanted.items()), *overrides]  # flags may end them
+
+
+def _tuning(given: Mapping[str, str]) -> dict[str, str]:
+    """What `method=ect` brings; a group that is given by name is not brought, nor what is in it."""
+    methods = given.get("method", "").split(",")
+    if TUNED not in methods:
+        return {}
+    told = f"method={given['method']} would bring settings of train.init=RUN to some jobs of a sweep"
+    require(methods == [TUNED], f"{told}: sweep each by itself")
+    brought = {**TUNING, **settings_of(given)}
+    return {key: value for key, value in brought.items() if not {key, key.partition(".")[0]} & given.keys()}
 
 
 def _by_method(name: str) -> Mapping[str, str]:
