@@ -22,11 +22,10 @@ LATENT: Mapping[str, str] = {"denoiser.sigma_data": "1.0"}
 LEARNER: Mapping[str, str] = {"model": "unet_latent", "optimizer": "muon_small", "optimizer.lr": "2.0e-3"}
 """And a network for few sites with what it learns by."""
 
-TUNED = "ect"
-"""The method that goes on from a trained network."""
+GENTLE = {"optimizer": "adamw", "optimizer.lr": "1.0e-3"}
 
-TUNING: Mapping[str, str] = {"optimizer": "adamw", "optimizer.lr": "1.0e-3"}
-"""What it brings beside what its network was trained with: a rate for weights that are good already."""
+TUNING: Mapping[str, Mapping[str, str]] = {"ect": GENTLE, "reflow": GENTLE}
+"""What methods bring that go on from a trained network, beside what that was trained with: a rate for good weights."""
 
 CHAIN = ("model", "optimizer", "optimizer.lr")
 """Each was chosen for the one before it: where one is given it is not brought, nor what follows."""
@@ -58,13 +57,13 @@ def with_brought(overrides: list[str]) -> list[str]:
 
 
 def _tuning(given: Mapping[str, str]) -> dict[str, str]:
-    """What `method=ect` brings; a group that is given by name is not brought, nor what is in it."""
-    methods = given.get("method", "").split(",")
-    if TUNED not in methods:
+    """What a method of `TUNING` brings; a group that is given by name is not brought, nor what is in it."""
+    method = given.get("method", "")
+    if not set(method.split(",")) & TUNING.keys():
         return {}
-    told = f"method={given['method']} would bring settings of train.init=RUN to some jobs of a sweep"
-    require(methods == [TUNED], f"{told}: sweep each by itself")
-    brought = {**TUNING, **settings_of(given)}
+    told = f"method={method} would bring settings of train.init=RUN to some jobs of a sweep"
+    require(method in TUNING, f"{told}: sweep each by itself")
+    brought = {**TUNING[method], **settings_of(given, method)}
     return {key: value for key, value in brought.items() if not {key, key.partition(".")[0]} & given.keys()}
 
 

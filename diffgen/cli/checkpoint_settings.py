@@ -15,13 +15,14 @@ GROUPS = ("model", "schedule", "parameterization")
 """What a checkpoint brings whole, beside `denoiser.*`."""
 
 
-def settings_of(given: Mapping[str, str]) -> dict[str, str]:
+def settings_of(given: Mapping[str, str], method: str) -> dict[str, str]:
     """The settings of the checkpoint that a run goes on from, key -> value as overrides spell it.
 
     A run that has a checkpoint is what that says, wherever the first one may have gone.
 
     Args:
         given: Overrides, key -> value as typed.
+        method: That asks for them.
 
     Raises:
         UsageError: None is named, or the jobs of a sweep name some that differ in these settings.
@@ -31,14 +32,15 @@ def settings_of(given: Mapping[str, str]) -> dict[str, str]:
     resumed = [text for text in texts.get("train.resume", []) if text not in ("auto", "none")]
     key, paths = ("train.resume", resumed) if resumed else ("train.init", texts.get("train.init", []))
     own = _newest(texts.get("run_dir", []))
-    found = [of_checkpoint(own, "run_dir")] if own else [of_checkpoint(Path(at_home(key, path)), key) for path in paths]
-    require(bool(found), "method=ect tunes a trained network: train.init=RUN says which, a run or a checkpoint")
-    told = f"{key}={given.get(key)} names checkpoints of other settings, and method=ect brings those of one"
+    places = [("run_dir", own)] if own else [(key, Path(at_home(key, path))) for path in paths]
+    found = [of_checkpoint(place, at, method) for at, place in places]
+    require(bool(found), f"method={method} tunes a trained network: train.init=RUN says which, a run or a checkpoint")
+    told = f"{key}={given.get(key)} names checkpoints of other settings, and method={method} brings those of one"
     require(all(settings == found[0] for settings in found), f"{told}: sweep each by itself")
     return found[0]
 
 
-def of_checkpoint(path: Path, key: str) -> dict[str, str]:
+def of_checkpoint(path: Path, key: str, method: str) -> dict[str, str]:
     """The same of one; `key` is the setting that it stands at, for sentences.
 
     Raises:
@@ -49,9 +51,9 @@ def of_checkpoint(path: Path, key: str) -> dict[str, str]:
     from diffgen.storage import checkpoint
 
     config = checkpoint.describe(path, key).config
-    objective = OBJECTIVES.get(_named(config.get("objective")))  # of a plugin there is none yet
+    objective: Any = OBJECTIVES.get(_named(config.get("objective")))  # of a plugin there is none yet
     told = f"{key}={str(path)!r} holds a model that {getattr(objective, 'makes', '')}"
-    require(objective is None or objective.path, f"{told}, and method=ect tunes one that removes Gaussian noise")
+    require(objective is None or objective.path, f"{told}, and method={method} tunes one that removes Gaussian noise")
     brought = {f"denoiser.{name}": _spelled(value) for name, value in _items(config.get("denoiser"))}
     for group in GROUPS:
         row = _named(config.get(group))

@@ -196,6 +196,7 @@ class Parts:
     def _check_kind(self, config: dict[str, Any]) -> None:
         """Require that the data's kind can do what the settings ask for."""
         kind, settings = self.dataset.kind, self.settings
+        self._check_coupling(config)
         if config["method"] == "bits":
             require(kind.textual, f"method=bits is for text, and the data is {kind.unit}")
             model = config["model"].get("name")
@@ -224,6 +225,22 @@ class Parts:
         )
         if settings.eval_every is not None:
             self._check_judging(config, self.dataset.shape)
+
+    def _check_coupling(self, config: dict[str, Any]) -> None:
+        """Require that examples which come with their noise keep it, and that such are there for what asks for them."""
+        settings, coupled = self.settings, self.dataset.coupled
+        told = "method=reflow learns from noise and what was made of it: dataset=pairs, which diffgen-sample"
+        require(coupled or config["method"] != "reflow", f"{told} save=[pairs] writes")
+        wanted = {
+            "train.horizontal_flip": settings.horizontal_flip,
+            "train.augment": settings.augment,
+            "train.known_frames": settings.known_frames,
+            "train.eval_every": settings.eval_every,
+            "latent.path": config["latent"]["path"],
+        }
+        for key in (key for key, value in wanted.items() if value and coupled):
+            told = f"{key}={wanted[key]} is for pictures as they are stored, and dataset={config['dataset']['name']}"
+            require(False, f"{told} holds what a sampler made of its noise: leave it out")
 
     def _check_judging(self, config: dict[str, Any], shape: DataShape) -> None:
         unit = self.dataset.kind.unit

@@ -68,7 +68,10 @@ def test_what_is_given_is_not_brought(teacher: Path) -> None:
         (["method=ect"], "method=ect tunes a trained network: train.init=RUN says which, a run or a checkpoint"),
         (["method=ect", "train.init=null"], "method=ect tunes a trained network"),
         (["method=ect", "train.init=nowhere"], "train.init='nowhere' does not exist"),
-        (["-m", "method=ect,edm", "train.init=x"], "method=ect,edm would bring settings of train.init=RUN to some jobs"),
+        (
+            ["-m", "method=ect,edm", "train.init=x"],
+            "method=ect,edm would bring settings of train.init=RUN to some jobs",
+        ),
     ],
 )
 def test_without_a_trained_network_it_is_refused(command: Any, settings: list[str], said: str) -> None:
@@ -85,7 +88,9 @@ def test_what_removes_no_noise_cannot_be_tuned(command: Any, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sweep_brings_the_settings_of_all_its_checkpoints(command: Any, fit: Fit, teacher: Path, tmp_path: Path) -> None:
+def test_a_sweep_brings_the_settings_of_all_its_checkpoints(
+    command: Any, fit: Fit, teacher: Path, tmp_path: Path
+) -> None:
     swept = tuned(command, teacher, "sweep", "-m", "train.seed=1,2", "train.images=16")
     assert swept.code == 0, swept.err
     runs = sorted((tmp_path / "sweep").iterdir())
@@ -104,7 +109,9 @@ def test_from_python_it_is_the_same(teacher: Path, tmp_path: Path) -> None:
         diffgen.train(["method=ect"])
 
 
-def test_a_run_goes_on_to_the_last_byte_when_its_checkpoint_is_gone(command: Any, teacher: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_to_the_last_byte_when_its_checkpoint_is_gone(
+    command: Any, teacher: Path, tmp_path: Path
+) -> None:
     shutil.copytree(teacher, tmp_path / "teacher")
     assert tuned(command, "teacher", "whole").code == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "half")

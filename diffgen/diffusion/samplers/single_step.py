@@ -75,7 +75,7 @@ def ancestral(
 def consistency(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise) -> Tensor:
     """x0_hat with fresh noise at the level where the step ends (Song et al. 2023, algorithm 1).
 
-    For denoisers that go from any level to data at once, whatever else they say than E[x0 | x_t]: `objective=consistency`.
+    For denoisers that go from any level to data at once, as `objective=consistency` makes them.
     """
     for i, now, then in steps(schedule, ts):
         x0_hat = denoise(x, now.t)
