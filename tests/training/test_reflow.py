@@ -39,7 +39,11 @@ def file(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffgen.sampling.generate import generate
 
     out = tmp_path_factory.mktemp("pairs") / "P"
-    config = sample_config({"n": DRAWN, "guidance": 1.0}) | {"ckpt": str(tiny_run), "save": ["pairs", "npz"], "out": str(out)}
+    config = sample_config({"n": DRAWN, "guidance": 1.0}) | {
+        "ckpt": str(tiny_run),
+        "save": ["pairs", "npz"],
+        "out": str(out),
+    }
     generate(check(config), config["sampler"], config["task"], out)
     return out / "pairs.safetensors"
 
@@ -140,10 +144,16 @@ def test_tokens_and_autoencoders_make_no_pairs(command: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("train.horizontal_flip=true", "train.horizontal_flip=True is for pictures as they are stored, and dataset=pairs"),
+        (
+            "train.horizontal_flip=true",
+            "train.horizontal_flip=True is for pictures as they are stored, and dataset=pairs",
+        ),
         ("train.augment=0.1", "train.augment=0.1 is for pictures as they are stored"),
         ("train.eval_every=32", "train.eval_every=32 is for pictures as they are stored"),
-        ("objective=unmask", "dataset=pairs holds real numbers and the noise that they were made of: objective=denoise"),
+        (
+            "objective=unmask",
+            "dataset=pairs holds real numbers and the noise that they were made of: objective=denoise",
+        ),
     ],
 )
 def test_what_would_part_them_is_refused(command: Any, file: Path, setting: str, said: str, tmp_path: Path) -> None:
@@ -195,13 +205,15 @@ def test_files_of_others_are_refused(file: Path, tiny_model: Path, tmp_path: Pat
         with pytest.raises(DataError, match=said):
             source(changed(**tensors))
     with pytest.raises(DataError, match="kind.name='nonsense' is unknown"):
-        source(changed({**metadata, "pairs": json.dumps({"kind": {"name": "nonsense"}, "classes": list("0123456789")})}))
+        source(
+            changed({**metadata, "pairs": json.dumps({"kind": {"name": "nonsense"}, "classes": list("0123456789")})})
+        )
 
 
 def test_rounding_is_what_pixels_would_lose(file: Path) -> None:
     """The pictures beside the pairs are theirs."""
     import numpy as np
 
-    with np.load(file.parent / "samples.npz") as samples:  # noqa: TID251
+    with np.load(file.parent / "samples.npz") as samples:
         pixels = torch.from_numpy(samples["arr_0"]).movedim(-1, 1)
     assert torch.equal(to_uint8(load_file(file)["x0"]), pixels)
