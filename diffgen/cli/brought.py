@@ -22,10 +22,11 @@ LATENT: Mapping[str, str] = {"denoiser.sigma_data": "1.0"}
 LEARNER: Mapping[str, str] = {"model": "unet_latent", "optimizer": "muon_small", "optimizer.lr": "2.0e-3"}
 """And a network for few sites with what it learns by."""
 
-GENTLE = {"optimizer": "adamw", "optimizer.lr": "1.0e-3"}
+FEW = {"optimizer": "adamw", "optimizer.lr": "1.0e-3", "sampler.steps": "2", "preview.guidance": "1.0"}
 
-TUNING: Mapping[str, Mapping[str, str]] = {"ect": GENTLE, "reflow": GENTLE}
-"""What methods bring that go on from a trained network, beside what that was trained with: a rate for good weights."""
+TUNING: Mapping[str, Mapping[str, str]] = {"ect": FEW, "reflow": FEW}
+"""What methods bring that go on from a trained network, beside what that was trained with: a rate for weights that are
+good already, and the few steps that they are for, where a recipe has more, and guides."""
 
 CHAIN = ("model", "optimizer", "optimizer.lr")
 """Each was chosen for the one before it: where one is given it is not brought, nor what follows."""
