@@ -22,7 +22,7 @@ from diffgen.build import (
 from diffgen.core import compilation, speed
 from diffgen.core.compilation import Compiled
 from diffgen.core.console import Reporter
-from diffgen.core.errors import DataError, require
+from diffgen.core.errors import DataError, require, typed
 from diffgen.core.paths import is_inside
 from diffgen.core.processes import main_first, on_main
 from diffgen.core.randomness import mix
@@ -239,7 +239,7 @@ class Parts:
             "latent.path": config["latent"]["path"],
         }
         for key in (key for key, value in wanted.items() if value and coupled):
-            told = f"{key}={wanted[key]} is for pictures as they are stored, and dataset={config['dataset']['name']}"
+            told = f"{key}={typed(wanted[key])} is for pictures as they are stored, and dataset={config['dataset']['name']}"
             require(False, f"{told} holds what a sampler made of its noise: leave it out")
 
     def _check_judging(self, config: dict[str, Any], shape: DataShape) -> None:

@@ -146,7 +146,7 @@ def test_tokens_and_autoencoders_make_no_pairs(command: Any, tmp_path: Path) -> 
     [
         (
             "train.horizontal_flip=true",
-            "train.horizontal_flip=True is for pictures as they are stored, and dataset=pairs",
+            "train.horizontal_flip=true is for pictures as they are stored, and dataset=pairs",
         ),
         ("train.augment=0.1", "train.augment=0.1 is for pictures as they are stored"),
         ("train.eval_every=32", "train.eval_every=32 is for pictures as they are stored"),
@@ -173,7 +173,7 @@ def test_reflow_without_pairs_is_refused(command: Any, tiny_run: Path) -> None:
 
 def test_nothing_is_judged_by_pairs(command: Any, file: Path, tiny_run: Path) -> None:
     refused = command("eval", f"ckpt={tiny_run}", "dataset=pairs", f"dataset.path={file}", "n=16")
-    assert refused.code == 2 and "dataset=pairs holds what a sampler made, which nothing is judged by" in refused.err
+    assert refused.code == 2 and "dataset=pairs holds what a sampler made: name one of real examples to judge by" in refused.err
 
 
 def test_files_of_others_are_refused(file: Path, tiny_model: Path, tmp_path: Path) -> None:
