@@ -31,6 +31,7 @@ from diffgen.diffusion.weightings import WEIGHTINGS, Weighting
 from diffgen.nets import AUTOENCODERS, MODELS, DataShape
 from diffgen.nets.one_hot import OneHot, one_hot
 from diffgen.objectives import OBJECTIVES, Objective
+from diffgen.storage import pairs  # noqa: F401  a row of DATASETS
 from diffgen.storage.autoencoder_file import Found
 from diffgen.storage.checkpoint import Checkpoint, assign
 from diffgen.storage.tensor_file import Tensors

@@ -281,7 +281,7 @@ def test_commands_are_understood(
     monkeypatch.setattr(evaluate, "evaluate", lambda *given: {})
     monkeypatch.setattr(export, "export", lambda *given: None)
     monkeypatch.setattr(evaluation, "_tell_sweep", lambda folder: None)
-    there = [re.sub(r"^ckpt=.*", f"ckpt={tiny_run}", word) for word in words[1:]]
+    there = [re.sub(r"^(ckpt|train\.init)=.*", rf"\1={tiny_run}", word) for word in words[1:]]
     there = [word.replace("docs/examples", str(ROOT / "docs" / "examples")) for word in there]
     if any(word.startswith("dataset.root=") for word in there) and not any(w.startswith("dataset=") for w in there):
         there.append("dataset=mnist")  # the data of a RUN that has a place

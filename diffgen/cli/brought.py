@@ -5,6 +5,7 @@ What is given beside them wins, and an experiment pins what it needs itself.
 
 from collections.abc import Mapping
 
+from diffgen.cli.checkpoint_settings import settings_of
 from diffgen.core.errors import require
 
 AUTOENCODER = {"model": "vae_tiny", "optimizer": "adamw", "optimizer.lr": "2.0e-3"}
@@ -20,6 +21,12 @@ LATENT: Mapping[str, str] = {"denoiser.sigma_data": "1.0"}
 
 LEARNER: Mapping[str, str] = {"model": "unet_latent", "optimizer": "muon_small", "optimizer.lr": "2.0e-3"}
 """And a network for few sites with what it learns by."""
+
+FEW = {"optimizer": "adamw", "optimizer.lr": "1.0e-3", "sampler.steps": "2", "preview.guidance": "1.0"}
+
+TUNING: Mapping[str, Mapping[str, str]] = {"ect": FEW, "reflow": FEW}
+"""What methods bring that go on from a trained network, beside what that was trained with: a rate for weights that are
+good already, and the few steps that they are for, where a recipe has more, and guides."""
 
 CHAIN = ("model", "optimizer", "optimizer.lr")
 """Each was chosen for the one before it: where one is given it is not brought, nor what follows."""
@@ -46,7 +53,19 @@ def with_brought(overrides: list[str]) -> list[str]:
         told = f"{key}={given.get(key)} brings {', '.join(differ)} to some jobs of a sweep, or differs in them"
         require(not differ, f"{told}: give what all are to have, or sweep each by itself")
         wanted |= {name: jobs[0][name] for name in free}
+    wanted |= _tuning(given)
     return [*(f"{key}={value}" for key, value in wanted.items()), *overrides]  # flags may end them
+
+
+def _tuning(given: Mapping[str, str]) -> dict[str, str]:
+    """What a method of `TUNING` brings; a group that is given by name is not brought, nor what is in it."""
+    method = given.get("method", "")
+    if not set(method.split(",")) & TUNING.keys():
+        return {}
+    told = f"method={method} would bring settings of train.init=RUN to some jobs of a sweep"
+    require(method in TUNING, f"{told}: sweep each by itself")
+    brought = {**TUNING[method], **settings_of(given, method)}
+    return {key: value for key, value in brought.items() if not {key, key.partition(".")[0]} & given.keys()}
 
 
 def _by_method(name: str) -> Mapping[str, str]:

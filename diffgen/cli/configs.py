@@ -45,6 +45,13 @@ def compose_group(group: str, choice: str) -> dict[str, Any]:
     return defaults("train", [f"{group}={choice}"])[group]
 
 
+def choice_of(group: str, row: str) -> str:
+    """A choice of a group whose YAML names this row; the row's own name, by which a plugin adds it, where none does."""
+    shipped = sorted((config_dir() / group).glob("*.yaml"))
+    named = [path.stem for path in shipped if f"name: {row}" in path.read_text().splitlines()]
+    return row if row in named or not named else named[0]
+
+
 def as_yaml(config: dict[str, Any]) -> str:
     """A resolved config as text for OmegaConf, which would take a `${` in a path for its own."""
     return OmegaConf.to_yaml(OmegaConf.create(walk(config, lambda _, text: literal(text))))

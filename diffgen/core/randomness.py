@@ -6,7 +6,8 @@ slice; image i of a sampling run depends on (seed, i) alone.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -98,3 +99,16 @@ def image_noise(
     for image, i in zip(noise.unbind(), indices, strict=True):
         fill(image, rng.manual_seed(mix(seed, "image", i, draw)))
     return noise
+
+
+@contextmanager
+def drawn_again(device: torch.device) -> Iterator[None]:
+    """What is drawn in the block from torch's own generators is drawn once more after it: two passes, one dropout mask.
+
+    The state of a generator lies in the host's memory, of a GPU as well, so nobody waits for the device.
+
+    Args:
+        device: Where the block draws, beside the CPU.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield

@@ -72,6 +72,8 @@ class Source(ABC):
     """What was found and is not used."""
     groups: Tensor | None = None
     """Examples of one number belong together, as clips of one film do: all are held out or none, int64 [N]."""
+    coupled: bool = False
+    """Whether each example comes with the noise that it was made of, so that neither can be changed alone."""
     entropy: float | None = None
     """Bits of an example's true distribution, where it is known: no model can need fewer."""
 
@@ -103,6 +105,10 @@ class Source(ABC):
     def x0(self, examples: Tensor, mirrored: Tensor | None) -> Tensor:
         """What is learned from stored examples [B, ...], mirrored where that is asked for, bool [B]."""
         return self.kind.encode(examples if mirrored is None else self.kind.mirror(examples, mirrored))
+
+    def z(self, examples: Tensor) -> Tensor | None:
+        """The noise that stored examples [B, ...] were made of, like x0; None where any will do."""
+        return None
 
     def preview(self, drawer: Drawer, labels: list[int], columns: int | None, path: Path) -> str | None:
         """Draw one sample for each label and write a PNG of them, or text; returns what there is to say.

@@ -23,6 +23,8 @@ def suited(trained: Trained | None, splits: Splits, name: str) -> Splits:
         UsageError: They hold neither pictures nor text that a checkpoint makes, or of another size than that makes.
     """
     kind = splits.train.kind
+    told = f"dataset={name} holds what a sampler made: name one of real examples to judge by, dataset=NAME"
+    require(not splits.train.coupled, told)
     told = "diffgen-eval judges pictures, clips, and a ckpt of text by text"
     known = kind.judged or kind.moving or (trained is not None and kind.textual)
     require(known, f"dataset={name} holds {kind.unit}: {told}")

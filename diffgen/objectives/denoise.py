@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffgen.core.randomness import normal
 from diffgen.core.registry import Table
-from diffgen.diffusion.denoiser import NO_LABEL, Denoiser, like
+from diffgen.diffusion.denoiser import NO_LABEL, Coefficients, Denoiser, like
 from diffgen.diffusion.guidance import Guidance, guided
 from diffgen.diffusion.knowing import told
 from diffgen.diffusion.samplers import SAMPLERS, encode
@@ -59,8 +59,7 @@ class Denoise:
 
         Args:
             denoiser: The network in its frame.
-            weighting: A module's weight w is learned, so it pays -log w: this is the likelihood of an error with
-                variance 1/w, and the best w is 1 / (mean error) (Kendall et al. 2018).
+            weighting: See `weighted`.
             batch: With standard normal z.
 
         Returns:
@@ -74,8 +73,7 @@ class Denoise:
         estimate = self.estimate(denoiser, x, batch) if denoiser.self_condition else None
         difference = denoiser.predict(x, batch.t, batch.label, batch.augment, estimate) - target
         error = self.error(difference) if batch.known is None else self.error_of_unknown(difference, batch.known)
-        weight = weighting(at.alpha, at.sigma, at.c_out)
-        return weight * error - weight.log() if isinstance(weighting, nn.Module) else weight * error
+        return weighted(weighting, at, error)
 
     @torch.no_grad()
     def estimate(self, denoiser: Denoiser, x: Tensor, batch: Batch) -> Tensor:
@@ -151,3 +149,13 @@ def judges_parts(objective: object) -> bool:
     if not issubclass(own, Denoise):
         return False
     return own.error is Denoise.error or own.error_of_unknown is not Denoise.error_of_unknown
+
+
+def weighted(weighting: Weighting, at: Coefficients, error: Tensor) -> Tensor:
+    """Errors [B] at some times, weighted.
+
+    A module's weight w is learned, so it pays -log w: this is the likelihood of an error with variance 1/w, and the
+    best w is 1 / (mean error) (Kendall et al. 2018).
+    """
+    weight = weighting(at.alpha, at.sigma, at.c_out)
+    return weight * error - weight.log() if isinstance(weighting, nn.Module) else weight * error

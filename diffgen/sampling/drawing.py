@@ -45,6 +45,8 @@ class Sampling:
     """Called before each network evaluation; it may raise, to end the sampling."""
     strays: list[Tensor] = field(default_factory=list)
     """Which parts of the latest examples or films stood for nothing, a batch each; see `Kind.strays`."""
+    raw: list[Tensor] | None = None
+    """x0 of the latest examples as the sampler gave it, a batch each, if that is wanted."""
     nfe: int = 0
     """Network evaluations of each image in the latest `draw`; guidance evaluates twice at once and counts as one."""
 
@@ -190,6 +192,8 @@ class Sampling:
 
     def _stored(self, x0: Tensor) -> Tensor:
         self.strays.append(self.trained.kind.strays(x0))
+        if self.raw is not None:
+            self.raw.append(x0.float())
         return self.trained.kind.decode(x0)
 
     def films(self, indices: list[int], labels: list[int], batch_size: int) -> Iterator[Tensor]:

@@ -19,10 +19,18 @@ from diffgen.data.kinds import Kind
 from diffgen.diffusion.tasks import Plan
 from diffgen.sampling.drawing import Sampling, batch_size
 from diffgen.sampling.labels import choose_labels, class_columns, told
-from diffgen.sampling.setup import check_guidance, guides, make_plan, make_sampling, possible, resolve_sampler
+from diffgen.sampling.setup import (
+    check_guidance,
+    check_pairs,
+    guides,
+    make_plan,
+    make_sampling,
+    possible,
+    resolve_sampler,
+)
 from diffgen.sampling.words import shown, shown_average, shown_guidance, shown_task
 from diffgen.sampling.writing import Files, Folder
-from diffgen.storage import checkpoint, posthoc
+from diffgen.storage import checkpoint, pairs, posthoc
 from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
 
@@ -55,10 +63,12 @@ def generate(settings: SampleSettings, sampler: Mapping[str, Any], task: Mapping
         reporter.header(f"diffgen-sample: {order.saved.path}", _facts(order, accelerator))
         started = time.monotonic()
         files = Files(folder)
+        sampling.raw = [] if folder.pairs else None
         with accelerator.autocast():
             drawn = _draw_all(order, accelerator, reporter, files)
         files.finish()
         strays = _strays(order, accelerator)
+        _write_pairs(order, accelerator, folder)
         if accelerator.is_main_process:
             seconds = max(time.monotonic() - started, 1e-9)
             notes = {"diffgen": f"ckpt={order.saved.path} seed={settings.seed} {shown(task)}, {shown(order.sampler)}"}
@@ -129,6 +139,8 @@ def prepare(
         settings = replace(settings, n=plan.n)
     labels = choose_labels(settings, trained.classes, trained.shape.num_classes, new=plan.new)
     check_guidance(settings, labels, trained.kind.unit, tells=sampling.tells)
+    if pairs.FILE in settings.saves:
+        check_pairs(task, sampling)
     return Order(settings, task, saved, sampler, labels, sampling, plan)
 
 
@@ -217,6 +229,22 @@ def _draw_all(order: Order, accelerator: Accelerator, reporter: Reporter, files:
             pace = count(done * world / (time.monotonic() - started))
             line.update(done, f"{min(done * world, n)} {short}  {pace} {short}/s")
     return gathered(torch.cat(parts), n, accelerator)
+
+
+def _write_pairs(order: Order, accelerator: Accelerator, folder: Folder) -> None:
+    """x0 of all examples as the sampler gave them, each with its noise, if that is wanted; on the main process."""
+    sampling, trained, n = order.sampling, order.sampling.trained, order.settings.n
+    if sampling.raw is None:
+        return
+    x0 = gathered(torch.cat(sampling.raw), n, accelerator)
+    if accelerator.is_main_process:
+        z = sampling.noise(list(range(n)), order.settings.seed)
+        made = {
+            "schedule": order.saved.config["schedule"],
+            "sampler": shown(order.sampler),
+            "seed": order.settings.seed,
+        }
+        pairs.write(folder.path, x0, z, order.labels, trained.classes, trained.kind, made)
 
 
 def _strays(order: Order, accelerator: Accelerator) -> float | None:

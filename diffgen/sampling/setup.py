@@ -232,6 +232,32 @@ def check_guidance(settings: DrawSettings, labels: Sequence[int], unit: str, *, 
     )
 
 
+def check_pairs(task: Config, sampling: Sampling) -> None:
+    """Require what makes x0 a function of its noise, where `save=[pairs]` asks for both.
+
+    Raises:
+        UsageError: It is none.
+    """
+    trained, drawn = sampling.trained, []
+    told = f"save=[pairs] needs a way from Gaussian noise, and this model {trained.objective.makes}: leave it out"
+    require(trained.objective.path, told)
+    told = (
+        "save=[pairs] keeps pictures, and this model makes latents, whose autoencoder is not in that file: leave it out"
+    )
+    require(not isinstance(trained.kind, Latents), told)
+    plain = task.get("name") == "generate" and not (sampling.plan and sampling.plan.then)
+    require(plain, f"save=[pairs] keeps what noise alone becomes: task=generate, and not task={task.get('name')}")
+    trial = trained.objective.trial(trained.shape.size)
+
+    def noise(step: int) -> Tensor:
+        drawn.append(step)
+        return trial.noise(step)
+
+    sampling.sampler(trial.denoise, sampling.denoiser.schedule, trial.x, sampling.ts, noise)
+    told = "save=[pairs] keeps the noise of the start, and this sampler adds more: sampler=heun, euler or another"
+    require(not drawn, f"{told} of the ODE, with sampler.eta=0 or sampler.s_churn=0 where it has these")
+
+
 def make_guide(path: str, trained: Trained, latent: str | None = None) -> Denoiser:
     """The denoiser to guide away from; `latent` is where an autoencoder is that both keep apart.
 

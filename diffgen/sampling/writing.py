@@ -12,6 +12,7 @@ from diffgen.core.errors import UsageError, require, unknown
 from diffgen.core.files import make_writable, write_atomically, writing
 from diffgen.data.images import save_gif, save_png
 from diffgen.data.kinds import Kind
+from diffgen.storage import pairs
 
 FILM_LIMIT = 16  # rows of a grid of strips
 
@@ -44,10 +45,15 @@ class Folder(NamedTuple):
 
     def check(self) -> None:
         """Require names that the kind has."""
-        known = ("grid", *self.kind.one_each, *self.kind.together)
+        known = ("grid", *self.kind.one_each, *self.kind.together, pairs.FILE)
         for name in self.saves:
             require(name in known, f"{unknown(f'save={name!r}', known)}; this model makes {self.kind.unit}")
         self.kind.check_saves(self.saves)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the noise of each example is written beside its x0."""
+        return pairs.FILE in self.saves
 
     @property
     def first(self) -> str:
@@ -63,7 +69,8 @@ class Folder(NamedTuple):
     def written(self) -> list[str]:
         """All that will be there."""
         together = [f"samples.{name}" for name in self.together]
-        return [self.first, *together, *[self.kind.place] * bool(self.one_each), *[self.trajectory] * self.films]
+        more = [f"{pairs.FILE}.safetensors"] * self.pairs + [self.trajectory] * self.films
+        return [self.first, *together, *[self.kind.place] * bool(self.one_each), *more]
 
     def prepare(self, *, overwrite: bool) -> None:
         """Make the folder, and refuse to overwrite unless that is wanted.

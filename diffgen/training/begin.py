@@ -27,6 +27,9 @@ KIND = ("data.kind.name", "data.kind.symbols", "data.kind.tokenizer")
 MEANING = (*(part for part in MODEL_SIDE if part != "data"), *KIND, "data.kind.hash", "data.size")
 """Parts of a config by which weights mean something else, though they fit."""
 
+SAME = ("model", "schedule", "parameterization", "denoiser")
+"""Parts that a run may share with the one that it begins from; `method=ect` and `reflow` bring all of them."""
+
 STEM = re.compile(r"(^|\.)stem\.(0\.)?weight$")
 """In the name of a weight: it takes in x, and the channels behind x that tell what is known of x0."""
 
@@ -83,7 +86,9 @@ def begin(path: str, parts: Parts) -> str:
     for ema in parts.emas:
         ema.averaged.load_state_dict(parts.network.state_dict())
     inherit(parts.model_config, [*lineage(saved.config), *parts.began_from])
-    return "; ".join(row for row in [*told(saved, own, found, size), other and f"another {other}"] if row)
+    alike = [part for part in SAME if parts.config[part] == saved.config[part]]
+    rows = [*told(saved, own, found, size), alike and f"with its {', '.join(alike)}", other and f"another {other}"]
+    return "; ".join(row for row in rows if row)
 
 
 def _classes(trained: Trained) -> Sequence[str]:

@@ -63,6 +63,8 @@ class Feed:
         flip, drop = torch.rand(2, n, generator=rng, device=device)[:, mine]
         x0, done = self.source.x0(stored.examples, flip < 0.5 if settings.horizontal_flip else None), None
         z = self.objective.noise(torch.empty(n, *self.noise_size, device=device), rng)[mine]
+        own = self.source.z(stored.examples)
+        z = z if own is None else own
         if settings.augment:
             draws = tuple(values[mine] for values in self.source.kind.draws(n, rng))
             x0, done = self.source.kind.augment(x0, draws, settings.augment)

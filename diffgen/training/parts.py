@@ -23,7 +23,7 @@ from diffgen.build import (
 from diffgen.core import compilation, speed
 from diffgen.core.compilation import Compiled
 from diffgen.core.console import Reporter
-from diffgen.core.errors import DataError, require
+from diffgen.core.errors import DataError, require, typed
 from diffgen.core.paths import is_inside
 from diffgen.core.processes import main_first, on_main
 from diffgen.core.randomness import mix
@@ -210,6 +210,7 @@ class Parts:
     def _check_kind(self, config: dict[str, Any]) -> None:
         """Require that the data's kind can do what the settings ask for."""
         kind, settings = self.dataset.kind, self.settings
+        self._check_coupling(config)
         if config["method"] == "bits":
             require(kind.textual, f"method=bits is for text, and the data is {kind.unit}")
             model = config["model"].get("name")
@@ -238,6 +239,22 @@ class Parts:
         )
         if settings.eval_every is not None:
             self._check_judging(config, self.dataset.shape)
+
+    def _check_coupling(self, config: dict[str, Any]) -> None:
+        """Require that examples which come with their noise keep it, and that such are there for what asks for them."""
+        settings, coupled = self.settings, self.dataset.coupled
+        told = "method=reflow learns from noise and what was made of it: dataset=pairs, which diffgen-sample"
+        require(coupled or config["method"] != "reflow", f"{told} save=[pairs] writes")
+        wanted = {
+            "train.horizontal_flip": settings.horizontal_flip,
+            "train.augment": settings.augment,
+            "train.known_frames": settings.known_frames,
+            "train.eval_every": settings.eval_every,
+            "latent.path": config["latent"]["path"],
+        }
+        for key in (key for key, value in wanted.items() if value and coupled):
+            told = f"{key}={typed(wanted[key])} is for pictures as they are stored, and dataset={config['dataset']['name']}"
+            require(False, f"{told} holds what a sampler made of its noise: leave it out")
 
     def _check_judging(self, config: dict[str, Any], shape: DataShape) -> None:
         unit = self.dataset.kind.unit

@@ -7,14 +7,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import SCHEDULE_NAMES, finite, grid, sampler, schedule
+from cases import SCHEDULE_NAMES, config, finite, grid, sampler, schedule
 from gmm import mixture, noises, start
 from scipy.integrate import quad
 from scipy.stats import kstest
 
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import parameters
-from diffgen.diffusion.samplers import SAMPLERS, adams, encode
+from diffgen.diffusion.samplers import SAMPLERS, adams, encode, time_grid
 from diffgen.diffusion.samplers.steps import phi
 from diffgen.diffusion.transitions import posterior
 
@@ -342,3 +342,63 @@ def test_eta_is_a_share(eta):
 def test_samplers_refuse_numbers_out_of_range(name, options, word):
     with pytest.raises(UsageError, match=word):
         run(sampler(name, **options), schedule("ve"), grid(schedule("ve"), 2))
+
+
+# --- consistency --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule_name", SCHEDULE_NAMES)
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_consistency_draws_from_the_data_where_the_map_is_exact(schedule_name, steps):
+    """Gaussian data: the ODE takes x_t to x0 = mean + s (x_t - alpha mean) / sqrt(alpha^2 s^2 + sigma^2)."""
+    s, std, mean = schedule(schedule_name), 0.6, 1.5
+    ts = grid(s, steps, "inner")
+
+    def end_of_ode(x, t):
+        alpha, sigma = s.alpha(t), s.sigma(t)
+        return mean + std * (x - alpha * mean) / torch.sqrt(alpha**2 * std**2 + sigma**2)
+
+    x = start(s, ts, 4000)
+    drawn = sampler("consistency")(end_of_ode, s, x, ts, noises(x, seed=2))
+    slack = 0.06 if float(s.alpha(ts[0])) > 1e-12 else 0.0  # of the signal that noise at t_max still lets through
+    for column in drawn.T:
+        assert abs(float(column.mean()) - mean) < 0.05 + slack and abs(float(column.std()) - std) < 0.03 + slack
+    if steps > 1 or not slack:
+        for column in drawn.T:
+            assert kstest(((column - mean) / std).numpy(), "norm").pvalue > (0.01 if not slack else 1e-4)
+
+
+def test_consistency_makes_one_point_of_one_point_and_draws_no_noise_at_the_end():
+    s, drawn = schedule("ve"), []
+    ts = grid(s, 3, "inner")
+    x = start(s, ts, 5)
+
+    def noise(step):
+        drawn.append(step)
+        return torch.randn(x.shape, dtype=F64)
+
+    seen = []
+
+    def point(x, t):
+        seen.append((float(t), x))
+        return torch.full_like(x, 0.25)
+
+    assert torch.equal(sampler("consistency")(point, s, x, ts, noise), torch.full_like(x, 0.25))
+    assert drawn == [0, 1] and [t for t, _ in seen] == ts[:-1].tolist()
+
+
+@pytest.mark.parametrize("schedule_name", SCHEDULE_NAMES)
+def test_inner_nodes_are_those_of_a_step_more_without_the_last(schedule_name):
+    s = schedule(schedule_name)
+    for steps in (1, 2, 5):
+        more, inner = grid(s, steps + 1, "karras"), grid(s, steps, "inner")
+        assert len(inner) == steps + 1 and inner[0] == s.t_max and inner[-1] == 0
+        torch.testing.assert_close(inner[:-1], more[:-2])
+        assert inner[-2] > s.t_min
+
+
+def test_two_steps_of_its_yaml_stop_near_the_published_level():
+    """0.821 for CIFAR-10 (Geng et al. 2024)."""
+    own = config("sampler", "consistency")
+    ts = time_grid(schedule("ve"), **{key: own[key] for key in ("steps", "spacing", "rho", "sigma_max", "sigmas")})
+    assert ts.tolist() == pytest.approx([80.0, 0.8007, 0.0], abs=1e-3)

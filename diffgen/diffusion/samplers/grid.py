@@ -25,9 +25,10 @@ def time_grid(
         steps: Number of steps, >= 1.
         spacing: `uniform` in t; `quadratic`, uniform in sqrt(t) (Song et al. 2021, DDIM); `karras`, uniform in
             (sigma/alpha)^(1/rho) from t_max to t_min, then 0 (Karras et al. 2022, eq. 5); `logsnr`, uniform in
-            log(sigma/alpha), then 0; `auto`, the one that suits the schedule's clock.
-        rho: Exponent of `karras`.
-        sigma_max: Largest sigma/alpha that `karras` and `logsnr` place nodes at; the first node is t_max anyhow.
+            log(sigma/alpha), then 0; `inner`, as `karras` with one step more but for the node at t_min, for samplers
+            that go to data from every node; `auto`, the one that suits the schedule's clock.
+        rho: Exponent of `karras` and `inner`.
+        sigma_max: Largest sigma/alpha that `karras`, `inner` and `logsnr` place nodes at; the first is t_max anyhow.
         sigmas: Falling values of sigma/alpha instead of all that (1e9 for pure noise); the step to 0 is added.
         skip_to: sigma/alpha of the first node, below that of t_max; who asks for it knows how to get there
             (`diffusion.gaussian`). With `sigmas`, the first of these.
@@ -43,7 +44,7 @@ def time_grid(
         told = f"sampler.skip_to={skip_to} is not where sampler.sigmas={list(sigmas)} begin: leave one of them out"
         require(skip_to is None or sigmas[:1] == (skip_to,), told)
         return _sound(schedule, _listed(schedule, sigmas))
-    kinds = ("uniform", "quadratic", "karras", "logsnr")
+    kinds = ("uniform", "quadratic", "karras", "logsnr", "inner")
     spacing = schedule.spacing if spacing == "auto" else spacing
     require(1 <= steps <= 100_000, f"sampler.steps={steps} must be in [1, 100000]")
     require(rho > 0, f"sampler.rho={rho} must be positive")
@@ -105,7 +106,8 @@ def _nsr_nodes(schedule: Schedule, start: float, steps: int, spacing: str, rho: 
     high, low = schedule.sigma(ends) / schedule.alpha(ends)
     high = high.clamp(max=sigma_max)
     require(bool(high > low), f"sampler.sigma_max={sigma_max} must be above sigma/alpha at t_min, {float(low):g}")
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    inner = spacing == "inner"
+    ramp = torch.linspace(0, 1, steps + inner, dtype=torch.float64)[:steps]
     if spacing == "logsnr":
         return torch.exp(torch.lerp(high.log(), low.log(), ramp))
     return torch.lerp(high ** (1 / rho), low ** (1 / rho), ramp) ** rho

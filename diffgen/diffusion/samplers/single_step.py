@@ -71,6 +71,18 @@ def ancestral(
     return x
 
 
+@SAMPLERS.register("consistency", order=None, noise=True)
+def consistency(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise) -> Tensor:
+    """x0_hat with fresh noise at the level where the step ends (Song et al. 2023, algorithm 1).
+
+    For denoisers that go from any level to data at once, as `objective=consistency` makes them.
+    """
+    for i, now, then in steps(schedule, ts):
+        x0_hat = denoise(x, now.t)
+        x = then.alpha * x0_hat + then.sigma * noise(i) if then.sigma > 0 else x0_hat
+    return x
+
+
 @SAMPLERS.register("heun", order=2, calls=2)
 def heun(
     denoise: Denoise,
