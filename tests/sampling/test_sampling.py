@@ -135,7 +135,7 @@ def test_it_is_the_noise_that_is_drawn_when_asked_for(denoiser: Denoiser, compos
     x = float(schedule.sigma(sampling.ts[0])) * noise(0)
     predict = guided(denoiser, label, sampling.guidance, clip=sampling.clip)
     with torch.inference_mode():
-        expected = sampling.sampler(predict, schedule, x, sampling.ts, lambda step: noise(step + 1))
+        expected = sampling.walk.sampler(predict, schedule, x, sampling.ts, lambda step: noise(step + 1))
     assert torch.equal(sampling.draw(indices, label.tolist()), expected.float())
 
 
