@@ -75,7 +75,9 @@ def make_splits(config: Config) -> Splits:
     return splits if suited == kind else splits.known_as(suited)
 
 
-def data_config(source: Source, classes: list[str], augment_labels: int, given: int = 0) -> dict[str, Any]:
+def data_config(
+    source: Source, classes: list[str], augment_labels: int, given: int = 0, *, spans: bool = False
+) -> dict[str, Any]:
     """What a run's config, and so a checkpoint, says of its data: plain data for `data_shape`.
 
     Args:
@@ -83,10 +85,12 @@ def data_config(source: Source, classes: list[str], augment_labels: int, given: 
         classes: Those that the network is told of.
         augment_labels: Numbers by which it is told of an augmentation.
         given: Channels by which it is told of a part of x0.
+        spans: Whether it is told how far a step goes.
     """
     kind = named(KINDS, source.kind)
     shape = {"size": list(source.shape.size), "num_classes": len(classes), "augment_labels": augment_labels}
-    return {"kind": kind, **shape, **({"given": given} if given else {}), "classes": classes}
+    more = {**({"given": given} if given else {}), **({"spans": True} if spans else {})}
+    return {"kind": kind, **shape, **more, "classes": classes}
 
 
 def data_shape(config: Config) -> DataShape:
@@ -125,6 +129,9 @@ def make_model(config: Config) -> nn.Module:
     shape, row = data_shape(config), MODELS.get(str(config["model"].get("name")))
     if not shape.vocabulary or getattr(row, "takes_tokens", False):
         network: nn.Module = build(MODELS, config["model"], shape)
+        hears = not shape.spans or "span" in inspect.signature(network.forward).parameters
+        told = f"objective=mean_flow needs a network whose forward takes `span`, and model.name={config['model'].get('name')}"
+        require(hears, f"{told} does not: choose model=unet_tiny, dit_tiny or mlp")
         return network
     return OneHot(build(MODELS, config["model"], one_hot(shape)), shape.vocabulary)
 
@@ -205,6 +212,11 @@ def make_frame(config: Config, objective: Objective, shape: DataShape, network: 
         told = f"objective=autoencode learns an autoencoder, and model.name={config['model'].get('name')} is none"
         require(encodes, f"{told}: model=vae_tiny, vae_f4 or vae_f8")
         return Codec(network, build(SCHEDULES, config["schedule"]))
+    if objective.spans:
+        for part, only in (("schedule", "rectified_flow"), ("parameterization", "flow")):
+            told = f"{part}={config[part].get('name')} has no mean velocity that objective=mean_flow could learn"
+            require(config[part].get("name") == only, f"{told}: {part}={only}")
+        require(shape.spans, "data.spans must be true for objective=mean_flow, whose network is told how far a step goes")
     return make_denoiser(config, network, shape.given)
 
 

@@ -6,7 +6,8 @@ slice; image i of a sampling run depends on (seed, i) alone.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -67,6 +68,13 @@ def uniforms(n: int, generator: torch.Generator, *, stratified: bool) -> Tensor:
 def normal(out: Tensor, generator: torch.Generator) -> Tensor:
     """Fill `out` with standard normal noise."""
     return out.normal_(generator=generator)
+
+
+@contextmanager
+def same_draws(device: torch.device) -> Iterator[None]:
+    """What torch's own generator draws inside, as dropout does, it draws again after it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def image_noise(

@@ -75,6 +75,8 @@ class Objective(Protocol):
     """Whether it learns an autoencoder, whose frame is a `Codec`."""
     labelled: ClassVar[bool]
     """Whether the network is told of labels."""
+    spans: ClassVar[bool]
+    """Whether the network is told how far a step goes."""
     makes: ClassVar[str]
     """What such a model does, for sentences."""
 

@@ -117,13 +117,13 @@ class Sampling:
         doubles = not isinstance(self.denoiser.model, Compiled)  # which is compiled for one size: it is called twice
         predict = objective.guided(frame, label, self.guidance, clip=self.clip, doubles=doubles)
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
+        def denoise(x: Tensor, t: Tensor, *end: Tensor) -> Tensor:
             self.nfe += 1
             if self.before_each:
                 self.before_each()
             if watch:
                 watch(x, t)
-            return predict(x, t)
+            return predict(x, t, *end)
 
         x = plan.start(indices)
         with Ahead(lambda step: noise(step + 1), len(plan.ts) - 2) as added:  # the step to data adds none
@@ -135,10 +135,10 @@ class Sampling:
         """Network calls of an image, counted without the network; a guess for a sampler that adapts its steps."""
         calls, trial = 0, self.trained.objective.trial(self.trained.shape.size)
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
+        def denoise(x: Tensor, *times: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            return trial.denoise(x, t)
+            return trial.denoise(x, *times)
 
         self.sampler(denoise, self.denoiser.schedule, trial.x, self.ts, trial.noise)
         return calls

@@ -101,7 +101,8 @@ class Parts:
         classes = list(self.dataset.classes) if labelled else []
         augment_labels = self.dataset.kind.augment_labels if settings.augment else 0
         given = knowing.channels(self.dataset.shape.channels) if settings.known_frames else 0
-        self.config = {**config, "data": data_config(self.dataset, classes, augment_labels, given)}
+        told = data_config(self.dataset, classes, augment_labels, given, spans=self.objective.spans)
+        self.config = {**config, "data": told}
         self._build_network()
         self._build_optimizer()
         self._build_steps()
@@ -252,6 +253,7 @@ class Parts:
         self.averaged = self.emas[0].averaged
         self.model = self._stepped()
         self.denoiser = make_trained(self.config, self._autocast).denoiser
+        self.denoiser.plain = self.network
         self._build_lpips()
         takes_labels = "augment" in inspect.signature(self.network.forward).parameters
         require(takes_labels or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")
