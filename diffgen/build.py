@@ -213,11 +213,24 @@ def make_frame(config: Config, objective: Objective, shape: DataShape, network: 
         require(encodes, f"{told}: model=vae_tiny, vae_f4 or vae_f8")
         return Codec(network, build(SCHEDULES, config["schedule"]))
     if objective.spans:
-        for part, only in (("schedule", "rectified_flow"), ("parameterization", "flow")):
-            told = f"{part}={config[part].get('name')} has no mean velocity that objective=mean_flow could learn"
-            require(config[part].get("name") == only, f"{told}: {part}={only}")
-        require(shape.spans, "data.spans must be true for objective=mean_flow, whose network is told how far a step goes")
+        _check_straight(config, shape)
     return make_denoiser(config, network, shape.given)
+
+
+def _check_straight(config: Config, shape: DataShape) -> None:
+    """Require the straight path by its own clock, and a network that is told how far a step on it goes.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    for part, only in (("schedule", "rectified_flow"), ("parameterization", "flow")):
+        told = f"{part}={config[part].get('name')} has no mean velocity that objective=mean_flow could learn"
+        require(config[part].get("name") == only, f"{told}: {part}={only}")
+    shift = config["schedule"].get("shift")
+    require(shift == 1, f"schedule.shift={shift} is another clock than objective=mean_flow goes by: schedule.shift=1")
+    sees = config["model"].get("self_condition") is True
+    require(not sees, "model.self_condition=true shows a network what objective=mean_flow has none of: give false")
+    require(shape.spans, "data.spans must be true for objective=mean_flow, whose network is told how far a step goes")
 
 
 def restore(checkpoint: Checkpoint) -> Trained:
