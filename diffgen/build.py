@@ -130,8 +130,8 @@ def make_model(config: Config) -> nn.Module:
     if not shape.vocabulary or getattr(row, "takes_tokens", False):
         network: nn.Module = build(MODELS, config["model"], shape)
         hears = not shape.spans or "span" in inspect.signature(network.forward).parameters
-        told = f"objective=mean_flow needs a network whose forward takes `span`, and model.name={config['model'].get('name')}"
-        require(hears, f"{told} does not: choose model=unet_tiny, dit_tiny or mlp")
+        told = f"model.name={config['model'].get('name')} is told of no `span`, which objective=mean_flow needs"
+        require(hears, f"{told}: choose model=unet_tiny, dit_tiny or mlp, say")
         return network
     return OneHot(build(MODELS, config["model"], one_hot(shape)), shape.vocabulary)
 

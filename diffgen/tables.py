@@ -27,7 +27,7 @@ TABLES: dict[str, Table] = {
 }
 
 ALL: tuple[Table, ...] = (*TABLES.values(), UNMASKERS, PRIORS, JUMPERS)
-"""Those, and the samplers of tokens, of autoencoders and of mean flows, of one group with the others: no two have one name."""
+"""Those, and the samplers of tokens, autoencoders and mean flows, of one group with the others: names are unique."""
 
 
 def table_of(group: str, name: str) -> Table:

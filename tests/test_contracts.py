@@ -15,6 +15,7 @@ from diffgen.cli import plugins
 from diffgen.core.registry import bind, build
 from diffgen.data.digits import digits
 from diffgen.data.splits import Splits
+from diffgen.diffusion.samplers.mean_flow import JUMPERS
 from diffgen.diffusion.samplers.prior import PRIORS
 from diffgen.diffusion.samplers.steps import SAMPLERS, Facts, steps
 from diffgen.diffusion.samplers.unmasking import UNMASKERS
@@ -31,6 +32,8 @@ def check_sampler(settings: Settings) -> None:
     if settings["name"] in PRIORS:
         return contracts.check_prior(bind(PRIORS, settings))
     own, _, _ = sampler_settings(settings)
+    if settings["name"] in JUMPERS:
+        return contracts.check_jumper(bind(JUMPERS, own), JUMPERS.facts[settings["name"]])
     contracts.check_sampler(bind(SAMPLERS, own), SAMPLERS.facts[settings["name"]])
 
 

@@ -25,8 +25,8 @@ class DataShape:
             [B, *size, vocabulary].
         given: Channels beside x that tell the network what is known of x0, see `diffusion.knowing`; 0 for a network
             that is told of nothing.
-        spans: Whether the network is also told how far a step goes, as a difference of noise conditions [B]: the last of
-            `augment`, `estimate`, `span`.
+        spans: Whether the network is also told how far a step goes, as a difference of noise conditions: by `span` [B],
+            the last of its optional inputs `augment`, `estimate` and `span`.
     """
 
     size: tuple[int, ...]

@@ -32,14 +32,14 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 class MeanFlow(Denoise):
     """The mean velocity u(x_t, r, t) over [r, t], which at r = t is the velocity (Geng et al. 2025, eq. 6).
 
-    Where the path is x_t = (1 - t) x0 + t z, (t - r) u is the way from x_t to x_r, so v = u + (t - r) du/dt along the way.
-    The right-hand side, with du/dt held fixed, is regressed on z - x0 (Geng et al. 2025b, eq. 7): the same gradient as
-    that of u against a target.
+    On the path x_t = (1 - t) x0 + t z the ODE leads by (t - r) u from x_r to x_t, so v = u + (t - r) du/dt along it. The
+    right-hand side, with du/dt held fixed, is regressed on z - x0, a target without the network (Geng et al. 2025, iMF,
+    sec. 4.1); u against z - x0 - (t - r) du/dt has the same gradient.
 
     Attributes:
         apart: Share of the examples with r < t, r uniform in [0, t]; the others learn the velocity.
-        power: p of the weight 1 / (|error|^2 + floor)^p of an example (Geng et al. 2025, eq. 22), where |error|^2 is the
-            mean over its values. It is the slope of the loss, which is a concave function of |error|^2.
+        power: p of the weight 1 / (|error|^2 + floor)^p of an example (Geng et al. 2025, eq. 22), where |error|^2 is
+            the mean over its values. It is the slope of the loss, which is a concave function of |error|^2.
         floor: c of that.
         derivative: How du/dt is found: `forward`, by forward-mode differentiation; `difference`, by two more calls;
             `auto`, forward where the network allows it.

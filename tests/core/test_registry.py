@@ -16,6 +16,7 @@ from diffgen.core.errors import UsageError
 from diffgen.core.registry import Table, bind, build, conform, convert, parameters
 from diffgen.core.settings import SECTIONS, section
 from diffgen.data.opening import dataset_settings
+from diffgen.diffusion.samplers.mean_flow import JUMPERS
 from diffgen.diffusion.samplers.prior import PRIORS
 from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.nets import DataShape
@@ -217,7 +218,7 @@ def build_row(group: str, config: Mapping[str, Any]) -> object:
         own, grid, clip = sampler_settings(config)
         assert grid["steps"] >= 1
         assert clip in (True, False, "auto")
-        return bind(TABLES[group], own)
+        return bind(JUMPERS if table is JUMPERS else TABLES[group], own)
     if group == "dataset":
         return bind(TABLES[group], dataset_settings(config)[0])
     if group in runtime:

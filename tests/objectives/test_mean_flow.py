@@ -1,6 +1,5 @@
 """Mean flows: the identity of the mean velocity, its two derivatives, networks that are told of a stretch, and runs."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from diffgen.build import restore
 from diffgen.core.errors import CheckpointError, UsageError
-from diffgen.core.registry import bind, build
+from diffgen.core.registry import build
 from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
@@ -123,13 +122,16 @@ def test_the_exact_mean_velocity_has_nothing_to_learn() -> None:
     assert gradient.abs() < 0.05
     with torch.no_grad():
         frame.model.error.add_(0.2)
-    (gradient,) = torch.autograd.grad(made.loss(frame, WEIGHTINGS["unit"], gaussian_batch(20_000)).mean(), [*frame.model.parameters()])
+    (gradient,) = torch.autograd.grad(
+        made.loss(frame, WEIGHTINGS["unit"], gaussian_batch(20_000)).mean(), [*frame.model.parameters()]
+    )
     assert abs(float(gradient) - 0.4) < 0.05, "2 times the error, since its derivative is 0"
 
 
 def test_a_single_picture_has_no_error_at_all() -> None:
     """From one x0 all ways are straight: u = (x - x0) / t wherever they begin."""
     b = gaussian_batch(32)._replace(x0=torch.full((32, 2), 0.3))
+
     class Straight(nn.Module):
         def forward(self, x: Tensor, condition: Tensor, label: Tensor, *more: Tensor | None) -> Tensor:
             return (x - 0.3) / (condition[:, None] / 1000)
@@ -173,6 +175,7 @@ def test_where_a_stretch_begins_is_what_the_coin_says() -> None:
 
 def test_a_micro_batch_of_velocities_alone_asks_for_no_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is the error of `denoise`."""
+
     def never(*given: Any) -> Tensor:
         raise AssertionError
 
@@ -286,7 +289,9 @@ def test_the_batch_does_not_depend_on_how_it_is_cut(run: Path, fit: Fit, tmp_pat
         torch.testing.assert_close(cut[name], weight, rtol=1e-2, atol=1e-3)
 
 
-def test_it_begins_from_a_plain_checkpoint(tiny_run: Path, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_begins_from_a_plain_checkpoint(
+    tiny_run: Path, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit(tmp_path / "begun", *RUN, f"train.init={tiny_run}", "train.images=16")
     assert "new: embedding.span.weight" in " ".join(capsys.readouterr().out.split())
 
@@ -322,7 +327,15 @@ def test_tasks_and_figures_work_on_it(run: Path, command: Any, tmp_path: Path) -
     half.paste(255, (0, 0, 4, 8))
     half.save(tmp_path / "mask.png")
     wanted = ["n=2", f"ckpt={run}", "sampler.steps=2"]
-    kept = command("sample", *wanted, "task=inpaint", f"task.image={tmp_path / 'a.png'}", f"task.mask={tmp_path / 'mask.png'}", "save=[png]", "out=kept")
+    kept = command(
+        "sample",
+        *wanted,
+        "task=inpaint",
+        f"task.image={tmp_path / 'a.png'}",
+        f"task.mask={tmp_path / 'mask.png'}",
+        "save=[png]",
+        "out=kept",
+    )
     assert kept.code == 0, kept.err
     assert command("sample", *wanted, "task=trajectory", "task.frames=3", "out=way").code == 0
     assert command("export", f"ckpt={run}", "to=program", "format=torch").code == 0
@@ -339,7 +352,7 @@ REFUSED = {
     "objective.power=3": "objective.power=3 must be in [0, 2]",
     "objective.floor=0": "objective.floor=0 must be in (0, 100]",
     "objective.derivative=jvp": "objective.derivative='jvp' is unknown; choose one of [auto, difference, forward]",
-    "model=unet2d": "model.name=unet2d is told of one time alone: choose model=unet_tiny",
+    "model=unet2d": "name=unet2d is told of one time alone: choose model=unet_tiny",
 }
 
 
