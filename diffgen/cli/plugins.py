@@ -124,8 +124,9 @@ def shared_keys(table: Table, own: Collection[str]) -> dict[str, Any]:
         return dict(NOTHING_HELD_OUT)
     from diffgen.build import GRID
     from diffgen.diffusion.samplers import SAMPLERS
+    from diffgen.diffusion.samplers.mean_flow import JUMPERS
 
-    if table is not SAMPLERS:
+    if table is not SAMPLERS and table is not JUMPERS:
         return {}
 
     heun = compose_group("sampler", "heun")

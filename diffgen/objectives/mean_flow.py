@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ from diffgen.diffusion.weightings import Weighting, unit
 from diffgen.objectives.base import OBJECTIVES, Batch
 from diffgen.objectives.denoise import Denoise
 
-STEP = 0.005
-"""Of a difference in time: smaller ones lose digits of float32, larger ones the change of the fastest sinusoids."""
-
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(x [B, *size], t [B]) -> a velocity like x."""
 
@@ -32,24 +29,24 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 class MeanFlow(Denoise):
     """The mean velocity u(x_t, r, t) over [r, t], which at r = t is the velocity (Geng et al. 2025, eq. 6).
 
-    On the path x_t = (1 - t) x0 + t z the ODE leads by (t - r) u from x_r to x_t, so v = u + (t - r) du/dt along it. The
-    right-hand side, with du/dt held fixed, is regressed on z - x0, a target without the network (Geng et al. 2025, iMF,
-    sec. 4.1); u against z - x0 - (t - r) du/dt has the same gradient.
+    On the path x_t = (1 - t) x0 + t z the ODE leads by (t - r) u from x_r to x_t, so v = u + (t - r) du/dt along it.
+    The right-hand side, with du/dt held fixed, is regressed on z - x0, a target without the network (improved mean
+    flows, arXiv 2512.02012); u against z - x0 - (t - r) du/dt has the same gradient.
 
     Attributes:
         apart: Share of the examples with r < t, r uniform in [0, t]; the others learn the velocity.
         power: p of the weight 1 / (|error|^2 + floor)^p of an example (Geng et al. 2025, eq. 22), where |error|^2 is
             the mean over its values. It is the slope of the loss, which is a concave function of |error|^2.
         floor: c of that.
-        derivative: How du/dt is found: `forward`, by forward-mode differentiation; `difference`, by two more calls;
-            `auto`, forward where the network allows it.
+        step: Width, in t, of the central difference that stands for du/dt; 0 is the derivative itself, by forward-mode
+            differentiation. Networks hear the time by sinusoids of 1000 t, of which a width of 0.05 evens out the
+            fastest: their slope is large and says nothing.
     """
 
     apart: float
     power: float
     floor: float
-    derivative: Literal["auto", "forward", "difference"]
-    _refused: list[str] = field(init=False, repr=False, compare=False, default_factory=list)
+    step: float
     spans: ClassVar[bool] = True
     makes: ClassVar[str] = "is a mean flow"
 
@@ -57,6 +54,8 @@ class MeanFlow(Denoise):
         require(0 < self.apart <= 1, f"apart={self.apart:g} must be in (0, 1]: a share of the examples")
         require(0 <= self.power <= 2, f"power={self.power:g} must be in [0, 2]")
         require(0 < self.floor <= 100, f"floor={self.floor:g} must be in (0, 100]")
+        told = f"step={self.step:g} must be in [1e-4, 0.5], which float32 can tell apart, or 0, the derivative itself"
+        require(self.step == 0 or 1e-4 <= self.step <= 0.5, told)
 
     @property
     def samplers(self) -> Table:  # type: ignore[override]
@@ -122,26 +121,7 @@ class MeanFlow(Denoise):
             return plain.predict(x, t, batch.label, batch.augment, None, r)
 
         with torch.autocast(x.device.type, enabled=False):
-            if self.derivative != "difference" and not self._refused:
-                try:
-                    return forward(u, x, batch.t, velocity)
-                except (RuntimeError, NotImplementedError) as error:
-                    self._refuse(error)
-            return difference(u, x, batch.t, velocity)
-
-    def _refuse(self, error: Exception) -> None:
-        """Take differences from now on, since forward mode failed, and say so.
-
-        Raises:
-            UsageError: It was asked for.
-        """
-        if out_of_memory(error):
-            raise error
-        told = f"this network has no forward-mode derivative here ({first_line(error)[:200]})"
-        if self.derivative == "forward":
-            raise UsageError(f"objective.derivative=forward, but {told}: choose auto or difference") from None
-        self._refused.append(told)
-        warnings.warn(f"{told}: differences are taken (objective.derivative=difference)", stacklevel=2)
+            return difference(u, x, batch.t, velocity, self.step) if self.step else forward(u, x, batch.t, velocity)
 
     def concave(self, error: Tensor) -> Tensor:
         """The integral of 1 / (e + floor)^power from 0 to the error, [B] -> [B]."""
@@ -157,16 +137,26 @@ def knowing(denoiser: Denoiser, batch: Batch) -> Denoiser:
 
 
 def forward(u: Velocity, x: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
-    """du/dt along dx = velocity dt, by forward-mode differentiation, which fused attention does not have."""
+    """du/dt along dx = velocity dt, by forward-mode differentiation, which fused attention does not have.
+
+    Raises:
+        UsageError: A part of the network does not have it either.
+    """
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.script.*", category=FutureWarning)  # torch's own
-        slope: Tensor = torch.func.jvp(u, (x, t), (velocity, torch.ones_like(t)))[1]
+        try:
+            slope: Tensor = torch.func.jvp(u, (x, t), (velocity, torch.ones_like(t)))[1]
+        except (RuntimeError, NotImplementedError) as error:
+            if out_of_memory(error):
+                raise
+            told = "objective.step=0 needs a network with a forward-mode derivative, which this one has not"
+            raise UsageError(f"{told} ({first_line(error)[:200]}): objective.step=0.05") from None
     return slope
 
 
-def difference(u: Velocity, x: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
+def difference(u: Velocity, x: Tensor, t: Tensor, velocity: Tensor, step: float) -> Tensor:
     """The same by the difference of two calls, with the same dropout in both."""
-    half = STEP / 2
+    half = step / 2
     with same_draws(x.device):
         before = u(x - half * velocity, t - half)
-    return (u(x + half * velocity, t + half) - before) / STEP
+    return (u(x + half * velocity, t + half) - before) / step

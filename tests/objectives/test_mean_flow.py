@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import rows
 import torch
+import yaml
 from cases import schedule
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from diffgen.diffusion.samplers import SAMPLERS
 from diffgen.diffusion.samplers.mean_flow import JUMPERS
 from diffgen.diffusion.weightings import WEIGHTINGS
 from diffgen.nets import MODELS, DataShape
-from diffgen.objectives import OBJECTIVES, Batch, MeanFlow, mean_flow
+from diffgen.objectives import OBJECTIVES, Batch, MeanFlow
 from diffgen.sampling.drawing import Sampling
 from diffgen.storage import checkpoint
 
@@ -100,10 +101,10 @@ def of_network(name: str, n: int = 4) -> Batch:
 # --- the identity -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("derivative", ["forward", "difference"])
-def test_the_exact_mean_velocity_satisfies_the_identity(derivative: str) -> None:
+@pytest.mark.parametrize("step", [0.0, 0.005])
+def test_the_exact_mean_velocity_satisfies_the_identity(step: float) -> None:
     """u + (t - r) du/dt is the velocity, along the velocity (Geng et al. 2025, eq. 6)."""
-    b, made = gaussian_batch(64), objective(apart=1.0, derivative=derivative)
+    b, made = gaussian_batch(64), objective(apart=1.0, step=step)
     _, r = made.starts(b)
     t = b.t[:, None].float()
     x = (1 - t) * b.x0 + t * b.z
@@ -116,7 +117,7 @@ def test_the_exact_mean_velocity_satisfies_the_identity(derivative: str) -> None
 
 def test_the_exact_mean_velocity_has_nothing_to_learn() -> None:
     """The gradient of the squared error is 0 there, to within chance, and not beside it."""
-    frame, made = framed(Gaussian()), objective(apart=1.0, power=0.0)
+    frame, made = framed(Gaussian()), objective(apart=1.0, power=0.0, step=0.0)
     losses = made.loss(frame, WEIGHTINGS["unit"], gaussian_batch(20_000))
     (gradient,) = torch.autograd.grad(losses.mean(), [*frame.model.parameters()])
     assert gradient.abs() < 0.05
@@ -136,8 +137,8 @@ def test_a_single_picture_has_no_error_at_all() -> None:
         def forward(self, x: Tensor, condition: Tensor, label: Tensor, *more: Tensor | None) -> Tensor:
             return (x - 0.3) / (condition[:, None] / 1000)
 
-    for derivative in ("forward", "difference"):
-        losses = objective(apart=1.0, power=0.0, derivative=derivative).loss(framed(Straight()), WEIGHTINGS["unit"], b)
+    for step in (0.0, 0.05):
+        losses = objective(apart=1.0, power=0.0, step=step).loss(framed(Straight()), WEIGHTINGS["unit"], b)
         assert losses.max() < 1e-4
 
 
@@ -191,23 +192,22 @@ def test_a_micro_batch_of_velocities_alone_asks_for_no_derivative(monkeypatch: p
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_both_derivatives_of_a_network_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mean_flow, "STEP", 4e-4)  # random weights listen to the fastest sinusoids, too
+def test_both_derivatives_of_a_network_agree(name: str) -> None:
+    """At a small step: random weights listen to the fastest sinusoids, too."""
     frame, b = framed(network(name)), of_network(name)
     r = b.t * b.coin
-    found = [objective(derivative=how).slope(frame, b.x0, b.z, r, b) for how in ("forward", "difference")]
+    found = [objective(step=step).slope(frame, b.x0, b.z, r, b) for step in (0.0, 4e-4)]
     assert (found[0] - found[1]).norm() < 0.05 * found[0].norm()
-    other = objective(derivative="forward").slope(frame, b.x0, torch.zeros_like(b.z), r, b)
+    other = objective(step=0.0).slope(frame, b.x0, torch.zeros_like(b.z), r, b)
     assert (found[0] - other).norm() > 0.001 * found[0].norm(), "x moves, too"
 
 
-def test_a_difference_is_of_one_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mean_flow, "STEP", 4e-4)
+def test_a_difference_is_of_one_dropout() -> None:
     frame, b = framed(network("unet_tiny", dropout=0.5)), of_network("unet_tiny")
     found = []
-    for how in ("forward", "difference"):
+    for step in (0.0, 4e-4):
         torch.manual_seed(3)
-        found.append(objective(derivative=how).slope(frame, b.x0, b.z, b.t * b.coin, b))
+        found.append(objective(step=step).slope(frame, b.x0, b.z, b.t * b.coin, b))
     assert (found[0] - found[1]).norm() < 0.05 * found[0].norm()
 
 
@@ -232,24 +232,24 @@ def test_a_network_begins_as_one_that_is_told_of_no_stretch(name: str) -> None:
     assert torch.equal(told(b.x0, t, b.label, None, None, span), plain(b.x0, t, b.label))
 
 
-def test_a_network_without_a_forward_mode_takes_differences_and_says_so_once() -> None:
-    class Rounded(torch.autograd.Function):
+def test_a_network_without_a_forward_mode_is_told_of_the_difference() -> None:
+    class Copied(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
             return x.clone()
 
     class Stubborn(Gaussian):
         def forward(self, x: Tensor, *more: Any) -> Tensor:
-            return super().forward(Rounded.apply(x), *more)
+            return super().forward(Copied.apply(x), *more)
 
-    b, made = gaussian_batch(8), objective(derivative="auto")
-    _, r = made.starts(b)
-    with pytest.warns(UserWarning, match="no forward-mode derivative here .*: differences are taken"):
-        slope = made.slope(framed(Stubborn()), b.x0, b.z, r, b)
-    assert torch.equal(slope, objective(derivative="difference").slope(framed(Gaussian()), b.x0, b.z, r, b))
-    made.slope(framed(Stubborn()), b.x0, b.z, r, b)  # warnings are errors in tests: a second one would end this
-    with pytest.raises(UsageError, match="objective.derivative=forward, but this network has no forward-mode"):
-        objective(derivative="forward").slope(framed(Stubborn()), b.x0, b.z, r, b)
+    b = gaussian_batch(8)
+    _, r = objective().starts(b)
+    with pytest.raises(
+        UsageError, match=r"objective.step=0 needs a network with a forward-mode .*: objective.step=0.05"
+    ):
+        objective(step=0.0).slope(framed(Stubborn()), b.x0, b.z, r, b)
+    plain = objective().slope(framed(Gaussian()), b.x0, b.z, r, b)
+    assert torch.equal(objective().slope(framed(Stubborn()), b.x0, b.z, r, b), plain)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -343,6 +343,19 @@ def test_tasks_and_figures_work_on_it(run: Path, command: Any, tmp_path: Path) -
     assert refused.code == 2 and "objective=mean_flow is no denoiser's" in refused.err
 
 
+@pytest.mark.parametrize(
+    ("given", "steps", "guidance"),
+    [([], 1, 1.0), (["sampler.steps=3", "preview.guidance=2"], 3, 2.0), (["sampler=heun"], 50, 1.0)],
+)
+def test_one_step_is_brought_whatever_a_recipe_says(
+    given: list[str], steps: int, guidance: float, command: Any
+) -> None:
+    """That of points has 50 steps, and what is given beside the method stays."""
+    said = command("train", "dataset=points", "method=mean_flow", *given, "--cfg", "job")
+    config = yaml.safe_load(said.out)
+    assert said.code == 0 and (config["sampler"]["steps"], config["preview"]["guidance"]) == (steps, guidance)
+
+
 REFUSED = {
     "schedule=cosine": "schedule=cosine has no mean velocity that objective=mean_flow could learn: schedule=rectified_flow",
     "parameterization=v": "parameterization=v has no mean velocity that objective=mean_flow could learn",
@@ -351,7 +364,7 @@ REFUSED = {
     "objective.apart=0": "objective.apart=0 must be in (0, 1]",
     "objective.power=3": "objective.power=3 must be in [0, 2]",
     "objective.floor=0": "objective.floor=0 must be in (0, 100]",
-    "objective.derivative=jvp": "objective.derivative='jvp' is unknown; choose one of [auto, difference, forward]",
+    "objective.step=1e-6": "objective.step=1e-06 must be in [1e-4, 0.5], which float32 can tell apart, or 0",
     "model=unet2d": "name=unet2d is told of one time alone: choose model=unet_tiny",
 }
 
