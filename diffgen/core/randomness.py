@@ -70,13 +70,6 @@ def normal(out: Tensor, generator: torch.Generator) -> Tensor:
     return out.normal_(generator=generator)
 
 
-@contextmanager
-def same_draws(device: torch.device) -> Iterator[None]:
-    """What torch's own generator draws inside, as dropout does, it draws again after it."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
-
-
 def image_noise(
     shape: tuple[int, ...],
     indices: list[int],
@@ -106,3 +99,16 @@ def image_noise(
     for image, i in zip(noise.unbind(), indices, strict=True):
         fill(image, rng.manual_seed(mix(seed, "image", i, draw)))
     return noise
+
+
+@contextmanager
+def drawn_again(device: torch.device) -> Iterator[None]:
+    """What is drawn in the block from torch's own generators is drawn once more after it: two passes, one dropout mask.
+
+    The state of a generator lies in the host's memory, of a GPU as well, so nobody waits for the device.
+
+    Args:
+        device: Where the block draws, beside the CPU.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffgen.core.errors import UsageError, first_line, out_of_memory, require
-from diffgen.core.randomness import same_draws
+from diffgen.core.randomness import drawn_again
 from diffgen.core.registry import Table
 from diffgen.diffusion.denoiser import Denoiser, like
 from diffgen.diffusion.knowing import told
@@ -157,6 +157,6 @@ def forward(u: Velocity, x: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
 def difference(u: Velocity, x: Tensor, t: Tensor, velocity: Tensor, step: float) -> Tensor:
     """The same by the difference of two calls, with the same dropout in both."""
     half = step / 2
-    with same_draws(x.device):
+    with drawn_again(x.device):
         before = u(x - half * velocity, t - half)
     return (u(x + half * velocity, t + half) - before) / step
