@@ -1,6 +1,7 @@
 """Judge samples of digits or MNIST by a classifier that never saw the model, and write the figures to a result file.
 
-    python scripts/check_samples.py CKPT --data digits [--root data] [--n 500] [--guidance 1 1.5] [--steps 1 2] [--out FILE.json]
+    python scripts/check_samples.py CKPT --data digits [--root data] [--n 500] [--guidance 1 1.5] [--steps 1 2]
+        [--out FILE.json]
 
 Accuracy is the share of samples whose label a support vector machine, trained on the real training images, agrees with.
 The Frechet distance is between Gaussians fitted to raw pixels in [-1, 1] (64 of them; for MNIST to 64 principal
