@@ -2,18 +2,18 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffgen.core.errors import CheckpointError, UsageError, require, unknown
-from diffgen.core.registry import bind, build, conform, named, parameters
+from diffgen.core.errors import CheckpointError, UsageError, require
+from diffgen.core.registry import bind, build, conform, named
 from diffgen.data import Source
 from diffgen.data.kinds import KINDS, Kind
 from diffgen.data.latents import AutoencoderNetwork, Latents
@@ -25,8 +25,7 @@ from diffgen.diffusion.denoiser import Denoiser, Network
 from diffgen.diffusion.gaussian import LARGEST, Gaussian, Moments
 from diffgen.diffusion.masking import Predictor
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
-from diffgen.diffusion.samplers import time_grid
-from diffgen.diffusion.schedules import SCHEDULES, Schedule
+from diffgen.diffusion.schedules import SCHEDULES
 from diffgen.diffusion.weightings import WEIGHTINGS, Weighting
 from diffgen.nets import AUTOENCODERS, MODELS, DataShape
 from diffgen.nets.one_hot import OneHot, one_hot
@@ -48,15 +47,6 @@ LONGEST_SIDE = 4096
 
 Frame = Denoiser | Predictor | Codec
 """What stands around a network, by its objective."""
-
-Clip = bool | Literal["auto"]
-FirstStep = Literal["network", "analytic"]
-
-GRID = {"steps": int, **{k: v for k, v in parameters(time_grid).items() if k != "steps"}}
-"""Keys of a sampler's config that lay out its time grid."""
-
-OF_WALK = {**GRID, "first_step": FirstStep, "clip": Clip}
-"""Keys that all samplers of Gaussian noise have; a sampler's own options are the others."""
 
 
 def make_dataset(config: Config) -> Source:
@@ -82,7 +72,9 @@ def make_splits(config: Config) -> Splits:
     return splits if suited == kind else splits.known_as(suited)
 
 
-def data_config(source: Source, classes: list[str], augment_labels: int, given: int = 0) -> dict[str, Any]:
+def data_config(
+    source: Source, classes: list[str], augment_labels: int, given: int = 0, *, spans: bool = False
+) -> dict[str, Any]:
     """What a run's config, and so a checkpoint, says of its data: plain data for `data_shape`.
 
     Args:
@@ -90,10 +82,12 @@ def data_config(source: Source, classes: list[str], augment_labels: int, given: 
         classes: Those that the network is told of.
         augment_labels: Numbers by which it is told of an augmentation.
         given: Channels by which it is told of a part of x0.
+        spans: Whether it is told how far a step goes.
     """
     kind = named(KINDS, source.kind)
     shape = {"size": list(source.shape.size), "num_classes": len(classes), "augment_labels": augment_labels}
-    return {"kind": kind, **shape, **({"given": given} if given else {}), "classes": classes}
+    more = {**({"given": given} if given else {}), **({"spans": True} if spans else {})}
+    return {"kind": kind, **shape, **more, "classes": classes}
 
 
 def data_shape(config: Config) -> DataShape:
@@ -132,6 +126,9 @@ def make_model(config: Config) -> nn.Module:
     shape, row = data_shape(config), MODELS.get(str(config["model"].get("name")))
     if not shape.vocabulary or getattr(row, "takes_tokens", False):
         network: nn.Module = build(MODELS, config["model"], shape)
+        hears = not shape.spans or "span" in inspect.signature(network.forward).parameters
+        told = f"model.name={config['model'].get('name')} is told of no `span`, which objective=mean_flow needs"
+        require(hears, f"{told}: choose model=unet_tiny, dit_tiny or mlp, say")
         return network
     return OneHot(build(MODELS, config["model"], one_hot(shape)), shape.vocabulary)
 
@@ -223,7 +220,25 @@ def make_frame(config: Config, objective: Objective, shape: DataShape, network: 
         told = f"objective=autoencode learns an autoencoder, and model.name={config['model'].get('name')} is none"
         require(encodes, f"{told}: model=vae_tiny, vae_f4 or vae_f8")
         return Codec(network, build(SCHEDULES, config["schedule"]))
+    if objective.spans:
+        _check_straight(config, shape)
     return make_denoiser(config, network, shape.given)
+
+
+def _check_straight(config: Config, shape: DataShape) -> None:
+    """Require the straight path by its own clock, and a network that is told how far a step on it goes.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    for part, only in (("schedule", "rectified_flow"), ("parameterization", "flow")):
+        told = f"{part}={config[part].get('name')} has no mean velocity that objective=mean_flow could learn"
+        require(config[part].get("name") == only, f"{told}: {part}={only}")
+    shift = config["schedule"].get("shift")
+    require(shift == 1, f"schedule.shift={shift} is another clock than objective=mean_flow goes by: schedule.shift=1")
+    sees = config["model"].get("self_condition") is True
+    require(not sees, "model.self_condition=true shows a network what objective=mean_flow has none of: give false")
+    require(shape.spans, "data.spans must be true for objective=mean_flow, whose network is told how far a step goes")
 
 
 def restore(checkpoint: Checkpoint) -> Trained:
@@ -316,16 +331,6 @@ def make_autoencoder(config: Config, size: tuple[int, ...], weights: Tensors, pa
     return made
 
 
-def check_sampler(checkpoint: Checkpoint, trained: Trained) -> None:
-    """Require that a checkpoint's own sampler can be built; `restore` leaves that to who wants to use it.
-
-    Raises:
-        CheckpointError: It cannot.
-    """
-    with refused(checkpoint):
-        make_sampler(checkpoint.config["sampler"], trained.denoiser.schedule, trained.objective)
-
-
 @contextmanager
 def refused(checkpoint: Checkpoint) -> Iterator[None]:
     """Turn what is wrong with a setting into what is wrong with a checkpoint's config.
@@ -338,63 +343,3 @@ def refused(checkpoint: Checkpoint) -> Iterator[None]:
     except UsageError as error:
         hint = "; a part of a plugin needs plugins=[...]" if "is unknown" in str(error) else ""
         raise CheckpointError(f"{checkpoint.path} is refused: its config says {str(error)[:500]}{hint}") from None
-
-
-class Walk(NamedTuple):
-    """How a sampler walks.
-
-    Attributes:
-        sampler: A row of the objective's table with its settings bound.
-        ts: Its time grid.
-        clip: Whether x0_hat is clipped to [-1, 1]; `auto` leaves that to the denoiser.
-        skips: Whether the path down to ts[0] is that of Gaussian data.
-        first_step: Who answers its first call.
-    """
-
-    sampler: Callable[..., Tensor]
-    ts: Tensor
-    clip: Clip = False
-    skips: bool = False
-    first_step: FirstStep = "network"
-
-
-def make_sampler(config: Config, schedule: Schedule, objective: Objective) -> Walk:
-    """What a sampler's config says.
-
-    Samplers check their options when they run, so this takes one step without a network: nobody should learn of a bad
-    option from the first preview of a long run.
-
-    Args:
-        config: Of the sampler.
-        schedule: Whose clock it walks by.
-        objective: Whose samplers there are.
-
-    Raises:
-        UsageError: A key or value is wrong.
-    """
-    name = config.get("name")
-    require(name in objective.samplers, unknown(f"sampler.name={name!r}", objective.samplers) + _whose(objective))
-    if not objective.path:  # these lay out their own steps, which are of a chance and not of noise, or take one
-        walk = Walk(bind(objective.samplers, config), torch.tensor([schedule.t_max, 0.0]).double())
-    else:
-        own, grid, rest = sampler_settings(config)
-        ts = time_grid(schedule, **grid)
-        walk = Walk(bind(objective.samplers, own), ts, skips=grid["skip_to"] is not None, **rest)
-    trial = objective.trial((8,))
-    walk.sampler(trial.denoise, schedule, trial.x, walk.ts[[0, -1]], trial.noise)
-    return walk
-
-
-def _whose(objective: Objective) -> str:
-    return "" if objective.path else f"; this model {objective.makes}"
-
-
-def sampler_settings(config: Config) -> tuple[Config, dict[str, Any], dict[str, Any]]:
-    """Split a sampler's config.
-
-    Returns:
-        The sampler's own config for `bind`, the keywords of `time_grid`, and `clip` and `first_step`.
-    """
-    own = {key: value for key, value in config.items() if key not in OF_WALK}
-    values = conform("sampler", OF_WALK, {key: config[key] for key in OF_WALK if key in config})
-    return own, {key: values.pop(key) for key in GRID}, values

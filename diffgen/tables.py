@@ -5,6 +5,7 @@ from diffgen.data import DATASETS
 from diffgen.data.kinds import KINDS
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
 from diffgen.diffusion.samplers import SAMPLERS
+from diffgen.diffusion.samplers.mean_flow import JUMPERS
 from diffgen.diffusion.samplers.prior import PRIORS
 from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.diffusion.schedules import SCHEDULES
@@ -25,8 +26,8 @@ TABLES: dict[str, Table] = {
     )
 }
 
-ALL: tuple[Table, ...] = (*TABLES.values(), UNMASKERS, PRIORS)
-"""Those, and the samplers of tokens and of autoencoders, of one group with the others: no two have one name."""
+ALL: tuple[Table, ...] = (*TABLES.values(), UNMASKERS, PRIORS, JUMPERS)
+"""Those, and the samplers of tokens, autoencoders and mean flows, of one group with the others: names are unique."""
 
 
 def table_of(group: str, name: str) -> Table:

@@ -1,6 +1,7 @@
 """Judge samples of digits or MNIST by a classifier that never saw the model, and write the figures to a result file.
 
-    python scripts/check_samples.py CKPT --data digits [--n 500] [--guidance 1 1.5] [--steps 1 2] [--out FILE.json]
+    python scripts/check_samples.py CKPT --data digits [--root data] [--n 500] [--guidance 1 1.5] [--steps 1 2]
+        [--out FILE.json]
 
 Accuracy is the share of samples whose label a support vector machine, trained on the real training images, agrees with.
 The Frechet distance is between Gaussians fitted to raw pixels in [-1, 1] (64 of them; for MNIST to 64 principal
@@ -44,11 +45,8 @@ def real(data: str, root: str, split: str, limit: int) -> tuple[Array, NDArray[n
     return pixels, images.labels[:limit].numpy()
 
 
-def sample(ckpt: Path, n: int, guidance: float, seed: int, steps: int | None = None) -> tuple[Array, list[int]]:
-    """n samples [n, D] in [-1, 1], as 8-bit pixels would hold them, and the labels asked for.
-
-    They are drawn in so many steps, or in as many as the checkpoint's own sampler makes.
-    """
+def sample(ckpt: Path, n: int, guidance: float, seed: int, steps: int | None) -> tuple[Array, list[int], int]:
+    """n samples [n, D] in [-1, 1], as 8-bit pixels would hold them, the labels asked for, and network calls of each."""
     saved = checkpoint.load(ckpt)
     cpu = torch.device("cpu")
     guide = Guidance(scale=guidance)
@@ -57,7 +55,7 @@ def sample(ckpt: Path, n: int, guidance: float, seed: int, steps: int | None = N
     sampler = saved.config["sampler"] | ({} if steps is None else {"steps": steps})
     sampling = Sampling.from_config(trained, sampler, guidance=guide, seed=seed, device=cpu)
     pixels = torch.cat(list(sampling.examples(list(range(n)), labels, 100)))
-    return to_float(pixels).flatten(1).double().numpy(), labels
+    return to_float(pixels).flatten(1).double().numpy(), labels, sampling.nfe
 
 
 def frechet(a: Array, b: Array) -> float:
@@ -82,11 +80,11 @@ def judge(args: argparse.Namespace) -> dict[str, Any]:
     saved = checkpoint.load(args.ckpt)
     rows = []
     for guidance, steps in itertools.product(args.guidance, args.steps):
-        samples, labels = sample(args.ckpt, args.n, guidance, args.seed, steps)
+        samples, labels, nfe = sample(args.ckpt, args.n, guidance, args.seed, steps)
         rows.append(
             {
                 "guidance": guidance,
-                **({} if steps is None else {"steps": steps}),
+                **({} if steps is None else {"steps": steps, "nfe": nfe}),
                 "accuracy": float(classifier.score(features(samples), labels)),
                 "frechet": frechet(features(samples), features(test)),
                 "nearest_neighbour_ratio": median_distance(samples, train) / held_out,

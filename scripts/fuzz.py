@@ -30,13 +30,15 @@ import torch
 from hypothesis import strategies as st
 
 from diffgen import __version__
-from diffgen.build import check_sampler, make_model, restore
+from diffgen.build import make_model, restore
 from diffgen.core.errors import CheckpointError, NonFiniteError
 from diffgen.core.registry import build
 from diffgen.diffusion.guidance import Guidance
+from diffgen.diffusion.samplers.mean_flow import JUMPERS
 from diffgen.diffusion.samplers.prior import PRIORS
 from diffgen.nets import AUTOENCODERS, DataShape
 from diffgen.sampling.drawing import Sampling
+from diffgen.sampling.walk import check_sampler
 from diffgen.storage import autoencoder_file, checkpoint, tensor_file
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +68,7 @@ GROUPS = {
     group: [yaml_config(group, path.stem) for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
     for group in ("schedule", "parameterization", "sampler")
 }
-GROUPS["sampler"] = [row for row in GROUPS["sampler"] if row["name"] not in ("auto", *PRIORS)]
+GROUPS["sampler"] = [row for row in GROUPS["sampler"] if row["name"] not in ("auto", *PRIORS, *JUMPERS)]
 MODELS: list[dict[str, Any]] = [
     {"model": UNET},
     {"model": {**yaml_config("model", "mlp"), "width": 8, "blocks": 1}},

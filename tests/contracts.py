@@ -6,6 +6,7 @@ docs/examples, and a plugin's author can give them a row of their own. Each rais
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -130,6 +131,25 @@ def check_sampler(row: Row, facts: Facts) -> None:
     _check_calls_and_noise(row, facts)
     if facts.order and facts.calls and not facts.noise:
         _check_order(row, facts.order)
+
+
+def check_jumper(row: Row, facts: Facts) -> None:
+    """It tells of each step where it ends; of who does not listen it is what `check_sampler` asks for."""
+    s, told = schedule("rectified_flow"), list[tuple[float, float]]()
+    ts = grid(s, 3, "uniform")
+
+    def denoise(x: Tensor, t: Tensor, end: Tensor) -> Tensor:
+        told.append((float(t), float(end)))
+        return 0 * x
+
+    x = start(s, ts, 4)
+    row(denoise, s, x, ts, noises(x))
+    assert told == list(pairwise(ts.tolist()))
+
+    def deaf(denoise: Row, *more: Any) -> Tensor:
+        return row(lambda x, t, end: denoise(x, t), *more)
+
+    check_sampler(deaf, facts)
 
 
 def _grid(s: Schedule, steps: int, facts: Facts) -> Tensor:

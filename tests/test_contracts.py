@@ -10,15 +10,17 @@ import pytest
 import torch
 from cases import CONFIGS, config
 
-from diffgen.build import make_weighting, sampler_settings
+from diffgen.build import make_weighting
 from diffgen.cli import plugins
 from diffgen.core.registry import bind, build
 from diffgen.data.digits import digits
 from diffgen.data.splits import Splits
+from diffgen.diffusion.samplers.mean_flow import JUMPERS
 from diffgen.diffusion.samplers.prior import PRIORS
 from diffgen.diffusion.samplers.steps import SAMPLERS, Facts, steps
 from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.nets import AUTOENCODERS, DataShape
+from diffgen.sampling.walk import sampler_settings
 from diffgen.tables import TABLES
 
 EXAMPLES = CONFIGS.parent / "docs" / "examples"
@@ -31,6 +33,8 @@ def check_sampler(settings: Settings) -> None:
     if settings["name"] in PRIORS:
         return contracts.check_prior(bind(PRIORS, settings))
     own, _, _ = sampler_settings(settings)
+    if settings["name"] in JUMPERS:
+        return contracts.check_jumper(bind(JUMPERS, own), JUMPERS.facts[settings["name"]])
     contracts.check_sampler(bind(SAMPLERS, own), SAMPLERS.facts[settings["name"]])
 
 

@@ -13,6 +13,7 @@ AUTOENCODER = {"model": "vae_tiny", "optimizer": "adamw", "optimizer.lr": "2.0e-
 METHODS: Mapping[str, Mapping[str, str]] = {
     "vae": AUTOENCODER,
     "fsq": {**AUTOENCODER, "model.levels": "[8,5,5,5]"},  # 1000 codes a site
+    "mean_flow": {"preview.guidance": "1.0", "sampler.steps": "1"},  # which recipes have for samplers of many steps
 }
 """What a method brings."""
 
@@ -47,7 +48,7 @@ def with_brought(overrides: list[str]) -> list[str]:
         free = [
             name
             for name in dict.fromkeys(name for job in jobs for name in job)
-            if name not in (*given, *CHAIN[pinned:])
+            if name not in (*given, *CHAIN[pinned:]) and not (name.startswith("sampler.") and "sampler" in given)
         ]
         differ = [name for name in free if len({job.get(name) for job in jobs}) > 1]
         told = f"{key}={given.get(key)} brings {', '.join(differ)} to some jobs of a sweep, or differs in them"

@@ -122,10 +122,11 @@ def shared_keys(table: Table, own: Collection[str]) -> dict[str, Any]:
         from diffgen.data.splits import NOTHING_HELD_OUT
 
         return dict(NOTHING_HELD_OUT)
-    from diffgen.build import OF_WALK
     from diffgen.diffusion.samplers import SAMPLERS
+    from diffgen.diffusion.samplers.mean_flow import JUMPERS
+    from diffgen.sampling.walk import OF_WALK
 
-    if table is not SAMPLERS:
+    if table is not SAMPLERS and table is not JUMPERS:
         return {}
 
     heun = compose_group("sampler", "heun")

@@ -58,6 +58,13 @@ class Table(dict[str, Callable[..., Any]]):
 
         return add
 
+    def joined(self, other: "Table") -> "Table":
+        """A table of the rows of both."""
+        both = Table(self.group, self._kind)
+        both.update({**self, **other})
+        both._declared.update({**self._declared, **other._declared})
+        return both
+
 
 def parameters(row: Callable[..., Any]) -> dict[str, Any]:
     """The keyword-only parameters of a row and their types: its YAML keys."""

@@ -55,6 +55,7 @@ class Denoiser:
         self.sigma_data, self.scale_input, self.self_condition = sigma_data, scale_input, self_condition
         self.given = given
         self.told: Tensor | None = None
+        self.plain: Network = model
         self._known: dict[float, Preconditioning] = {}
         self._check_end()
 
@@ -79,7 +80,13 @@ class Denoiser:
         return Coefficients(alpha, sigma, a, b, c_out=-sigma / (b * alpha - a * sigma))
 
     def predict(
-        self, x: Tensor, t: Tensor, label: Tensor, augment: Tensor | None = None, estimate: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor,
+        augment: Tensor | None = None,
+        estimate: Tensor | None = None,
+        end: Tensor | None = None,
     ) -> Tensor:
         """The network's F at x_t = x.
 
@@ -89,16 +96,25 @@ class Denoiser:
             label: int64 [B], `NO_LABEL` for none.
             augment: What was done to the training examples, [B, 9]; None for untouched ones, and in sampling.
             estimate: An earlier x0_hat like x, of a network that sees it; None for none.
+            end: Where the step ends, like t, of a network that is told; None is t itself.
         """
         x_in = like(self._c_in(t), x) * x if self.scale_input else x
-        return self._asked(x_in, self.schedule.noise_cond(t), label, augment, estimate).to(x.dtype)
+        condition = self.schedule.noise_cond(t)
+        span = None if end is None else condition - self.schedule.noise_cond(end)
+        return self._asked(x_in, condition, label, augment, estimate, span).to(x.dtype)
 
     def _asked(
-        self, x: Tensor, condition: Tensor, label: Tensor, augment: Tensor | None, estimate: Tensor | None
+        self,
+        x: Tensor,
+        condition: Tensor,
+        label: Tensor,
+        augment: Tensor | None,
+        estimate: Tensor | None,
+        span: Tensor | None,
     ) -> Tensor:
         """The network's F; what there is none of is not named, since a network may not know of it."""
         x = torch.cat([x, self._told(x)], 1) if self.given else x
-        more = [augment, None if estimate is None else estimate.float()]
+        more = [augment, None if estimate is None else estimate.float(), None if span is None else span.float()]
         while more and more[-1] is None:
             more.pop()
         return self.model(x.float(), condition.float(), label, *more)
@@ -113,6 +129,12 @@ class Denoiser:
         other.told = told
         return other
 
+    def as_it_stands(self) -> "Denoiser":
+        """The same denoiser with its network neither compiled, nor in low precision, nor exchanging gradients."""
+        other = copy.copy(self)
+        other.model = self.plain
+        return other
+
     def _told(self, x: Tensor) -> Tensor:
         """What the network is told beside x [B, C, *sides], [B, given, *sides]; zeros tell nothing."""
         if self.told is None:
@@ -123,7 +145,13 @@ class Denoiser:
         return torch.rsqrt((self.schedule.alpha(t) * self.sigma_data) ** 2 + self.schedule.sigma(t) ** 2)
 
     def __call__(
-        self, x: Tensor, t: Tensor, label: Tensor, estimate: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor,
+        estimate: Tensor | None = None,
+        augment: Tensor | None = None,
+        end: Tensor | None = None,
     ) -> Tensor:
         """x0_hat = (b x - sigma F) / (b alpha - a sigma), in the dtype of x.
 
@@ -133,14 +161,17 @@ class Denoiser:
             label: int64 [B], `NO_LABEL` for none.
             estimate: See `predict`.
             augment: See `predict`.
+            end: See `predict`; x0_hat is then where the mean velocity of the step leads by t = 0.
         """
         if t.ndim == 0:
             c = self.preconditioning(t)
             x_in = c.c_in * x.float() if self.scale_input else x.float()
-            F = self._asked(x_in, x_in.new_full((len(x),), c.c_noise), label, augment, estimate)
+            condition = x_in.new_full((len(x),), c.c_noise)
+            span = None if end is None else condition - self.schedule.noise_cond(end).to(condition)
+            F = self._asked(x_in, condition, label, augment, estimate, span)
             return torch.add(c.c_skip * x, F, alpha=c.c_out)
         alpha, sigma, a, b, _ = (like(c, x) for c in self.coefficients(t))
-        return (b * x - sigma * self.predict(x, t, label, augment, estimate)) / (b * alpha - a * sigma)
+        return (b * x - sigma * self.predict(x, t, label, augment, estimate, end)) / (b * alpha - a * sigma)
 
     def preconditioning(self, t: Tensor) -> "Preconditioning":
         """The coefficients of a time [], as Python floats from float64; computed once for each time.

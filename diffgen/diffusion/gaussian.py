@@ -137,6 +137,11 @@ class Gaussian:
 
         return self._moved(x, label, start, end.alpha, gain)
 
+    def mean_step(self, x: Tensor, label: Tensor, at: Level, end: Level) -> Tensor:
+        """The x0_hat with which Euler's step to another level ends where the ODE's solution does."""
+        keep = end.sigma / at.sigma
+        return (self.carried(x, label, at, end) - keep * x) / (end.alpha - keep * at.alpha)
+
     def _moved(self, x: Tensor, label: Tensor, at: Level, alpha: float, gain: Callable[[Tensor], Tensor]) -> Tensor:
         """alpha mean + U diag(gain(variances)) U^T (x - alpha_t mean)."""
         flat, told = x.flatten(1), (label >= 0) & (label < len(self.means))
@@ -151,15 +156,16 @@ class Gaussian:
 def answered_first(denoise: Denoise, gaussian: Gaussian, label: Tensor, schedule: Schedule) -> Denoise:
     """A denoiser whose first call is answered in closed form, and does not reach the network.
 
-    The analytical first step of GENIE (Dockhorn et al. 2022), for any sampler and any Gaussian.
+    The analytical first step of GENIE (Dockhorn et al. 2022), for any sampler and any Gaussian. A sampler that says
+    where its step ends is answered for the whole of it.
     """
     first = True
 
-    def answered(x: Tensor, t: Tensor) -> Tensor:
+    def answered(x: Tensor, t: Tensor, *end: Tensor) -> Tensor:
         nonlocal first
         if not first:
-            return denoise(x, t)
-        first = False
-        return gaussian.denoise(x, label, level(schedule, t))
+            return denoise(x, t, *end)
+        first, at = False, level(schedule, t)
+        return gaussian.mean_step(x, label, at, level(schedule, end[0])) if end else gaussian.denoise(x, label, at)
 
     return answered

@@ -60,7 +60,7 @@ def guided(
     clip: bool,
     doubles: bool = True,
     remembers: bool = False,
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> Callable[..., Tensor]:
     """The function (x [B, ...], t []) -> x0_hat that samplers see, with label, guidance and clipping closed over.
 
     Args:
@@ -87,23 +87,25 @@ def guided(
     untold, both_told, doubled = denoiser.knowing(None), twofold(denoiser, len(label)), torch.cat([label, unknown])
     earlier: tuple[Tensor, ...] = ()  # x0_hat of the call before, for a network that wants to see it
 
-    def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def both(x: Tensor, t: Tensor, **more: Tensor) -> tuple[Tensor, Tensor]:
         """x0_hat and the reference; in one batch where one network gives both, which pays for small batches."""
         if guide is not None:
-            return denoiser(x, t, label, *earlier), guide(x, t, label, *(earlier if guide.self_condition else ()))
+            reference = guide(x, t, label, *(earlier if guide.self_condition else ()), **more)
+            return denoiser(x, t, label, *earlier, **more), reference
         if not doubles:
-            return denoiser(x, t, label, *earlier), untold(x, t, unknown, *earlier)
+            return denoiser(x, t, label, *earlier, **more), untold(x, t, unknown, *earlier, **more)
         twice = [torch.cat([estimate, estimate]) for estimate in earlier]
-        main, reference = both_told(torch.cat([x, x]), t, doubled, *twice).chunk(2)
+        main, reference = both_told(torch.cat([x, x]), t, doubled, *twice, **more).chunk(2)
         return main, reference
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
+    def denoise(x: Tensor, t: Tensor, end: Tensor | None = None) -> Tensor:
         nonlocal earlier
+        more = {} if end is None else {"end": end}
         if possible and guidance.acts_at(denoiser.preconditioning(t).nsr):
-            main, reference = both(x, t)
+            main, reference = both(x, t, **more)
             x0_hat = rescaled(reference + guidance.scale * (main - reference), main, guidance.rescale)
         else:
-            x0_hat = denoiser(x, t, label, *earlier)
+            x0_hat = denoiser(x, t, label, *earlier, **more)
         x0_hat = x0_hat.clamp(-1, 1) if clip else x0_hat
         earlier = (x0_hat,) if remembers and denoiser.self_condition else ()
         return x0_hat

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from diffgen.build import Config, check_sampler, make_model, restore
+from diffgen.build import Config, make_model, restore
 from diffgen.core.errors import CheckpointError, require, typed, unknown
 from diffgen.core.registry import named
 from diffgen.data.kinds import KINDS, Pixels
 from diffgen.exporting.foreign import CONFIG, SCHEDULER, WEIGHTS, Keys, find_unet, read_config, read_weights, refusing
 from diffgen.exporting.names import layers_of, to_ours
 from diffgen.exporting.to_diffusers import ENTRIES, PREDICTIONS
+from diffgen.sampling.walk import check_sampler
 from diffgen.storage.checkpoint import Checkpoint
 from diffgen.storage.tensor_file import Tensors
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffgen.build import Config, Trained, check_sampler, sampler_settings
+from diffgen.build import Config, Trained
 from diffgen.core.errors import UsageError
 from diffgen.core.files import write_atomically, write_json, writing
 from diffgen.data.kinds import Pixels
@@ -21,6 +21,7 @@ from diffgen.nets import DataShape, UNet, UNet2D
 from diffgen.nets.unet import Attention
 from diffgen.nets.unet2d import DownsamplePaddedAfter
 from diffgen.sampling.drawing import amplifies_errors
+from diffgen.sampling.walk import check_sampler, sampler_settings
 from diffgen.storage.checkpoint import Checkpoint
 from diffgen.storage.tensor_file import on_cpu, save_tensors
 

@@ -25,6 +25,8 @@ class DataShape:
             [B, *size, vocabulary].
         given: Channels beside x that tell the network what is known of x0, see `diffusion.knowing`; 0 for a network
             that is told of nothing.
+        spans: Whether the network is also told how far a step goes, as a difference of noise conditions: by `span` [B],
+            the last of its optional inputs `augment`, `estimate` and `span`.
     """
 
     size: tuple[int, ...]
@@ -32,6 +34,7 @@ class DataShape:
     augment_labels: int = 0
     vocabulary: int = 0
     given: int = 0
+    spans: bool = False
 
     def __str__(self) -> str:
         """`3x32x32`."""

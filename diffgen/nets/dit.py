@@ -250,6 +250,7 @@ class DiT(nn.Module):
         label: Tensor,
         augment: Tensor | None = None,
         estimate: Tensor | None = None,
+        span: Tensor | None = None,
     ) -> Tensor:
         """F(x), or the logits of tokens.
 
@@ -260,11 +261,12 @@ class DiT(nn.Module):
             label: int64 [B], negative for none.
             augment: What was done to the training examples, [B, augment_labels]; None for untouched ones.
             estimate: The last estimate of x0, [B, *size], where the network is built for it; None: none yet.
+            span: How far the step goes, [B], where the network is built for it; None: nowhere.
 
         Returns:
             [B, *size]; for tokens [B, *size, vocabulary].
         """
-        embedding = self.embedding(condition, label, augment)
+        embedding = self.embedding(condition, label, augment, span)
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x[:, : self.ends.size[0]]) if estimate is None else estimate], 1)
         h = self.ends(x)

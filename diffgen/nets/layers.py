@@ -35,6 +35,13 @@ def linear(c_in: int, c_out: int) -> nn.Linear:
     return layer
 
 
+def zero_weights(c_in: int, c_out: int) -> nn.Linear:
+    """A linear layer without bias that starts at zero."""
+    layer = nn.Linear(c_in, c_out, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
 def norm(channels: int) -> nn.GroupNorm:
     """Group norm with up to 32 groups of at least 4 channels."""
     groups = min(32, max(channels // 4, 1))
@@ -62,7 +69,11 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Noise level, label and augmentation, joined to one vector (Karras et al. 2022, app. F.1)."""
+    """Noise level, label and augmentation, joined to one vector (Karras et al. 2022, app. F.1).
+
+    And how far a step goes, where a network is told: cos and sin of that less what they are at 0, so a step that goes
+    nowhere adds nothing, through weights that start at zero.
+    """
 
     def __init__(self, channels: int, width: int, shape: DataShape) -> None:
         super().__init__()
@@ -70,17 +81,22 @@ class Embedding(nn.Module):
         self.sinusoidal = SinusoidalEmbedding(channels)
         self.label = linear(shape.num_classes, channels) if shape.num_classes else None
         self.augment = nn.Linear(shape.augment_labels, channels, bias=False) if shape.augment_labels else None
+        self.span = zero_weights(channels, channels) if shape.spans else None
         self.layer0 = linear(channels, width)
         self.layer1 = linear(width, width)
 
-    def forward(self, condition: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
-        """([B], int64 [B], negative for none, [B, augment_labels] or None for untouched) -> [B, width]."""
+    def forward(
+        self, condition: Tensor, label: Tensor, augment: Tensor | None = None, span: Tensor | None = None
+    ) -> Tensor:
+        """([B], int64 [B], negative for none, [B, augment_labels] or None for untouched, [B] or None) -> [B, width]."""
         h = self.sinusoidal(condition)
         if self.label is not None:
             one_hot = label[:, None] == torch.arange(self.num_classes, device=label.device)  # none of them for -1
             h = h + self.label(one_hot.to(h) * math.sqrt(self.num_classes))
         if self.augment is not None and augment is not None:
             h = h + self.augment(augment)
+        if self.span is not None and span is not None:
+            h = h + self.span(self.sinusoidal(span) - self.sinusoidal(torch.zeros_like(span)))
         return F.silu(self.layer1(F.silu(self.layer0(h))))
 
 

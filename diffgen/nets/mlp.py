@@ -47,18 +47,29 @@ class MLP(nn.Module):
         self.head = linear(width, math.prod(shape.size))
         init_xavier(self.head, NEAR_ZERO)
 
-    def forward(self, x: Tensor, condition: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        label: Tensor,
+        augment: Tensor | None = None,
+        estimate: None = None,
+        span: Tensor | None = None,
+    ) -> Tensor:
         """F(x).
 
         Args:
             x: [B, C, H, W].
             condition: The schedule's noise_cond, [B].
             label: int64 [B], negative for none.
+            augment: See `unet`.
+            estimate: None: this network sees none.
+            span: See `unet`.
 
         Returns:
             [B, C, H, W].
         """
-        embedding = self.embedding(condition, label, augment)
+        embedding = self.embedding(condition, label, augment, span)
         h = self.stem(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)

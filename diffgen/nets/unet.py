@@ -217,7 +217,15 @@ class UNet(nn.Module):
             f"patch={patch} must divide the image size {shape.height}x{shape.width}",
         )
 
-    def forward(self, x: Tensor, condition: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        label: Tensor,
+        augment: Tensor | None = None,
+        estimate: None = None,
+        span: Tensor | None = None,
+    ) -> Tensor:
         """F(x).
 
         Args:
@@ -225,11 +233,13 @@ class UNet(nn.Module):
             condition: The schedule's noise_cond, [B].
             label: int64 [B], negative for none.
             augment: What was done to the training images, [B, augment_labels]; None for untouched ones.
+            estimate: None: this network sees none.
+            span: How far the step goes, [B], where the network is built for it; None: nowhere.
 
         Returns:
             Like x, without the channels that tell what is known.
         """
-        embedding = self.embedding(condition, label, augment)
+        embedding = self.embedding(condition, label, augment, span)
         if not self.frames:
             return self._pictures(x, embedding)
         frames = self._pictures(as_frames(x), embedding.repeat_interleave(self.frames, 0))

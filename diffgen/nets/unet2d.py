@@ -65,6 +65,7 @@ class UNet2D(UNet):
             len(shape.size) == 3 and not shape.given,
             f"name=unet2d takes pictures [C, H, W], and the data is {shape}: choose model=video_tiny",
         )
+        require(not shape.spans, "name=unet2d is told of one time alone: choose model=unet_tiny, say")
         super().__init__(
             shape,
             channels=channels,

@@ -39,6 +39,7 @@ class Autoencode:
     path: ClassVar[bool] = False
     codes: ClassVar[bool] = True
     labelled: ClassVar[bool] = False
+    spans: ClassVar[bool] = False
     makes: ClassVar[str] = "is an autoencoder"
 
     def __post_init__(self) -> None:

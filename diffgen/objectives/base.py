@@ -46,7 +46,11 @@ class Batch(NamedTuple):
 
     def part(self, start: int, stop: int) -> "Batch":
         """Examples start .. stop - 1."""
-        return Batch(*(None if values is None else values[start:stop] for values in self))  # type: ignore[arg-type]
+        return self.of(slice(start, stop))
+
+    def of(self, which: slice | Tensor) -> "Batch":
+        """Some of the examples, by a slice or a mask bool [B]."""
+        return Batch(*(None if values is None else values[which] for values in self))  # type: ignore[arg-type]
 
 
 class Trial(NamedTuple):
@@ -75,6 +79,8 @@ class Objective(Protocol):
     """Whether it learns an autoencoder, whose frame is a `Codec`."""
     labelled: ClassVar[bool]
     """Whether the network is told of labels."""
+    spans: ClassVar[bool]
+    """Whether the network is told how far a step goes."""
     makes: ClassVar[str]
     """What such a model does, for sentences."""
 

@@ -32,6 +32,7 @@ class Denoise:
     path: ClassVar[bool] = True
     codes: ClassVar[bool] = False
     labelled: ClassVar[bool] = True
+    spans: ClassVar[bool] = False
     makes: ClassVar[str] = "removes Gaussian noise"
 
     def suited(self, kind: Any) -> Any:
@@ -115,7 +116,7 @@ class Denoise:
         """
 
         def wrap(denoise: Denoising) -> Denoising:
-            return lambda x, t: torch.where(free, denoise(x, t), x0.to(x))
+            return lambda x, *times: torch.where(free, denoise(x, *times), x0.to(x))
 
         return start, wrap
 
@@ -140,7 +141,7 @@ class Denoise:
     def trial(self, size: tuple[int, ...]) -> Trial:
         """A small picture; no sampler asks for a size."""
         one = torch.ones(1, 1, 8, 8, dtype=torch.float64)
-        return Trial(lambda x, t: torch.zeros_like(x), one, lambda step: one)
+        return Trial(lambda x, *times: torch.zeros_like(x), one, lambda step: one)
 
 
 def judges_parts(objective: object) -> bool:

@@ -38,6 +38,7 @@ class Unmask:
     path: ClassVar[bool] = False
     codes: ClassVar[bool] = False
     labelled: ClassVar[bool] = True
+    spans: ClassVar[bool] = False
     makes: ClassVar[str] = "unmasks tokens"
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgen.build import MAX_VALUES, Trained, Walk, make_sampler
+from diffgen.build import MAX_VALUES, Trained
 from diffgen.core import memory
 from diffgen.core.ahead import Ahead
 from diffgen.core.compilation import Compiled
@@ -22,6 +22,7 @@ from diffgen.diffusion.samplers import Denoise
 from diffgen.diffusion.samplers.steps import level
 from diffgen.diffusion.tasks import ALL, Plan
 from diffgen.nets import DataShape
+from diffgen.sampling.walk import Walk, make_sampler
 
 Watch = Callable[[Tensor, Tensor], None]
 
@@ -136,20 +137,20 @@ class Sampling:
         doubles = not isinstance(self.denoiser.model, Compiled)  # which is compiled for one size: it is called twice
         predict = objective.guided(frame, label, self.guidance, clip=self.clip, doubles=doubles)
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
+        def denoise(x: Tensor, t: Tensor, *end: Tensor) -> Tensor:
             self.nfe += 1
             if self.before_each:
                 self.before_each()
-            return predict(x, t)
+            return predict(x, t, *end)
 
         begun: Denoise = denoise
         if self.walk.first_step == "analytic":
             begun = answered_first(denoise, self.trained.gaussian, label, schedule)
 
-        def watched(x: Tensor, t: Tensor) -> Tensor:
+        def watched(x: Tensor, t: Tensor, *end: Tensor) -> Tensor:
             if watch:
                 watch(x, t)
-            return begun(x, t)
+            return begun(x, t, *end)
 
         x = plan.start(indices)
         if self.walk.skips:
@@ -163,10 +164,10 @@ class Sampling:
         """Network calls of an image, counted without the network; a guess for a sampler that adapts its steps."""
         calls, trial = 0, self.trained.objective.trial(self.trained.shape.size)
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
+        def denoise(x: Tensor, *times: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            return trial.denoise(x, t)
+            return trial.denoise(x, *times)
 
         self.walk.sampler(denoise, self.denoiser.schedule, trial.x, self.ts, trial.noise)
         return calls - (self.walk.first_step == "analytic")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgen.build import Config, Trained, check_sampler, restore
+from diffgen.build import Config, Trained, restore
 from diffgen.core import compilation
 from diffgen.core.compilation import Compiled
 from diffgen.core.errors import CheckpointError, UsageError, require
@@ -22,6 +22,7 @@ from diffgen.diffusion.denoiser import Denoiser
 from diffgen.diffusion.guidance import Guidance
 from diffgen.diffusion.tasks import TASKS, Finish, Plan, Run, Start, Wrap
 from diffgen.sampling.drawing import Sampling
+from diffgen.sampling.walk import check_sampler
 from diffgen.storage import checkpoint
 from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
@@ -253,7 +254,7 @@ def check_pairs(task: Config, sampling: Sampling) -> None:
         drawn.append(step)
         return trial.noise(step)
 
-    sampling.sampler(trial.denoise, sampling.denoiser.schedule, trial.x, sampling.ts, noise)
+    sampling.walk.sampler(trial.denoise, sampling.denoiser.schedule, trial.x, sampling.ts, noise)
     told = "save=[pairs] keeps the noise of the start, and this sampler adds more: sampler=heun, euler or another"
     require(not drawn, f"{told} of the ODE, with sampler.eta=0 or sampler.s_churn=0 where it has these")
 

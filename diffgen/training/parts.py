@@ -103,7 +103,8 @@ class Parts:
         classes = list(self.dataset.classes) if labelled else []
         augment_labels = self.dataset.kind.augment_labels if settings.augment else 0
         given = knowing.channels(self.dataset.shape.channels) if settings.known_frames else 0
-        self.config = {**config, "data": data_config(self.dataset, classes, augment_labels, given)}
+        told = data_config(self.dataset, classes, augment_labels, given, spans=self.objective.spans)
+        self.config = {**config, "data": told}
         self._build_network()
         self._build_optimizer()
         self._build_steps()
@@ -253,8 +254,8 @@ class Parts:
             "latent.path": config["latent"]["path"],
         }
         for key in (key for key, value in wanted.items() if value and coupled):
-            told = f"{key}={typed(wanted[key])} is for pictures as they are stored, and dataset={config['dataset']['name']}"
-            require(False, f"{told} holds what a sampler made of its noise: leave it out")
+            told = f"{key}={typed(wanted[key])} is for pictures as they are stored, and these come with their noise"
+            require(False, f"{told} (dataset={config['dataset']['name']}): leave it out")
 
     def _check_judging(self, config: dict[str, Any], shape: DataShape) -> None:
         unit = self.dataset.kind.unit
@@ -283,6 +284,7 @@ class Parts:
         self.averaged = self.emas[0].averaged
         self.model = self._stepped()
         self.denoiser = make_trained(self.config, self._autocast).denoiser
+        self.denoiser.plain = self.network
         self._build_lpips()
         takes_labels = "augment" in inspect.signature(self.network.forward).parameters
         require(takes_labels or not self.settings.augment, "train.augment needs a model whose forward takes `augment`")

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgen.build import make_sampler
 from diffgen.core.registry import bind
 from diffgen.diffusion.samplers import SAMPLERS
 from diffgen.diffusion.samplers.steps import Level, euler_step, level
 from diffgen.sampling.drawing import Sampling
+from diffgen.sampling.walk import make_sampler
 
 NODES = 100
 """Of the teacher, in equal steps of log(sigma/alpha)."""

@@ -158,7 +158,7 @@ WRONG_TRAIN = [
     (["++optimizer.momentum=1"], "optimizer.momentum is unknown; choose one of ["),
     (["~train.images"], "train.images is missing"),
     (["dataset=cifar"], "dataset='cifar' is unknown; choose one of [arrays, cifar10, digits, fashion_mnist, image_folder, mixture, mnist, moving_digits, moving_mnist, numbers, parquet, points, python_docs, text, text8, video_folder]"),
-    (["method=edn"], "choose one of [bits, ddpm, ddpm_cosine, edm, flow, flow_clips, fsq, masked, vae, vpred] (did you mean 'edm'?)"),
+    (["method=edn"], "choose one of [bits, ddpm, ddpm_cosine, edm, flow, flow_clips, fsq, masked, mean_flow, vae, vpred] (did you mean 'edm'?)"),
     (["model=unet"], "model='unet' is unknown; choose one of [dit_base, dit_large, dit_small, dit_tiny, mlp, unet2d, unet_base, unet_large, unet_latent, unet_small, unet_tiny, vae_f4, vae_f8, vae_tiny, video_small, video_tiny]"),
     (["experiment=fast"], "experiment='fast' is unknown; choose one of [cifar10_ddpm, cifar10_dit, cifar10_edm, cifar10_fast, cifar10_jit, folder256_latent, moving_mnist, quickstart, text8, tutorial]"),
     (["dataset=null"], "dataset='null' is unknown; choose one of ["),

@@ -9,16 +9,18 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffgen.build import OF_WALK, make_denoiser, make_model, sampler_settings
+from diffgen.build import make_denoiser, make_model
 from diffgen.cli import plugins
 from diffgen.cli.configs import config_dir
 from diffgen.core.errors import UsageError
 from diffgen.core.registry import Table, bind, build, conform, convert, parameters
 from diffgen.core.settings import SECTIONS, section
 from diffgen.data.opening import dataset_settings
+from diffgen.diffusion.samplers.mean_flow import JUMPERS
 from diffgen.diffusion.samplers.prior import PRIORS
 from diffgen.diffusion.samplers.unmasking import UNMASKERS
 from diffgen.nets import DataShape
+from diffgen.sampling.walk import OF_WALK, sampler_settings
 from diffgen.tables import ALL, TABLES, table_of
 
 Compose = Callable[..., dict[str, Any]]
@@ -217,7 +219,7 @@ def build_row(group: str, config: Mapping[str, Any]) -> object:
         own, grid, rest = sampler_settings(config)
         assert grid["steps"] >= 1
         assert rest["clip"] in (True, False, "auto")
-        return bind(TABLES[group], own)
+        return bind(JUMPERS if table is JUMPERS else TABLES[group], own)
     if group == "dataset":
         return bind(TABLES[group], dataset_settings(config)[0])
     if group in runtime:

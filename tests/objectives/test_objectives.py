@@ -136,4 +136,5 @@ def test_a_run_names_its_objective_and_goes_on_with_no_other(
 def test_an_unknown_objective_is_told(command: Any, tmp_path: Path) -> None:
     refused = command("train", "objective=consistancy")
     assert refused.code == 2
-    assert "objective='consistancy' is unknown; choose one of [autoencode, consistency, denoise, unmask]" in refused.err
+    choices = "[autoencode, consistency, denoise, mean_flow, unmask]"
+    assert f"objective='consistancy' is unknown; choose one of {choices}" in refused.err

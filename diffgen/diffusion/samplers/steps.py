@@ -46,7 +46,9 @@ class Facts(NamedTuple):
 
 SAMPLERS = Table("sampler", Facts)
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
+Denoise = Callable[..., Tensor]
+"""(x [B, ...], t []) -> x0_hat; of a network that is told how far a step goes a third may be where it ends, []."""
+
 Noise = Callable[[int], Tensor]
 
 PURE_NOISE = 1e8
