@@ -34,6 +34,7 @@ examples:
   diffgen-tune ckpt=RUN sampler=ipndm sampler.steps=6          a time grid for six network calls, kept in the run
   diffgen-sample ckpt=RUN sampler=ipndm sampler.steps=6 sampler.spacing=tuned             and samples by it
   diffgen-tune -m ckpt=RUN sampler=ipndm,deis sampler.steps=5,7
+  diffgen-tune ckpt=RUN task=neon task.tuned=SELF_TRAINED guidance=1     weights away from those trained on own samples
   diffgen-tune ckpt=RUN task=covariance                        keeps the data's mean and covariance for sampler.skip_to
 
 groups:

@@ -6,10 +6,10 @@ from typing import Any
 from diffgen.core.processes import accelerated
 from diffgen.core.registry import build
 from diffgen.core.settings import TuneSettings
-from diffgen.tuning import covariance, grid
+from diffgen.tuning import covariance, grid, neon
 from diffgen.tuning.job import TUNES, Job
 
-__all__ = ["covariance", "grid", "tune"]
+__all__ = ["covariance", "grid", "neon", "tune"]
 
 
 def tune(
