@@ -173,7 +173,10 @@ def test_reflow_without_pairs_is_refused(command: Any, tiny_run: Path) -> None:
 
 def test_nothing_is_judged_by_pairs(command: Any, file: Path, tiny_run: Path) -> None:
     refused = command("eval", f"ckpt={tiny_run}", "dataset=pairs", f"dataset.path={file}", "n=16")
-    assert refused.code == 2 and "dataset=pairs holds what a sampler made: name one of real examples to judge by" in refused.err
+    assert (
+        refused.code == 2
+        and "dataset=pairs holds what a sampler made: name one of real examples to judge by" in refused.err
+    )
 
 
 def test_files_of_others_are_refused(file: Path, tiny_model: Path, tmp_path: Path) -> None:
