@@ -17,12 +17,13 @@ from diffgen.nets import MODELS
 from diffgen.nets.optimizers import OPTIMIZERS
 from diffgen.objectives import OBJECTIVES
 from diffgen.training.loggers import LOGGERS
+from diffgen.tuning.tune import TUNES
 
 TABLES: dict[str, Table] = {
     table.group: table
     for table in (
         *(DATASETS, KINDS, MODELS, OPTIMIZERS, OBJECTIVES, SCHEDULES, PARAMETERIZATIONS, WEIGHTINGS, TIMES),
-        *(SAMPLERS, TASKS, EXTRACTORS, LOGGERS),
+        *(SAMPLERS, TASKS, TUNES, EXTRACTORS, LOGGERS),
     )
 }
 

@@ -43,7 +43,7 @@ ODE: dict[str, dict[str, Any]] = {
     if facts.order and name not in SAME
 }
 NOISY: dict[str, dict[str, Any]] = {
-    **{name: {} for name, facts in SAMPLERS.facts.items() if facts.noise},
+    **{name: {} for name, facts in SAMPLERS.facts.items() if facts.noise and name != "consistency"},  # of another model
     "heun": {"s_churn": 20.0},
     **{"euler": {}, "unipc": {}},  # without noise, to compare
 }

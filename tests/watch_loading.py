@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from diffgen.build import check_sampler, restore
+from diffgen.build import restore
+from diffgen.sampling.walk import check_sampler
 from diffgen.core.errors import CheckpointError
 from diffgen.storage import checkpoint
 

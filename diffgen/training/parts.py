@@ -253,9 +253,9 @@ class Parts:
             "train.eval_every": settings.eval_every,
             "latent.path": config["latent"]["path"],
         }
-        for key in (key for key, value in wanted.items() if value and coupled):
-            told = f"{key}={typed(wanted[key])} is for pictures as they are stored, and these come with their noise"
-            require(False, f"{told} (dataset={config['dataset']['name']}): leave it out")
+        for key in (key for key, value in wanted.items() if value and coupled):  # the first of them
+            told = f"{key}={typed(wanted[key])} is for pictures as they are stored"
+            require(False, f"{told}, and dataset=pairs holds what a sampler made of its noise: leave it out")
 
     def _check_judging(self, config: dict[str, Any], shape: DataShape) -> None:
         unit = self.dataset.kind.unit

@@ -9,7 +9,7 @@ from diffgen.core.settings import TuneSettings
 from diffgen.tuning import covariance, grid, neon
 from diffgen.tuning.job import TUNES, Job
 
-__all__ = ["covariance", "grid", "neon", "tune"]
+__all__ = ["TUNES", "covariance", "grid", "neon", "tune"]
 
 
 def tune(

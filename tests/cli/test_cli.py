@@ -91,7 +91,7 @@ def test_answers_at_once(
 def test_help_names_every_group_choice_and_setting(command: Command) -> None:
     said = command("train", "--help").out
     for group, choices in configs.groups().items():
-        if group not in ("recipe", "task", "extractor"):
+        if group not in ("recipe", "task", "tune", "extractor"):
             assert f"\n  {group} " in said
             assert all(choice in said for choice in choices)
     for key in ("batch_size", "halflife", "warmup", "sigma_data", "run_dir", "exit codes"):
@@ -105,7 +105,7 @@ def test_settings_called_alike_are_not_all_listed(command: Command) -> None:
     assert ".name" not in one_sentence(command("train", "name=x"), 2)
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "eval", "export"])
+@pytest.mark.parametrize("name", ["train", "sample", "eval", "export", "tune"])
 def test_help_names_every_exit_code(command: Command, name: str) -> None:
     said = command(name, "--help").out.partition("exit codes:\n")[2]
     listed = {int(code): meaning for code, meaning in re.findall(r"^  (\d+) +(.+)$", said, re.MULTILINE)}
@@ -125,7 +125,7 @@ def test_the_commands_are_installed_under_their_names() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
         "diffgen-train": "diffgen.cli.train:main", "diffgen-sample": "diffgen.cli.sample:main", "diffgen-eval": "diffgen.cli.eval:main",
-        "diffgen-export": "diffgen.cli.export:main",
+        "diffgen-export": "diffgen.cli.export:main", "diffgen-tune": "diffgen.cli.tune:main",
     }  # fmt: skip
 
 
@@ -157,8 +157,8 @@ WRONG_TRAIN = [
     (["+train.foo=1"], "train.foo is unknown; choose one of ["),
     (["++optimizer.momentum=1"], "optimizer.momentum is unknown; choose one of ["),
     (["~train.images"], "train.images is missing"),
-    (["dataset=cifar"], "dataset='cifar' is unknown; choose one of [arrays, cifar10, digits, fashion_mnist, image_folder, mixture, mnist, moving_digits, moving_mnist, numbers, parquet, points, python_docs, text, text8, video_folder]"),
-    (["method=edn"], "choose one of [bits, ddpm, ddpm_cosine, edm, flow, flow_clips, fsq, masked, mean_flow, vae, vpred] (did you mean 'edm'?)"),
+    (["dataset=cifar"], "dataset='cifar' is unknown; choose one of [arrays, cifar10, digits, fashion_mnist, image_folder, mixture, mnist, moving_digits, moving_mnist, numbers, pairs, parquet, points, python_docs, text, text8, video_folder]"),
+    (["method=edn"], "choose one of [bits, ddpm, ddpm_cosine, ect, edm, flow, flow_clips, fsq, masked, mean_flow, reflow, vae, vpred] (did you mean 'edm'?)"),
     (["model=unet"], "model='unet' is unknown; choose one of [dit_base, dit_large, dit_small, dit_tiny, mlp, unet2d, unet_base, unet_large, unet_latent, unet_small, unet_tiny, vae_f4, vae_f8, vae_tiny, video_small, video_tiny]"),
     (["experiment=fast"], "experiment='fast' is unknown; choose one of [cifar10_ddpm, cifar10_dit, cifar10_edm, cifar10_fast, cifar10_jit, folder256_latent, moving_mnist, quickstart, text8, tutorial]"),
     (["dataset=null"], "dataset='null' is unknown; choose one of ["),

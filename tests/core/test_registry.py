@@ -237,7 +237,7 @@ def combinations() -> list[list[str]]:
     """Each choice of each group, on the data set that is embedded, and each experiment and method by itself."""
     choices = []
     for folder in sorted(
-        p for p in config_dir().iterdir() if p.is_dir() and p.name not in ("recipe", "task", "extractor")
+        p for p in config_dir().iterdir() if p.is_dir() and p.name not in ("recipe", "task", "tune", "extractor")
     ):
         choices += [[f"{folder.name}={p.stem}"] for p in sorted(folder.glob("*.yaml"))]
     return [choice for choice in choices if choice != ["sampler=auto"]]
@@ -301,5 +301,5 @@ def test_data_sets_bring_their_recipes_and_everything_stays_overridable(compose:
 def test_the_defaults_file_names_every_group(compose: Compose) -> None:
     """A new folder of configs must appear in `train.yaml`, or nobody could choose from it."""
     folders = {p.name for p in Path(config_dir()).iterdir() if p.is_dir()}
-    text = "".join((config_dir() / f"{name}.yaml").read_text() for name in ("train", "sample", "eval"))
+    text = "".join((config_dir() / f"{name}.yaml").read_text() for name in ("train", "sample", "eval", "tune"))
     assert all(f"- {folder}:" in text for folder in folders - {"recipe"})

@@ -7,7 +7,6 @@ from cases import CONFIGS, SCHEDULE_NAMES, schedule, singular
 
 from diffgen.core.errors import UsageError
 from diffgen.diffusion.parameterizations import PARAMETERIZATIONS
-from diffgen.diffusion.samplers import SAMPLERS
 
 sys.path.insert(0, str(CONFIGS.parent / "scripts"))
 
@@ -26,7 +25,7 @@ def test_every_pair_converges_or_is_refused(name, target):
         assert script.error(schedule(name), target, "unipc") < script.limit("unipc")
 
 
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("sampler", script.WALKERS)
 def test_every_sampler_converges_through_a_real_denoiser(sampler):
     assert script.error(schedule("rectified_flow"), "flow", sampler) < script.limit(sampler)
 
@@ -40,7 +39,7 @@ def test_the_script_would_notice(monkeypatch):
 def test_the_document_is_of_these_tables():
     text = (CONFIGS.parent / "docs" / "combinations.md").read_text()
     header = next(line for line in text.splitlines() if line.startswith("| schedule"))
-    assert [cell.strip() for cell in header.strip("|").split("|")][2:] == sorted(SAMPLERS)
+    assert [cell.strip() for cell in header.strip("|").split("|")][2:] == script.WALKERS
     for name, target in PAIRS:
         assert f"| {name} | {target} |" in text or f"| {name}* | {target} |" in text
     assert sum(line.startswith("| ") for line in text.splitlines()) == len(PAIRS) + 1

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffgen.build import check_sampler, restore
+from diffgen.build import restore
 from diffgen.core.errors import CheckpointError, EnvironmentFault, UsageError
+from diffgen.sampling.walk import check_sampler
 from diffgen.storage import checkpoint, tensor_file
 
 Config = dict[str, Any]
