@@ -148,15 +148,17 @@ def command(
 ) -> Callable[..., Answer]:
     """`command("train", "dataset=digits")` runs a command in this process from an empty folder; plugins do not stay."""
     from diffgen.cli import eval as evaluation
-    from diffgen.cli import export, sample, train
+    from diffgen.cli import export, sample, train, tune
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
+    programs = {"train": train, "sample": sample, "eval": evaluation, "export": export, "tune": tune}
+
     def run(name: str, *arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", [f"diffgen-{name}", *arguments])
         capsys.readouterr()
-        code = {"train": train, "sample": sample, "eval": evaluation, "export": export}[name].main()
+        code = programs[name].main()
         said = capsys.readouterr()
         return Answer(code, said.out, said.err)
 

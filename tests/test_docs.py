@@ -32,7 +32,7 @@ ELSEWHERE = {"train_unconditional.py", r"logger.csv.delimiter=\t"}
 
 LIBRARIES = {"torch", "nn", "numpy", "hydra", "omegaconf", "safetensors", "accelerate"}
 
-COMMANDS = ("train", "sample", "eval", "export")
+COMMANDS = ("train", "sample", "eval", "export", "tune")
 PROGRAMS = tuple(f"diffgen-{name}" for name in COMMANDS)
 
 
@@ -275,7 +275,9 @@ def test_commands_are_understood(
     from diffgen.exporting import export
     from diffgen.sampling import generate
     from diffgen.training import trainer
+    from diffgen.tuning import tune
 
+    monkeypatch.setattr(tune, "tune", lambda *given: None)
     monkeypatch.setattr(trainer, "train", lambda *given: None)
     monkeypatch.setattr(generate, "generate", lambda *given: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda *given: {})

@@ -35,6 +35,7 @@ SHORT = {
     "sample": ["n=8"],
     "eval": ["n=4"],
     "export": [],
+    "tune": ["tune.n=4"],
 }
 """What makes a command quick, by its name."""
 

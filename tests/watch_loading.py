@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from diffgen.build import restore
-from diffgen.sampling.walk import check_sampler
 from diffgen.core.errors import CheckpointError
+from diffgen.sampling.walk import check_sampler
 from diffgen.storage import checkpoint
 
 ROOM = 256 * 2**20  # bytes that loading may add to the address space; beyond, allocation fails

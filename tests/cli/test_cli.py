@@ -76,6 +76,8 @@ print("CODE", code, "HEAVY", heavy)
             2,
             "choose one of [diffgen, diffusers, onnx, torch] (did you mean 'onnx'?)",
         ),
+        ("tune", ["--help"], 0, "diffgen-tune ckpt=PATH"),
+        ("tune", [], 2, "ckpt is missing"),
         ("sample", ["n=0"], 2, "n=0 must be in [1, 10000000]"),
     ],
 )

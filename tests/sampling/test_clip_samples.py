@@ -347,7 +347,7 @@ REFUSED = {
     "task=img2img task.image=one.png": "'one.png' has 1 frames, and this model's clips have 4",
     "task=infill task.text=a": "task=infill is for text",
     "fps=0": "fps=0.0 must be in [0.1, 240]",
-    "save=[png]": "save='png' is unknown; choose one of [frames, gif, grid, mp4, npz, webp]; this model makes clips",
+    "save=[png]": "save='png' is unknown; choose one of [frames, gif, grid, mp4, npz, pairs, webp]; this model makes clips",
 }
 
 
