@@ -29,11 +29,11 @@ LATE = 1.15
 MOVES = (8, 4, 2, 1)
 """How far a node is moved at once, in nodes of the teacher."""
 
-FROM = 3
-"""Grids from which it goes downhill."""
+FROM = 8
+"""Grids from which it goes downhill: there are many valleys."""
 
-SKIP_FROM, APART = 30.0, 4
-"""Below which level a closed form may end to begin with, and how many nodes of the teacher apart."""
+BEGINS, ENDS = (60.0, 25.0, 14.0, 8.0, 5.0, 3.0), (0.14, 0.1, 0.07)
+"""Levels of sigma/alpha to which a closed form may lead, and of the last call, to begin with."""
 
 PURE = 1e9
 """The level of pure noise in a list of levels."""
@@ -140,14 +140,26 @@ class Search:
     # --- dynamic programming --------------------------------------------------------------------------------------
 
     def _starts(self) -> list[Grid]:
-        """Grids to begin with: the cheapest ways from noise, and from levels to which a closed form leads."""
-        count, costs = self.sampler["steps"], self._costs()
-        ways, longer = cheapest(costs, count), cheapest(costs, count + 1)
-        starts = [Grid(ways.from_node(0), skips=False, analytic=False)]
-        if self.sampling.trained.moments is None:
-            return [*starts, Grid(longer.from_node(0), skips=False, analytic=True)]
-        nodes = [i for i in range(1, NODES - count, APART) if self.paths.levels[i].nsr < SKIP_FROM]
-        return [*starts, *(Grid(ways.from_node(node), skips=True, analytic=False) for node in nodes)]
+        """Grids to begin with: from noise, and from levels to which a closed form leads; the cheapest ways, and even ones.
+
+        Each also with one node more, the first, at which a closed form answers: it costs no call, and samplers that
+        remember have something to remember.
+        """
+        costs, known = self._costs(), self.sampling.trained.moments is not None
+        begins = [0, *map(self._nearest, BEGINS)] if known else [0]
+        grids = []
+        for analytic in (False, True):
+            count = int(self.sampler["steps"]) + analytic
+            ways = cheapest(costs, count)
+            for node in begins:
+                even = [spread_between(node, self._nearest(end), count) for end in ENDS]
+                grids += [Grid(nodes, node > 0, analytic) for nodes in (ways.from_node(node), *even)]
+        return grids
+
+    def _nearest(self, nsr: float) -> int:
+        """The node, after the first, whose sigma/alpha is nearest."""
+        levels = self.paths.levels
+        return min(range(1, len(levels)), key=lambda i: abs(math.log(levels[i].nsr / nsr)))
 
     def _costs(self) -> Tensor:
         """What Euler's step misses from node i to node j > i, or to data, [NODES, NODES + 1]; infinite elsewhere."""
@@ -217,6 +229,12 @@ def cheapest(costs: Tensor, edges: int) -> Ways:
         cost.append(best)
         following.append(node)
     return Ways(cost, following)
+
+
+def spread_between(first: int, last: int, count: int) -> tuple[int, ...]:
+    """`count` nodes from the first to the last, as evenly as whole numbers can be."""
+    step = (last - first) / (count - 1)
+    return tuple(round(first + i * step) for i in range(count))
 
 
 def teacher_times(schedule: Any) -> Tensor:
