@@ -83,7 +83,7 @@ def curve(run: Path, judge: Judge, took: dict[str, Any], before: float) -> list[
     for folder in folders:
         images = int(folder.name)
         began = time.process_time()
-        samples, labels = sample(folder, N, float(checkpoint.load(folder).config["guidance"]), 0)
+        samples, labels, _ = sample(folder, N, float(checkpoint.load(folder).config["guidance"]), 0, None)
         row = {"images": images, "cpu_seconds": round(before + cpu * images / last, 1), **judge.of(samples, labels)}
         rows.append(row | {"sampling_cpu_seconds": round(time.process_time() - began, 1)})
         print(run.name, rows[-1], flush=True)
@@ -141,7 +141,7 @@ def main() -> None:
         "latents": curve(args.runs / "latents", judge, times["latents"], before),
         "pixels": curve(args.runs / "pixels", judge, times["pixels"], 0.0),
     }
-    samples, _ = sample(args.runs / "latents", 100, 1.5, 0)
+    samples, _, _ = sample(args.runs / "latents", 100, 1.5, 0, None)
     save_png(
         grid(to_uint8(torch.from_numpy(samples).float().reshape(-1, 1, 28, 28)), columns=10),
         IMAGES / "latents-mnist.png",
