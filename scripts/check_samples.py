@@ -70,37 +70,48 @@ def median_distance(queries: Array, training: Array) -> float:
     return float(np.median(NearestNeighbors(n_neighbors=1).fit(training).kneighbors(queries)[0]))
 
 
+class Judge:
+    """Real images, and a classifier of them."""
+
+    def __init__(self, data: str, root: str) -> None:
+        """Train it."""
+        self.train, labels = real(data, root, "train", 12_000)
+        self.test, self.test_labels = real(data, root, "test", 2_000)
+        self.features = (lambda x: x) if data == "digits" else PCA(64, random_state=0).fit(self.train).transform
+        self.classifier = SVC(C=10).fit(self.features(self.train), labels)
+        self.held_out = median_distance(self.test, self.train)
+
+    def real(self) -> dict[str, float]:
+        """Figures of held-out images."""
+        return {
+            "accuracy": float(self.classifier.score(self.features(self.test), self.test_labels)),
+            "frechet_train_test": frechet(self.features(self.train), self.features(self.test)),
+        }
+
+    def of(self, ckpt: Path, n: int, guidance: float, seed: int, steps: int | None = None) -> dict[str, float]:
+        """Figures of n samples."""
+        samples, labels, nfe = sample(ckpt, n, guidance, seed, steps)
+        return {
+            "guidance": guidance,
+            **({} if steps is None else {"steps": steps, "nfe": nfe}),
+            "accuracy": float(self.classifier.score(self.features(samples), labels)),
+            "frechet": frechet(self.features(samples), self.features(self.test)),
+            "nearest_neighbour_ratio": median_distance(samples, self.train) / self.held_out,
+        }
+
+
 def judge(args: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
-    train, train_labels = real(args.data, args.root, "train", 12_000)
-    test, test_labels = real(args.data, args.root, "test", 2_000)
-    features = (lambda x: x) if args.data == "digits" else PCA(64, random_state=0).fit(train).transform
-    classifier = SVC(C=10).fit(features(train), train_labels)
-    held_out = median_distance(test, train)
-    saved = checkpoint.load(args.ckpt)
-    rows = []
-    for guidance, steps in itertools.product(args.guidance, args.steps):
-        samples, labels, nfe = sample(args.ckpt, args.n, guidance, args.seed, steps)
-        rows.append(
-            {
-                "guidance": guidance,
-                **({} if steps is None else {"steps": steps, "nfe": nfe}),
-                "accuracy": float(classifier.score(features(samples), labels)),
-                "frechet": frechet(features(samples), features(test)),
-                "nearest_neighbour_ratio": median_distance(samples, train) / held_out,
-            }
-        )
+    by, saved = Judge(args.data, args.root), checkpoint.load(args.ckpt)
+    wanted = itertools.product(args.guidance, args.steps)
     return {
         "data": args.data,
         "images_seen": saved.images,
         "sampler": saved.config["sampler"],
         "n": args.n,
         "seed": args.seed,
-        "real": {
-            "accuracy": float(classifier.score(features(test), test_labels)),
-            "frechet_train_test": frechet(features(train), features(test)),
-        },
-        "samples": rows,
+        "real": by.real(),
+        "samples": [by.of(args.ckpt, args.n, guidance, args.seed, steps) for guidance, steps in wanted],
         "machine": machine(),
         "versions": {"diffgen": __version__, "torch": torch.__version__},
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffgen.core.console import unit_of
 from diffgen.core.errors import require, unknown
+from diffgen.core.paths import setting
 from diffgen.core.randomness import mix
 from diffgen.diffusion.samplers import SAMPLERS
 from diffgen.sampling.drawing import Sampling
@@ -48,7 +49,11 @@ def grid(job: Job, *, n: int) -> None:
     about = {"sampler": name, "steps": len(found["sigmas"]), "n": n, "seed": job.settings.seed, "errors": table}
     about |= {"guidance": sampling.guidance.scale, "images_seen": job.saved.images}
     grid_file.save(out, job.saved.config["schedule"], found, about)
-    _tell(job, table, found, time.monotonic() - started, out)
+    job.reporter.say("\n".join(_told(table, found, job.trained.kind.unit)))
+    job.reporter.say(f"grid: {out} ({time.monotonic() - started:.0f} s)")
+    where = grid_file.KEPT if out == grid_file.place(job.saved.path, name, steps) else str(out)
+    asked = f"sampler={name} sampler.steps={steps} {setting('sampler.spacing', where)}"
+    job.reporter.say(f"next: diffgen-sample {setting('ckpt', str(job.settings.ckpt))} {asked}")
 
 
 def _sampler(job: Job) -> dict[str, Any]:
@@ -92,15 +97,13 @@ def _errors(check: Search, sampler: Mapping[str, Any], found: Mapping[str, Any])
     return {name: round(float(check.error(config).median()), 6) for name, config in configs.items()}
 
 
-def _tell(job: Job, table: Mapping[str, float], found: Mapping[str, Any], seconds: float, out: Path) -> None:
-    say, name, steps = job.reporter.say, found["name"], found["steps"]
-    say(f"distance to the exact solution (RMS of a value, median of {job.trained.kind.unit} not looked at before):")
-    for spacing, error in table.items():
-        say(f"{spacing:>10}  {error:.4f}")
+def _told(table: Mapping[str, float], found: Mapping[str, Any], unit: str) -> list[str]:
+    """The errors, and what was found."""
     first = "noise" if found["skip_to"] is None else f"a start in closed form, down to {found['skip_to']:.3g}"
-    analytic = ", the first call analytic" if found["first_step"] == "analytic" else ""
-    say(f"{steps} steps from {first}{analytic}: sigma/alpha {', '.join(f'{level:.3g}' for level in found['sigmas'])}")
-    say(f"grid: {out} ({seconds:.0f} s)")
-    kept = grid_file.place(job.saved.path, name, steps)
-    where = grid_file.KEPT if out == kept else str(out)
-    say(f"next: diffgen-sample ckpt={job.settings.ckpt} sampler={name} sampler.steps={steps} sampler.spacing={where}")
+    analytic = ", the first call in closed form" if found["first_step"] == "analytic" else ""
+    levels = ", ".join(f"{level:.3g}" for level in found["sigmas"])
+    return [
+        f"distance to the exact solution (RMS of a value, median of {unit} not looked at before):",
+        *(f"{spacing:>10}  {error:.4f}" for spacing, error in table.items()),
+        f"from {first}{analytic}: sigma/alpha {levels}",
+    ]

@@ -140,7 +140,7 @@ class Search:
     # --- dynamic programming --------------------------------------------------------------------------------------
 
     def _starts(self) -> list[Grid]:
-        """Grids to begin with: from noise, and from levels to which a closed form leads; the cheapest ways, and even ones.
+        """Grids to begin with: the cheapest ways and even ones, from noise and from where a closed form leads.
 
         Each also with one node more, the first, at which a closed form answers: it costs no call, and samplers that
         remember have something to remember.

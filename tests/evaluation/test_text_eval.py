@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from diffgen.build import make_splits
 from diffgen.data.numbers import number
 from diffgen.data.splits import Splits
 from diffgen.diffusion.guidance import Guidance
@@ -21,7 +22,7 @@ from diffgen.evaluation import model, text
 from diffgen.evaluation.ngrams import NGrams
 from diffgen.evaluation.text_metrics import divergence, unigram_entropy
 from diffgen.sampling.drawing import Sampling
-from diffgen.sampling.walk import Walk, make_splits
+from diffgen.sampling.walk import Walk
 
 Command = Callable[..., Any]
 Train = Callable[..., Path]

@@ -322,8 +322,8 @@ def test_precisions_take_turns_in_one_process(
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
-METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"bits", "vae", "fsq"})
-"""Not of text, and not of autoencoders, which test_latent_runs.py has."""
+METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"bits", "vae", "fsq", "ect", "reflow"})
+"""Not of text, not of autoencoders, which test_latent_runs.py has, and not those that go on from a run (test_tuning.py)."""
 
 
 @pytest.mark.parametrize("method", METHODS)
