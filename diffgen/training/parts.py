@@ -131,9 +131,7 @@ class Parts:
 
     def _keep_moments(self) -> None:
         """Compute mean and covariance of what is learned from, if they are asked for."""
-        told = (
-            f"train.covariance=true is for Gaussian noise, which objective={self.config['objective']['name']} has not"
-        )
+        told = f"train.covariance=true is for Gaussian noise, and this model {self.objective.makes}: leave it out"
         require(self.objective.path or not self.settings.covariance, told)
         if self.settings.covariance:
             examples = all_x0(self.dataset, mirrored=self.settings.horizontal_flip)

@@ -36,7 +36,8 @@ def grid(job: Job, *, n: int) -> None:
     require(1 <= n <= 4096, f"tune.n={n} must be in [1, 4096]")
     sampler = _sampler(job)
     name, steps = str(sampler["name"]), int(sampler["steps"])
-    out = Path(job.settings.out) if job.settings.out else grid_file.place(job.saved.path, name, steps)
+    kept = grid_file.place(job.saved.path, name, steps)
+    out = Path(job.settings.out) / kept.name if job.settings.out else kept
     job.check_free(out)
     labels = cycle_labels(n, job.trained.shape.num_classes)
     check_guidance(job.settings, labels, job.trained.kind.unit)
@@ -51,7 +52,7 @@ def grid(job: Job, *, n: int) -> None:
     grid_file.save(out, job.saved.config["schedule"], found, about)
     job.reporter.say("\n".join(_told(table, found, job.trained.kind.unit)))
     job.reporter.say(f"grid: {out} ({time.monotonic() - started:.0f} s)")
-    where = grid_file.KEPT if out == grid_file.place(job.saved.path, name, steps) else str(out)
+    where = grid_file.KEPT if out == kept else str(out)
     asked = f"sampler={name} sampler.steps={steps} {setting('sampler.spacing', where)}"
     job.reporter.say(f"next: diffgen-sample {setting('ckpt', str(job.settings.ckpt))} {asked}")
 
@@ -65,7 +66,7 @@ def _sampler(job: Job) -> dict[str, Any]:
     sampler = resolve_sampler(job.sampler, job.saved, job.trained.kind)
     name, steps = sampler.get("name"), sampler.get("steps")
     require(name in SAMPLERS, unknown(f"sampler.name={name!r}", SAMPLERS))
-    still = [row for row, facts in SAMPLERS.facts.items() if facts.order and not facts.noise]
+    still = sorted(row for row, facts in SAMPLERS.facts.items() if facts.order and not facts.noise)
     told = f"sampler={name} does not follow the path of the ODE in steps of a grid: choose one of [{', '.join(still)}]"
     require(name in still and not sampler.get("eta") and not sampler.get("s_churn"), told)
     require(

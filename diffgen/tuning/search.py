@@ -74,7 +74,7 @@ class Grid:
         nodes = list(self.nodes)
         nodes[place] += by
         rises = all(a < b for a, b in zip([-1, *nodes], [*nodes, last + 1], strict=False))
-        free = place > 0 or self.skips  # without a closed form the path begins in noise
+        free = place > 0 or (self.skips and nodes[0] > 0)  # without a closed form the path begins in noise, at node 0
         return replace(self, nodes=tuple(nodes)) if rises and free and nodes[-1] <= last else None
 
 
