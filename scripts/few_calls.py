@@ -1,0 +1,117 @@
+"""What a few network calls give: the best plain sampler and grid, beside grids that diffgen-tune finds.
+
+    python scripts/few_calls.py CKPT --data digits [--root data] [--calls 5 7] [--samplers ipndm dpmpp_2m]
+        --out FILE.json
+
+CKPT keeps the moments of its data (train.covariance=true, or diffgen-tune task=covariance). The distance is the root
+mean square over the values of an image, in [-1, 1], to a very fine solution of the same network from the same noise; of
+the median image, of images that no grid was chosen by. The Frechet distance is that of check_samples.py. Without
+guidance.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark.facts import machine
+from check_samples import Judge, frechet
+
+from diffgen import __version__
+from diffgen.build import restore
+from diffgen.cli.configs import compose_group
+from diffgen.core.files import write_json
+from diffgen.data.images import to_float
+from diffgen.diffusion.guidance import Guidance
+from diffgen.diffusion.samplers import SAMPLERS
+from diffgen.sampling.drawing import Sampling
+from diffgen.sampling.labels import cycle_labels
+from diffgen.storage import checkpoint
+from diffgen.tuning.search import Search
+
+SPACINGS = ("uniform", "quadratic", "karras", "logsnr")
+MANY = 18  # steps of Heun's method: 35 calls
+N = 64  # images that grids are chosen by, and as many others to check by
+SAMPLES = 500
+SAME = ("ddim", "euler")  # first order: never the best
+
+
+def settings(name: str, **changes: Any) -> dict[str, Any]:
+    """A sampler's config, without noise and clipping."""
+    own = compose_group("sampler", name)
+    return {**own, **({"eta": 0.0} if "eta" in own else {}), "clip": False, **changes}
+
+
+class Bench:
+    """A checkpoint, and what is measured of it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.trained = restore(checkpoint.load(args.ckpt))
+        self.judge = Judge(args.data, args.root)
+        self.check = Search(self.sampling(settings("heun")), settings("heun"), self.labels(N), 1)
+
+    def labels(self, n: int) -> list[int]:
+        """Every class in turn."""
+        return cycle_labels(n, self.trained.shape.num_classes)
+
+    def sampling(self, config: dict[str, Any]) -> Sampling:
+        """How to draw."""
+        cpu = torch.device("cpu")
+        return Sampling.from_config(self.trained, config, guidance=Guidance(scale=1.0), seed=0, device=cpu)
+
+    def row(self, config: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """Distance and Frechet distance of a sampler's config."""
+        sampling = self.sampling(config)
+        pixels = torch.cat(list(sampling.examples(list(range(SAMPLES)), self.labels(SAMPLES), 100)))
+        samples = self.judge.features(to_float(pixels).flatten(1).double().numpy())
+        distance = frechet(samples, self.judge.features(self.judge.test))
+        grid = {key: config[key] for key in ("spacing", "sigmas", "skip_to", "first_step")}
+        found = {"sampler": config["name"], "calls": sampling.nfe, "distance": self.distance(config)}
+        return {**found, "frechet": round(distance, 4), **grid, **more}
+
+    def distance(self, config: dict[str, Any]) -> float:
+        """To the fine solution."""
+        return round(float(self.check.error(config).median()), 5)
+
+    def plain(self, calls: int) -> dict[str, Any]:
+        """The nearest of all samplers of the ODE in all spacings, in so many calls."""
+        configs = []
+        for name, facts in SAMPLERS.facts.items():
+            if facts.order and name not in SAME:
+                steps = (calls + 1) // 2 if facts.calls == 2 else calls
+                configs += [settings(name, steps=steps, spacing=spacing) for spacing in SPACINGS]
+        return self.row(min(configs, key=self.distance), grid="plain")
+
+    def tuned(self, name: str, calls: int) -> dict[str, Any]:
+        """By a grid that is found."""
+        began, config = time.process_time(), settings(name, steps=calls)
+        found = Search(self.sampling(config), config, self.labels(N), 0).found()
+        return self.row(found, grid="found", search_cpu_seconds=round(time.process_time() - began, 1))
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ckpt", type=Path)
+    parser.add_argument("--data", choices=["digits", "mnist"], required=True)
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--calls", type=int, nargs="+", default=[5, 7])
+    parser.add_argument("--samplers", nargs="+", default=["ipndm"])
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    saved = checkpoint.load(args.ckpt)
+    about = {key: saved.config[key] for key in ("model", "schedule", "parameterization")}
+    result = {"machine": machine(), "diffgen": __version__, "data": args.data, "checkpoint": about, "rows": []}
+    result |= {"training_images": saved.images, "images": N, "samples": SAMPLES}
+    bench = Bench(args)
+    result["many_calls"] = bench.row(settings("heun", steps=MANY), grid="plain")
+    for calls in args.calls:
+        result["rows"] += [bench.plain(calls), *(bench.tuned(name, calls) for name in args.samplers)]
+        write_json(args.out, result)
+        print(*result["rows"][-1 - len(args.samplers) :], sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
