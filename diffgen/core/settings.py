@@ -299,6 +299,8 @@ class TuneSettings(DrawSettings):
 
     def __post_init__(self) -> None:
         require(bool(self.ckpt), "ckpt is missing: diffgen-tune ckpt=PATH, a checkpoint or a run directory")
+        told = f"compile={str(self.compile).lower()} does not pay for few images of many networks: compile=false"
+        require(self.compile is False, told)
         super().__post_init__()
 
 

@@ -55,7 +55,9 @@ class Moments(NamedTuple):
             x = x0.cpu().double().flatten(1)
             told = f"the covariance of examples of {x.shape[1]} values is too large to keep: at most {LARGEST}"
             require(x.shape[1] <= LARGEST, told)
-            belongs = torch.nn.functional.one_hot(labels.cpu() % (classes + 1), classes + 1).double()  # -1 is the last
+            labels = labels.cpu()
+            labels = torch.where((labels >= 0) & (labels < classes), labels, classes)  # the last row is of no label
+            belongs = torch.nn.functional.one_hot(labels, classes + 1).double()
             counts, sums, products = counts + belongs.sum(0), sums + belongs.T @ x, products + x.T @ x
         means = sums / counts.clamp(min=1)[:, None]
         covariance = products / counts.sum() - (means.T * (counts / counts.sum())) @ means

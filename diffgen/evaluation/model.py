@@ -112,6 +112,9 @@ def untold(trained: Trained, schedule: str) -> dict[str, str]:
         )
     if trained.kind.textual:
         return {"bits": "metrics=bits needs a likelihood of text, and ckpt denoises codes of it, which have none"}
+    if not trained.objective.estimates:
+        told = f"are of E[x0 | x_t], which ckpt does not give: it {trained.objective.makes}"
+        return dict.fromkeys(("bits", "vlb", "denoising"), f"metrics=bits,vlb,denoising {told}")
     if chain_length(trained.denoiser.schedule) is None:
         return {"vlb": f"metrics=vlb is the bound of a chain of steps, and schedule={schedule} of ckpt is continuous"}
     return {}

@@ -40,6 +40,7 @@ class Autoencode:
     codes: ClassVar[bool] = True
     labelled: ClassVar[bool] = False
     spans: ClassVar[bool] = False
+    estimates: ClassVar[bool] = False
     makes: ClassVar[str] = "is an autoencoder"
 
     def __post_init__(self) -> None:

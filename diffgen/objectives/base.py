@@ -81,6 +81,8 @@ class Objective(Protocol):
     """Whether the network is told of labels."""
     spans: ClassVar[bool]
     """Whether the network is told how far a step goes."""
+    estimates: ClassVar[bool]
+    """Whether what the network says of x0 is its mean, given x_t: likelihoods and the ODE are of that."""
     makes: ClassVar[str]
     """What such a model does, for sentences."""
 

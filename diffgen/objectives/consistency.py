@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffgen.core.errors import require
+from diffgen.core.errors import UsageError, require
 from diffgen.core.randomness import drawn_again
 from diffgen.diffusion.denoiser import Denoiser, like
 from diffgen.diffusion.guidance import Guidance, guided
@@ -37,11 +38,22 @@ class Consistency(Denoise):
     b: float
     most: float
 
+    estimates: ClassVar[bool] = False
+    makes: ClassVar[str] = "goes from noise to data at once"
+
     def __post_init__(self) -> None:
         require(self.k >= 0, f"objective.k={self.k:g} must not be negative")
         require(self.b >= 0, f"objective.b={self.b:g} must not be negative")
         require(self.q > 1 + self.k, f"objective.q={self.q:g} must be above 1 + objective.k = {1 + self.k:g}")
         require(self.most > 0, f"objective.most={self.most:g} must be positive")
+
+    def noise_of(self, x0: Tensor, denoiser: Denoiser, t: Tensor, rtol: float) -> Tensor:
+        """There is no ODE to walk backwards.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f"this model {self.makes}, and has no ODE that leads pictures back to noise: task.seeds=[1,2]")
 
     def times(self, t: Tensor, schedule: Schedule) -> Tensor:
         """Any: the level below lies between the entries of a schedule that is a table, too."""

@@ -33,6 +33,7 @@ class Denoise:
     codes: ClassVar[bool] = False
     labelled: ClassVar[bool] = True
     spans: ClassVar[bool] = False
+    estimates: ClassVar[bool] = True
     makes: ClassVar[str] = "removes Gaussian noise"
 
     def suited(self, kind: Any) -> Any:

@@ -39,6 +39,7 @@ class Unmask:
     codes: ClassVar[bool] = False
     labelled: ClassVar[bool] = True
     spans: ClassVar[bool] = False
+    estimates: ClassVar[bool] = False
     makes: ClassVar[str] = "unmasks tokens"
 
     def __post_init__(self) -> None:

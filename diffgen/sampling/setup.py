@@ -26,7 +26,7 @@ from diffgen.sampling.walk import check_sampler
 from diffgen.storage import checkpoint
 from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
-from diffgen.storage.grid_file import with_grid
+from diffgen.storage.grid_file import NO_GRID, names_file, with_grid
 
 WORTH_COMPILING = 2000  # images, below which the compiler takes longer than it saves
 
@@ -77,7 +77,10 @@ def resolve_sampler(config: Config, saved: Checkpoint, kind: Kind) -> dict[str, 
         UsageError: The file cannot be used.
     """
     given = {key: value for key, value in config.items() if value is not None and key != "name"}
-    chosen = {**saved.config["sampler"], **given} if config["name"] == "auto" else dict(config)
+    own = saved.config["sampler"]
+    if names_file(given.get("spacing")):  # which is a whole grid
+        own = {key: NO_GRID.get(key, value) for key, value in own.items()}
+    chosen = {**own, **given} if config["name"] == "auto" else dict(config)
     chosen = with_grid(chosen, saved.path, saved.config["schedule"])
     return {**chosen, "clip": False} if "clip" in chosen and not kind.bounded else chosen
 
@@ -156,7 +159,7 @@ def _check_start(name: str, plan: Plan, sampling: Sampling) -> None:
     walk = sampling.walk
     asked = ["sampler.skip_to"] * walk.skips + ["sampler.first_step=analytic"] * (walk.first_step == "analytic")
     told = f"{' and '.join(asked)} are for new examples from noise, and task={name} begins with others: leave them out"
-    require(plan.new or not asked, told)
+    require((plan.new and plan.then is None) or not asked, told)  # later windows begin with known frames
 
 
 def _check_task(name: str, trained: Trained) -> None:

@@ -1,7 +1,6 @@
 """Time grids that were found for a checkpoint: `<run>/grids/<sampler>-<steps>.json`, plain data."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ MAX_BYTES = 2**20
 KEPT = "tuned"
 """`sampler.spacing=tuned` is the grid that the checkpoint's run keeps for this sampler and number of steps."""
 
-OF_FILE = ("sigmas", "skip_to", "first_step")
-"""Keys of a sampler that a file gives."""
+NO_GRID = {"sigmas": None, "skip_to": None, "first_step": "network"}
+"""Keys of a sampler that a file gives, as they are without one."""
 
 
 def place(ckpt: Path, sampler: str, steps: int) -> Path:
@@ -38,10 +37,10 @@ def save(path: Path, schedule: Mapping[str, Any], grid: Mapping[str, Any], about
     Args:
         path: The file.
         schedule: Config of the schedule whose clock it is for.
-        grid: Values of the keys `OF_FILE`.
+        grid: Values of the keys of `NO_GRID`.
         about: What else there is to say of it.
     """
-    write_json(path, {"format": FORMAT, "schedule": schedule, **{key: grid[key] for key in OF_FILE}, **about})
+    write_json(path, {"format": FORMAT, "schedule": schedule, **{key: grid[key] for key in NO_GRID}, **about})
 
 
 def with_grid(sampler: Mapping[str, Any], ckpt: Path, schedule: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +58,9 @@ def with_grid(sampler: Mapping[str, Any], ckpt: Path, schedule: Mapping[str, Any
     if not names_file(spacing):
         return dict(sampler)
     name, steps = str(sampler.get("name")), sampler.get("steps")
-    path = place(ckpt, name, int(steps or 0)) if spacing == KEPT else Path(str(spacing))
+    if not isinstance(steps, int):
+        raise UsageError(f"sampler.steps={steps} must be a whole number")
+    path = place(ckpt, name, steps) if spacing == KEPT else Path(str(spacing))
     told = f"sampler.spacing={spacing}: {path} is not there; diffgen-tune ckpt=RUN sampler={name} sampler.steps={steps}"
     require(path.is_file(), f"{told} makes it")
     given = [key for key in ("sigmas", "skip_to") if sampler.get(key) is not None]
@@ -70,7 +71,9 @@ def with_grid(sampler: Mapping[str, Any], ckpt: Path, schedule: Mapping[str, Any
         f"sampler.spacing={spacing}: {path} was found for another schedule, {_shown(found['schedule'])}, and ckpt has "
     )
     require(found["schedule"] == dict(schedule), told + _shown(schedule))
-    return {**sampler, **{key: found[key] for key in OF_FILE}, "steps": len(found["sigmas"])}
+    told = f"sampler.spacing={spacing}: the first call of {path} is the network's: leave out sampler.first_step"
+    require(sampler.get("first_step") != "analytic" or found["first_step"] == "analytic", told)
+    return {**sampler, **{key: found[key] for key in NO_GRID}, "steps": len(found["sigmas"])}
 
 
 def _shown(schedule: object) -> str:
@@ -92,6 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
     levels = [*sigmas] if isinstance(sigmas, list) else []
     skip_to = found.get("skip_to") if levels else None
     sound = all(_level(level) for level in levels) and (skip_to is None or _level(skip_to))
+    sound = sound and isinstance(found.get("schedule"), dict) if levels else False
     if not (levels and sound and found.get("first_step") in ("network", "analytic")):
         raise UsageError(f"{path} is no grid that diffgen-tune wrote")
     return {
@@ -102,4 +106,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _level(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e100

@@ -110,7 +110,7 @@ class Parts:
         self._build_steps()
         self._check_numbers()
         self.data_moments: Tensors = {}
-        on_main(accelerator, self._keep_moments)
+        self._keep_moments()
         self.sampling = Sampling.from_config(
             make_trained(self.config, self.averaged, self.dataset.kind, self.data_moments),
             config["sampler"],

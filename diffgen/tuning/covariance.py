@@ -17,13 +17,14 @@ def covariance(job: Job) -> None:
     told = "task=covariance looks at pictures, and ckpt was trained on latents: train with train.covariance=true"
     require(not isinstance(kind, Latents), told)
     out, train = job.place("covariance"), job.splits().train
-    run = checkpoint.run_config(saved.path) or {}
-    mirrored = run.get("train", {}).get("horizontal_flip") is True
+    of_run = (checkpoint.run_config(saved.path) or {}).get("train")
+    mirrored = isinstance(of_run, dict) and of_run.get("horizontal_flip") is True
+    unknown = "" if of_run else " (whether their mirror images were seen is not known outside of a run)"
     job.reporter.header(
         f"diffgen-tune: {saved.path}",
         {
             "task": "covariance",
-            "examples": f"{len(train):,} {kind.unit}{' and their mirror images' if mirrored else ''}",
+            "examples": f"{len(train):,} {kind.unit}{' and their mirror images' if mirrored else unknown}",
         },
     )
     shape = data_shape(saved.config)

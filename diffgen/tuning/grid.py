@@ -1,5 +1,6 @@
 """A time grid for few network calls, and a table of what it is worth."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ from diffgen.storage import grid_file
 from diffgen.tuning.job import TUNES, Job
 from diffgen.tuning.search import Search
 
+MAX_SEEN = 2**20
+"""Values of all images whose paths are kept, of each some kilobytes."""
+
 MOST = 32
 """Steps; with more the plain spacings are as good."""
 
@@ -33,7 +37,8 @@ def grid(job: Job, *, n: int) -> None:
         job: With the sampler and its steps.
         n: Images to look at.
     """
-    require(1 <= n <= 4096, f"tune.n={n} must be in [1, 4096]")
+    most = max(MAX_SEEN // math.prod(job.trained.shape.size), 1)
+    require(1 <= n <= most, f"tune.n={n} must be in [1, {most}]: the paths of all images are kept")
     sampler = _sampler(job)
     name, steps = str(sampler["name"]), int(sampler["steps"])
     kept = grid_file.place(job.saved.path, name, steps)
@@ -44,9 +49,10 @@ def grid(job: Job, *, n: int) -> None:
     sampling = make_sampling(job.settings.sampling(n), sampler, job.saved, job.trained, job.accelerator.device)
     _header(job, sampling, name, n)
     started = time.monotonic()
-    found = Search(sampling, sampler, labels, job.settings.seed).found()
-    check = Search(sampling, sampler, labels, mix(job.settings.seed, "grid", 1))
-    table = _errors(check, sampler, found)
+    with job.accelerator.autocast():
+        found = Search(sampling, sampler, labels, job.settings.seed).found()
+        check = Search(sampling, sampler, labels, mix(job.settings.seed, "grid", 1))
+        table = _errors(check, sampler, found)
     about = {"sampler": name, "steps": len(found["sigmas"]), "n": n, "seed": job.settings.seed, "errors": table}
     about |= {"guidance": sampling.guidance.scale, "images_seen": job.saved.images}
     grid_file.save(out, job.saved.config["schedule"], found, about)
@@ -63,7 +69,13 @@ def _sampler(job: Job) -> dict[str, Any]:
     Raises:
         UsageError: It is one without a grid to find.
     """
+    told = f"task=grid follows the ODE of E[x0 | x_t], and this model {job.trained.objective.makes}"
+    require(job.trained.objective.estimates, told)
     sampler = resolve_sampler(job.sampler, job.saved, job.trained.kind)
+    given = [key for key in ("sigmas", "skip_to") if job.sampler.get(key) is not None]
+    told = f"{' and '.join(f'sampler.{key}' for key in given)} are what task=grid finds: leave them out"
+    require(not given, told)
+    sampler |= grid_file.NO_GRID
     name, steps = sampler.get("name"), sampler.get("steps")
     require(name in SAMPLERS, unknown(f"sampler.name={name!r}", SAMPLERS))
     still = sorted(row for row, facts in SAMPLERS.facts.items() if facts.order and not facts.noise)
@@ -72,9 +84,6 @@ def _sampler(job: Job) -> dict[str, Any]:
     require(
         isinstance(steps, int) and 2 <= steps <= MOST, f"sampler.steps={steps} must be in [2, {MOST}] for task=grid"
     )
-    given = [key for key in ("sigmas", "skip_to") if sampler.get(key) is not None]
-    told = f"{' and '.join(f'sampler.{key}' for key in given)} are what task=grid finds: leave them out"
-    require(not given, told)
     return sampler
 
 

@@ -12,8 +12,9 @@ from diffgen.core.console import Reporter
 from diffgen.core.errors import UsageError, require
 from diffgen.core.registry import Table
 from diffgen.core.settings import TuneSettings
+from diffgen.data.latents import Latents
 from diffgen.data.splits import Splits
-from diffgen.evaluation.comparing import opened
+from diffgen.evaluation.comparing import opened, told_by_classes
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
@@ -71,13 +72,22 @@ class Job:
         return cls(settings, sampler, extractor, dataset, accelerator, Reporter(speaks=True), saved, trained)
 
     def splits(self) -> Splits:
-        """The data that the checkpoint was trained on.
+        """The data that the checkpoint was trained on, told by its classes.
 
         Raises:
             DataError: They cannot be read.
+            UsageError: They are others.
         """
         config, moved = self.dataset
         splits, _, _ = opened(self.saved, config, moved, self.accelerator)
+        name = str(config["name"])
+        if (known := self.trained.objective.suited(splits.train.kind)) != splits.train.kind:
+            splits = splits.known_as(known)
+        made, has = tuple(self.trained.shape.size), tuple(splits.train.shape.size)
+        alike = type(known) is type(self.trained.kind) and made == has
+        told = f"ckpt makes {self.trained.kind.unit} of {made}, and dataset={name} has {known.unit} of {has}"
+        require(alike or isinstance(self.trained.kind, Latents), told)
+        splits, _ = told_by_classes(self.trained, splits, name)
         return splits
 
     def place(self, name: str) -> Path:
@@ -89,7 +99,11 @@ class Job:
         folders = self.saved.path.resolve().parents
         inside = len(folders) > 2 and folders[1].name == "checkpoints"
         out = Path(self.settings.out or (folders[2] if inside else folders[0]) / name)
-        self.check_free(out)
+        others = [path.name for path in out.iterdir() if path.name != "model.safetensors"] if out.is_dir() else []
+        told = f"out={out} holds more than a model ({', '.join(sorted(others)[:3])}): choose a folder of its own"
+        require(not others, told)  # the folder is replaced as a whole
+        if not out.is_dir() or any(out.iterdir()):
+            self.check_free(out)
         return out
 
     def check_free(self, path: Path) -> None:

@@ -46,19 +46,20 @@ def neon(job: Job, *, tuned: str | None, scales: tuple[float, ...], n: int) -> N
     told = "task=neon compares pictures, and this model makes"
     require(job.trained.kind.judged and not isinstance(job.trained.kind, Latents), f"{told} {job.trained.kind.unit}")
     worse, out = _tuned(job, tuned), job.place("neon")
+    ours = {name: weight.clone() for name, weight in job.saved.weights.items()}  # the network holds those themselves
     judge = Judge(job, n)
     job.reporter.header(f"diffgen-tune: {job.saved.path}", {"task": f"neon, away from {worse.path}", **judge.facts()})
     seeds = {False: mix(job.settings.seed, "neon", 0), True: job.settings.seed}
     found = {}
     for scale in (0.0, *sorted(scales)):
-        found[scale] = judge.distance(extrapolated(job.saved.weights, worse.weights, scale), seeds[False])
+        found[scale] = judge.distance(extrapolated(ours, worse.weights, scale), seeds[False])
         job.reporter.say(f"w = {scale:<5g} Frechet distance {found[scale]:.4g}")
     best = min(found, key=lambda scale: found[scale])
     if best == 0:
         job.reporter.say("no scale is better than the checkpoint itself: nothing is written")
         return
-    weights = extrapolated(job.saved.weights, worse.weights, best)
-    before, after = (judge.distance(which, seeds[True]) for which in (job.saved.weights, weights))
+    weights = extrapolated(ours, worse.weights, best)
+    before, after = (judge.distance(which, seeds[True]) for which in (ours, weights))
     job.reporter.say(f"by other seeds: {before:.4g} before, {after:.4g} with w = {best:g}")
     config = {**job.saved.config, "neon": {"scale": best, "images": worse.images}}
     inherit(config, [*lineage(job.saved.config), *lineage(worse.config)])
@@ -88,15 +89,21 @@ def _tuned(job: Job, tuned: str | None) -> Checkpoint:
     how = "diffgen-sample 'save=[npz]', then diffgen-train dataset=arrays train.init=RUN"
     require(tuned is not None, f"tune.tuned is missing: a run that was trained on samples of ckpt ({how})")
     worse = checkpoint.load(Path(str(tuned)), "tune.tuned")
-    ours, theirs = (
-        {part: saved.config.get(part) for part in MODEL_SIDE if part != "data"} for saved in (job.saved, worse)
-    )
+    ours, theirs = map(_meaning, (job.saved.config, worse.config))
     differ = [part for part in ours if ours[part] != theirs[part]]
     told = f"tune.tuned={tuned!r} is not a tuned ckpt: it has another {', '.join(differ)}"
     require(not differ, told)
     shapes = [{name: weight.shape for name, weight in saved.weights.items()} for saved in (job.saved, worse)]
     require(shapes[0] == shapes[1], f"tune.tuned={tuned!r} is not a tuned ckpt: its weights have other shapes")
     return worse
+
+
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides what weights mean; pictures that were read otherwise, or whose classes have no names, are alike."""
+    data = config["data"]
+    classes = data.get("classes") or [str(number) for number in range(data.get("num_classes", 0))]
+    told = {"kind": data["kind"]["name"], "size": data["size"], "classes": classes}
+    return {**{part: config.get(part) for part in MODEL_SIDE if part != "data"}, **told}
 
 
 class Judge:
@@ -132,7 +139,8 @@ class Judge:
         network = self.sampling.denoiser.model
         network.load_state_dict({name: weight.to(self.sampling.device) for name, weight in weights.items()})
         sampling = replace(self.sampling, seed=seed)
-        batch = batch_size(sampling.trained.shape, sampling.device)
+        given = self.job.settings.batch_size
+        batch = given if isinstance(given, int) else batch_size(sampling.trained.shape, sampling.device)
         with self.job.reporter.progress(len(self.labels), 0) as line:
             drawn = draw_share(
                 sampling, self.labels, self.network, self.job.accelerator, batch, lambda done: line.update(done, "img")

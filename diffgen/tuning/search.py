@@ -9,6 +9,7 @@ while the samples of the sampler itself come nearer to the teacher's.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -148,13 +149,14 @@ class Search:
         costs, known = self._costs(), self.sampling.trained.moments is not None
         begins = [0, *map(self._nearest, BEGINS)] if known else [0]
         grids = []
-        for analytic in (False, True):
+        free = SAMPLERS.facts[self.sampler["name"]].calls == 1  # else the same step asks the network, too
+        for analytic in (False, True) if free else (False,):
             count = int(self.sampler["steps"]) + analytic
             ways = cheapest(costs, count)
             for node in begins:
                 even = [spread_between(node, self._nearest(end), count) for end in ENDS]
                 grids += [Grid(nodes, node > 0, analytic) for nodes in (ways.from_node(node), *even)]
-        return grids
+        return [grid for grid in grids if all(a < b for a, b in pairwise(grid.nodes))]
 
     def _nearest(self, nsr: float) -> int:
         """The node, after the first, whose sigma/alpha is nearest."""

@@ -107,7 +107,7 @@ WRONG = {
     "sampler=ipndm sampler.steps=50": "sampler.steps=50 must be in [2, 32]",
     "sampler=ipndm sampler.steps=1": "sampler.steps=1 must be in [2, 32]",
     "sampler=ipndm sampler.steps=3 sampler.skip_to=5": "sampler.skip_to are what task=grid finds",
-    "sampler=ipndm sampler.steps=3 tune.n=0": "tune.n=0 must be in [1, 4096]",
+    "sampler=ipndm sampler.steps=3 tune.n=0": "tune.n=0 must be in [1, 16384]",
     "task=gird": "choose one of [covariance, grid, neon]",
 }
 
@@ -132,6 +132,10 @@ BROKEN = {
     "text": json.dumps({**SOUND, "sigmas": ["5", "1"]}),
     "not finite": json.dumps({**SOUND, "sigmas": [math.inf, 1.0]}),
     "negative": json.dumps({**SOUND, "sigmas": [5.0, -1.0]}),
+    "no schedule": json.dumps({key: value for key, value in SOUND.items() if key != "schedule"}),
+    "a huge number": '{"format": 1, "schedule": {}, "sigmas": [1'
+    + "0" * 400
+    + ', 1], "skip_to": null, "first_step": "network"}',
     "a word": json.dumps({**SOUND, "first_step": "mine"}),
     "a list": "[1]",
     "deep": "[" * 100_000,

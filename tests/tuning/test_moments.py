@@ -13,7 +13,7 @@ from diffgen.core.errors import CheckpointError
 from diffgen.core.registry import build
 from diffgen.data import DATASETS
 from diffgen.storage import checkpoint
-from diffgen.tuning.neon import extrapolated
+from diffgen.tuning.neon import Judge, extrapolated
 
 Command = Callable[..., Any]
 Fit = Callable[..., Path]
@@ -107,24 +107,37 @@ def test_weights_are_led_away_from_the_tuned_ones() -> None:
     assert torch.equal(extrapolated(ours, theirs, 0.0)["a"], ours["a"])
 
 
+@pytest.mark.parametrize("better", [True, False])
 def test_neon_tries_scales_and_writes_the_best_or_nothing(
-    command: Command, fit: Fit, kept: Path, tmp_path: Path
+    command: Command, fit: Fit, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool
 ) -> None:
     tuned = fit(tmp_path / "tuned", "train.images=64", f"train.init={kept}", "optimizer.lr=0.1")
+    measure, told = Judge.distance, []
+
+    def distance(self: Judge, weights: Any, seed: int) -> float:
+        told.append(measure(self, weights, seed))
+        return -len(told) if better else len(told)
+
+    monkeypatch.setattr(Judge, "distance", distance)
     asked = ("tune", f"ckpt={kept}", "task=neon", f"task.tuned={tuned}", "task.n=64", "guidance=1", "extractor=pixels")
-    few = ("sampler=euler", "sampler.steps=2", "out=away", "task.scales=[0.01,1.0]")
-    done = command(*asked, *few)
+    done = command(*asked, "sampler=euler", "sampler.steps=2", "out=away", "task.scales=[0.5,1.0]")
     assert done.code == 0, done.err
     assert done.out.count("Frechet distance") == 3
-    if "nothing is written" in done.out:
-        assert not Path("away").exists()
-        return
-    saved = checkpoint.load(Path("away"))
-    scale = saved.config["neon"]["scale"]
-    wanted = extrapolated(checkpoint.load(kept).weights, checkpoint.load(tuned).weights, scale)
-    assert all(torch.equal(weight, saved.weights[name]) for name, weight in wanted.items())
-    assert math.isfinite(scale)
-    assert saved.moments.keys() == checkpoint.load(kept).moments.keys()
+    assert all(map(math.isfinite, told))
+    assert Path("away").exists() == better
+    if better:  # the last scale, of the weights as they were
+        saved = checkpoint.load(Path("away"))
+        assert saved.config["neon"]["scale"] == 1.0
+        wanted = extrapolated(checkpoint.load(kept).weights, checkpoint.load(tuned).weights, 1.0)
+        assert all(torch.equal(weight, saved.weights[name]) for name, weight in wanted.items())
+        assert saved.moments.keys() == checkpoint.load(kept).moments.keys()
+
+
+def test_a_folder_that_holds_more_than_a_model_is_never_replaced(command: Command, kept: Path) -> None:
+    refused = command("tune", f"ckpt={kept}", "task=covariance", f"out={kept}", "overwrite=true")
+    assert refused.code == 2
+    assert "holds more than a model" in refused.err
+    assert list(kept.glob("checkpoints/*/model.safetensors"))
 
 
 WRONG = {
