@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffgen.core.processes import accelerated
-from diffgen.core.registry import build
+from diffgen.core.registry import bind
 from diffgen.core.settings import TuneSettings
 from diffgen.tuning import covariance, grid, neon
 from diffgen.tuning.job import TUNES, Job
@@ -32,4 +32,4 @@ def tune(
         DiffgenError: Something cannot be used.
     """
     with accelerated(settings.precision) as accelerator:
-        build(TUNES, task, Job.of(settings, sampler, extractor, dataset, accelerator))
+        bind(TUNES, task)(Job.of(settings, sampler, extractor, dataset, accelerator))
