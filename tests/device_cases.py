@@ -54,8 +54,8 @@ LEVELS: dict[str, tuple[str, ...]] = {"vae": (), "fsq": ("model.levels=[5,4]",)}
 SETTLED = 2
 """Steps after which a run has all its tables on the device."""
 
-METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"bits", "vae", "fsq"})
-"""Not of text, and not of autoencoders."""
+METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"bits", "vae", "fsq", "reflow"})
+"""Not of text, not of autoencoders, and not of pairs that a sampler made."""
 FACTS = dict(sorted(TABLE.facts.items()))
 SAMPLERS = list(FACTS)
 

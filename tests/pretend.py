@@ -247,6 +247,8 @@ ANSWERS: dict[str, Any] = {
     "max_memory_allocated": 0,
     "set_device": None,
     "manual_seed_all": None,
+    "get_rng_state": None,  # what is drawn comes from the CPU's, which is kept apart
+    "set_rng_state": None,
     "empty_cache": None,
     "is_current_stream_capturing": False,
     "_lazy_init": None,

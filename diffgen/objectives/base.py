@@ -46,11 +46,7 @@ class Batch(NamedTuple):
 
     def part(self, start: int, stop: int) -> "Batch":
         """Examples start .. stop - 1."""
-        return self.of(slice(start, stop))
-
-    def of(self, which: slice | Tensor) -> "Batch":
-        """Some of the examples, by a slice or a mask bool [B]."""
-        return Batch(*(None if values is None else values[which] for values in self))  # type: ignore[arg-type]
+        return Batch(*(None if values is None else values[start:stop] for values in self))  # type: ignore[arg-type]
 
 
 class Trial(NamedTuple):

@@ -85,22 +85,18 @@ class MeanFlow(Denoise):
         x0, z, t, at = batch.x0, batch.z, batch.t, denoiser.coefficients(batch.t)
         x = like(at.alpha, x0) * x0 + like(at.sigma, x0) * z
         velocity = like(at.a, x0) * x0 + like(at.b, x0) * z
-        apart, r = self.starts(batch)
+        r = self.starts(batch)
         u = knowing(denoiser, batch).predict(x, t, batch.label, batch.augment, None, r)
-        gain = torch.zeros_like(u)
-        if bool(apart.any()):
-            slope = self.slope(denoiser, x[apart], velocity[apart], r[apart], batch.of(apart))
-            gain[apart] = like(t - r, x0)[apart] * slope.to(u)
-        difference = u + gain - velocity
+        slope = self.slope(denoiser, x, velocity, r, batch)  # of all: to pick some, a GPU would have to wait
+        difference = u + like(t - r, x0) * slope.to(u) - velocity
         error = self.error(difference) if batch.known is None else self.error_of_unknown(difference, batch.known)
         return self.concave(error)
 
-    def starts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Which examples have r < t, bool [B], and r, [B]: uniform in [0, t] by what is left of the coin."""
+    def starts(self, batch: Batch) -> Tensor:
+        """r, [B]: of a share of the examples uniform in [0, t] by what is left of the coin, else t."""
         assert batch.coin is not None
         share = batch.coin.to(batch.t) / self.apart
-        apart = share < 1
-        return apart, torch.where(apart, share * batch.t, batch.t)
+        return torch.where(share < 1, share * batch.t, batch.t)
 
     @torch.no_grad()
     def slope(self, denoiser: Denoiser, x: Tensor, velocity: Tensor, r: Tensor, batch: Batch) -> Tensor:

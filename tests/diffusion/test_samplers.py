@@ -397,8 +397,11 @@ def test_inner_nodes_are_those_of_a_step_more_without_the_last(schedule_name):
         assert inner[-2] > s.t_min
 
 
+GRID_KEYS = ("steps", "spacing", "rho", "sigma_max", "sigmas", "skip_to")
+
+
 def test_two_steps_of_its_yaml_stop_near_the_published_level():
     """0.821 for CIFAR-10 (Geng et al. 2024)."""
     own = config("sampler", "consistency")
-    ts = time_grid(schedule("ve"), **{key: own[key] for key in ("steps", "spacing", "rho", "sigma_max", "sigmas")})
+    ts = time_grid(schedule("ve"), **{key: own[key] for key in GRID_KEYS})
     assert ts.tolist() == pytest.approx([80.0, 0.8007, 0.0], abs=1e-3)
