@@ -33,6 +33,7 @@ from diffgen.sampling.labels import choose_labels
 from diffgen.storage import checkpoint
 from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
+from diffgen.storage.run_directory import run_of
 from diffgen.training.loggers import Figures
 from diffgen.training.trainer import train_until
 
@@ -128,8 +129,7 @@ class Run:
         self._saved, self._trained, self.device = saved, restore(saved), device
         self._defaults = sample.check(compose.sample_config({}))
         self.path, self.images, self.config = saved.path, saved.images, saved.config
-        folders = self.path.resolve().parents
-        self.dir = folders[2] if len(folders) > 2 and folders[1].name == "checkpoints" else None
+        self.dir = run_of(self.path)
         self.classes, self.shape = self._trained.classes, tuple(self._trained.shape.size)
         self.kind: str = saved.config["data"]["kind"]["name"]
         self.schedule = self._trained.denoiser.schedule

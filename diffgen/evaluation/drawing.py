@@ -11,6 +11,7 @@ from torch import Tensor
 from diffgen.core.console import ProgressLine, Reporter, clock, count
 from diffgen.core.eval_settings import EvalSettings
 from diffgen.core.processes import share_of
+from diffgen.core.settings import DrawSettings
 from diffgen.sampling.drawing import Sampling, batch_size
 
 T = TypeVar("T")
@@ -73,7 +74,7 @@ def examples(
     return torch.cat(parts)
 
 
-def batch_of(settings: EvalSettings, sampling: Sampling) -> int:
+def batch_of(settings: DrawSettings, sampling: Sampling) -> int:
     """How many to draw at once on each process."""
     given = settings.batch_size
     return given if isinstance(given, int) else batch_size(sampling.trained.shape, sampling.device)

@@ -41,6 +41,7 @@ from diffgen.sampling.words import shown, shown_average, shown_guidance
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
+from diffgen.storage.run_directory import run_of
 
 TRAINED_ON = {
     "classifier": ", trained on labels",
@@ -185,9 +186,8 @@ def _out(settings: EvalSettings, saved: Checkpoint | None) -> Path:
     """`<run>/eval` for a checkpoint inside a run directory, else outputs/eval."""
     if settings.out:
         return Path(settings.out)
-    folders = saved.path.resolve().parents if saved else ()
-    inside = len(folders) > 2 and folders[1].name == "checkpoints"
-    return folders[2] / "eval" if inside else Path("outputs") / "eval"
+    run = run_of(saved.path) if saved else None
+    return (run or Path("outputs")) / "eval"
 
 
 def _extractor(

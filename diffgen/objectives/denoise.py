@@ -69,13 +69,12 @@ class Denoise:
             see it.
         """
         x0, z, at = batch.x0, batch.z, denoiser.coefficients(batch.t)
-        denoiser = denoiser if batch.known is None else denoiser.knowing(told(x0, batch.known))
+        denoiser = knowing(denoiser, batch)
         x = like(at.alpha, x0) * x0 + like(at.sigma, x0) * z
         target = like(at.a, x0) * x0 + like(at.b, x0) * z
         estimate = self.estimate(denoiser, x, batch) if denoiser.self_condition else None
         difference = denoiser.predict(x, batch.t, batch.label, batch.augment, estimate) - target
-        error = self.error(difference) if batch.known is None else self.error_of_unknown(difference, batch.known)
-        return weighted(weighting, at, error)
+        return weighted(weighting, at, self.error_in(difference, batch))
 
     @torch.no_grad()
     def estimate(self, denoiser: Denoiser, x: Tensor, batch: Batch) -> Tensor:
@@ -87,6 +86,10 @@ class Denoise:
     def error(self, difference: Tensor) -> Tensor:
         """Size of an error in F, [B, ...] -> [B]: the mean square over its values."""
         return difference.square().flatten(1).mean(1)
+
+    def error_in(self, difference: Tensor, batch: Batch) -> Tensor:
+        """The same, of what a batch does not know."""
+        return self.error(difference) if batch.known is None else self.error_of_unknown(difference, batch.known)
 
     def error_of_unknown(self, difference: Tensor, known: Tensor) -> Tensor:
         """The same of what a network is not told of: what it is told needs no learning.
@@ -151,6 +154,11 @@ def judges_parts(objective: object) -> bool:
     if not issubclass(own, Denoise):
         return False
     return own.error is Denoise.error or own.error_of_unknown is not Denoise.error_of_unknown
+
+
+def knowing(denoiser: Denoiser, batch: Batch) -> Denoiser:
+    """The denoiser, told what a batch knows of x0."""
+    return denoiser if batch.known is None else denoiser.knowing(told(batch.x0, batch.known))
 
 
 def weighted(weighting: Weighting, at: Coefficients, error: Tensor) -> Tensor:

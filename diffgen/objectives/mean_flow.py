@@ -13,12 +13,11 @@ from diffgen.core.errors import UsageError, first_line, out_of_memory, require
 from diffgen.core.randomness import drawn_again
 from diffgen.core.registry import Table
 from diffgen.diffusion.denoiser import Denoiser, like
-from diffgen.diffusion.knowing import told
 from diffgen.diffusion.samplers import SAMPLERS
 from diffgen.diffusion.samplers.mean_flow import JUMPERS
 from diffgen.diffusion.weightings import Weighting, unit
 from diffgen.objectives.base import OBJECTIVES, Batch
-from diffgen.objectives.denoise import Denoise
+from diffgen.objectives.denoise import Denoise, knowing
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(x [B, *size], t [B]) -> a velocity like x."""
@@ -89,8 +88,7 @@ class MeanFlow(Denoise):
         u = knowing(denoiser, batch).predict(x, t, batch.label, batch.augment, None, r)
         slope = self.slope(denoiser, x, velocity, r, batch)  # of all: to pick some, a GPU would have to wait
         difference = u + like(t - r, x0) * slope.to(u) - velocity
-        error = self.error(difference) if batch.known is None else self.error_of_unknown(difference, batch.known)
-        return self.concave(error)
+        return self.concave(self.error_in(difference, batch))
 
     def starts(self, batch: Batch) -> Tensor:
         """r, [B]: of a share of the examples uniform in [0, t] by what is left of the coin, else t."""
@@ -125,11 +123,6 @@ class MeanFlow(Denoise):
         if rest == 0:
             return torch.log1p(error / c)
         return ((error + c) ** rest - c**rest) / rest
-
-
-def knowing(denoiser: Denoiser, batch: Batch) -> Denoiser:
-    """The denoiser, told what a batch knows of x0."""
-    return denoiser if batch.known is None else denoiser.knowing(told(batch.x0, batch.known))
 
 
 def forward(u: Velocity, x: Tensor, t: Tensor, velocity: Tensor) -> Tensor:

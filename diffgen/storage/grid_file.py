@@ -7,6 +7,7 @@ from typing import Any
 
 from diffgen.core.errors import UsageError, require
 from diffgen.core.files import write_json
+from diffgen.storage.run_directory import run_of
 from diffgen.storage.tensor_file import size_of, unique_keys
 
 FORMAT = 1
@@ -21,9 +22,7 @@ NO_GRID = {"sigmas": None, "skip_to": None, "first_step": "network"}
 
 def place(ckpt: Path, sampler: str, steps: int) -> Path:
     """Where the run that a checkpoint lies in keeps a grid; beside a checkpoint that stands alone."""
-    folders = ckpt.resolve().parents
-    inside = len(folders) > 2 and folders[1].name == "checkpoints"
-    return (folders[2] if inside else folders[0]) / "grids" / f"{sampler}-{steps}.json"
+    return (run_of(ckpt) or ckpt.resolve().parent) / "grids" / f"{sampler}-{steps}.json"
 
 
 def names_file(spacing: object) -> bool:

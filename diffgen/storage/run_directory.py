@@ -32,6 +32,12 @@ OUR_MARKS = (".lock", MARK)
 """Files of a run that was killed before it had written anything."""
 
 
+def run_of(model: Path) -> Path | None:
+    """The run directory of `<run>/checkpoints/<images>/model.safetensors`; None of a model that lies elsewhere."""
+    folders = model.resolve().parents
+    return folders[2] if len(folders) > 2 and folders[1].name == "checkpoints" else None
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a run writes, and what it goes on from.

@@ -18,6 +18,7 @@ from diffgen.evaluation.comparing import opened, told_by_classes
 from diffgen.storage import checkpoint, posthoc
 from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
+from diffgen.storage.run_directory import run_of
 
 TUNES = Table("tune")
 """Rows are called as row(job, **settings)."""
@@ -96,9 +97,8 @@ class Job:
         Raises:
             UsageError: Something is there already.
         """
-        folders = self.saved.path.resolve().parents
-        inside = len(folders) > 2 and folders[1].name == "checkpoints"
-        out = Path(self.settings.out or (folders[2] if inside else folders[0]) / name)
+        path = self.saved.path
+        out = Path(self.settings.out or (run_of(path) or path.resolve().parent) / name)
         others = [path.name for path in out.iterdir() if path.name != "model.safetensors"] if out.is_dir() else []
         told = f"out={out} holds more than a model ({', '.join(sorted(others)[:3])}): choose a folder of its own"
         require(not others, told)  # the folder is replaced as a whole

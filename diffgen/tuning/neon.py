@@ -14,12 +14,13 @@ from diffgen.core.files import cache_folder
 from diffgen.core.randomness import mix
 from diffgen.core.settings import FEWEST
 from diffgen.data.latents import Latents
-from diffgen.evaluation.extractors import Extractor, shared_extractor
+from diffgen.evaluation.drawing import batch_of
+from diffgen.evaluation.extractors import shared_extractor
 from diffgen.evaluation.held_out import inherit, lineage
 from diffgen.evaluation.reference import Reference
 from diffgen.evaluation.samples import draw_share
 from diffgen.evaluation.statistics import Moments, frechet_distance
-from diffgen.sampling.drawing import Sampling, batch_size
+from diffgen.sampling.drawing import Sampling
 from diffgen.sampling.labels import cycle_labels
 from diffgen.sampling.setup import make_sampling, resolve_sampler
 from diffgen.sampling.words import shown, shown_guidance
@@ -113,17 +114,13 @@ class Judge:
         splits = job.splits()
         name = str(job.dataset[0]["name"])
         cache = (Path(job.settings.cache) if job.settings.cache else cache_folder() / "eval") / name
-        self.job, self.network = job, self._extractor(job, splits, cache)
+        self.job, self.network = job, shared_extractor(job.extractor, splits, cache, job.accelerator)
         self.real = Moments.of(Reference(splits, self.network, cache).train).gaussian()
         self.config = resolve_sampler(job.sampler, job.saved, job.trained.kind)
         self.sampling: Sampling = make_sampling(
             job.settings.sampling(n), self.config, job.saved, job.trained, job.accelerator.device
         )
         self.labels = cycle_labels(n, job.trained.shape.num_classes)
-
-    @staticmethod
-    def _extractor(job: Job, splits: Any, cache: Path) -> Extractor:
-        return shared_extractor(job.extractor, splits, cache, job.accelerator)
 
     def facts(self) -> Mapping[str, str]:
         """For the header."""
@@ -139,8 +136,7 @@ class Judge:
         network = self.sampling.denoiser.model
         network.load_state_dict({name: weight.to(self.sampling.device) for name, weight in weights.items()})
         sampling = replace(self.sampling, seed=seed)
-        given = self.job.settings.batch_size
-        batch = given if isinstance(given, int) else batch_size(sampling.trained.shape, sampling.device)
+        batch = batch_of(self.job.settings, sampling)
         with self.job.reporter.progress(len(self.labels), 0) as line:
             drawn = draw_share(
                 sampling, self.labels, self.network, self.job.accelerator, batch, lambda done: line.update(done, "img")

@@ -124,17 +124,23 @@ class Search:
 
     @torch.inference_mode()
     def _paths(self) -> Paths:
-        sampling = replace(self.sampling, walk=self.sampling.walk._replace(skips=False))
+        sampling, said = self.sampling, list[Tensor]()
         schedule, objective = sampling.denoiser.schedule, sampling.trained.objective
         levels = [level(schedule, t) for t in teacher_times(schedule)]
         label = torch.tensor(self.labels, device=sampling.device)
         denoise = objective.guided(sampling.denoiser, label, sampling.guidance, clip=sampling.clip, doubles=True)
         solver = bind(SAMPLERS, TEACHER)
+
+        def heard(x: Tensor, t: Tensor) -> Tensor:
+            said.append(denoise(x, t))
+            return said[-1]
+
         x = objective.start(sampling.state(sampling.noise(self.indices, sampling.seed)), sampling.denoiser, levels[0].t)
         states, estimates = [x], []
         for now, then in zip(levels, [*levels[1:], None], strict=True):
-            estimates.append(denoise(x, now.t))
-            x = estimates[-1] if then is None else solver(denoise, schedule, x, torch.stack([now.t, then.t]), None)
+            said.clear()
+            x = heard(x, now.t) if then is None else solver(heard, schedule, x, torch.stack([now.t, then.t]), None)
+            estimates.append(said[0])  # of the step's start, where the solver asks first
             states.append(x)
         return Paths(levels, [*states[:-1], x.float()], estimates)
 
