@@ -26,6 +26,9 @@ LATER_OF_TRAIN = {"known_frames": 0.0, "perceptual": None, "perceptual_weight": 
 LATER_OF_SAMPLER = {"skip_to": None, "first_step": "network"}
 """Nor a sampler with a time grid, before part of the way was known in closed form."""
 
+LATER_OF_IPNDM = {"weights": None}
+"""Nor this one, before its weights could be fitted."""
+
 
 def in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
     """A config of a checkpoint or a run as this version would have written it.
@@ -52,7 +55,8 @@ def _later(config: dict[str, Any]) -> dict[str, Any]:
     model, train, sampler = (config.get(part) for part in ("model", "train", "sampler"))
     told = dict[str, Any]()
     if isinstance(sampler, dict) and "sigmas" in sampler:
-        told["sampler"] = {**LATER_OF_SAMPLER, **sampler}
+        own = LATER_OF_IPNDM if sampler.get("name") == "ipndm" else {}
+        told["sampler"] = {**LATER_OF_SAMPLER, **own, **sampler}
     if isinstance(model, dict):
         told["model"] = {**LATER.get(str(model.get("name")), {}), **model}
     if isinstance(train, dict):

@@ -16,8 +16,8 @@ MAX_BYTES = 2**20
 KEPT = "tuned"
 """`sampler.spacing=tuned` is the grid that the checkpoint's run keeps for this sampler and number of steps."""
 
-NO_GRID = {"sigmas": None, "skip_to": None, "first_step": "network"}
-"""Keys of a sampler that a file gives, as they are without one."""
+NO_GRID = {"sigmas": None, "skip_to": None, "first_step": "network", "weights": None}
+"""Keys of a sampler that a file gives, as they are without one; few samplers take weights."""
 
 
 def place(ckpt: Path, sampler: str, steps: int) -> Path:
@@ -39,7 +39,7 @@ def save(path: Path, schedule: Mapping[str, Any], grid: Mapping[str, Any], about
         grid: Values of the keys of `NO_GRID`.
         about: What else there is to say of it.
     """
-    write_json(path, {"format": FORMAT, "schedule": schedule, **{key: grid[key] for key in NO_GRID}, **about})
+    write_json(path, {"format": FORMAT, "schedule": schedule, **{key: grid.get(key) for key in NO_GRID}, **about})
 
 
 def with_grid(sampler: Mapping[str, Any], ckpt: Path, schedule: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def with_grid(sampler: Mapping[str, Any], ckpt: Path, schedule: Mapping[str, Any
     path = place(ckpt, name, steps) if spacing == KEPT else Path(str(spacing))
     told = f"sampler.spacing={spacing}: {path} is not there; diffgen-tune ckpt=RUN sampler={name} sampler.steps={steps}"
     require(path.is_file(), f"{told} makes it")
-    given = [key for key in ("sigmas", "skip_to") if sampler.get(key) is not None]
+    given = [key for key in ("sigmas", "skip_to", "weights") if sampler.get(key) is not None]
     told = f"sampler.spacing={spacing} is a whole grid: leave out {', '.join('sampler.' + key for key in given)}"
     require(not given, told)
     found = _read(path)
@@ -72,7 +72,10 @@ def with_grid(sampler: Mapping[str, Any], ckpt: Path, schedule: Mapping[str, Any
     require(found["schedule"] == dict(schedule), told + _shown(schedule))
     told = f"sampler.spacing={spacing}: the first call of {path} is the network's: leave out sampler.first_step"
     require(sampler.get("first_step") != "analytic" or found["first_step"] == "analytic", told)
-    return {**sampler, **{key: found[key] for key in NO_GRID}, "steps": len(found["sigmas"])}
+    whose = found.get("sampler")
+    told = f"sampler.spacing={spacing}: {path} holds weights of sampler={whose}, and this is {name}"
+    require(found["weights"] is None or whose == name, told)
+    return {**sampler, **{key: found[key] for key in NO_GRID if key in sampler}, "steps": len(found["sigmas"])}
 
 
 def _shown(schedule: object) -> str:
@@ -95,14 +98,31 @@ def _read(path: Path) -> dict[str, Any]:
     skip_to = found.get("skip_to") if levels else None
     sound = all(_level(level) for level in levels) and (skip_to is None or _level(skip_to))
     sound = sound and isinstance(found.get("schedule"), dict) if levels else False
-    if not (levels and sound and found.get("first_step") in ("network", "analytic")):
+    sound = sound and _weights(found.get("weights"), len(levels))
+    if not (sound and found.get("first_step") in ("network", "analytic")):
         raise UsageError(f"{path} is no grid that diffgen-tune wrote")
     return {
         **found,
+        "weights": found.get("weights"),
         "sigmas": [float(level) for level in levels],
         "skip_to": None if skip_to is None else float(skip_to),
     }
 
 
+def _weights(rows: object, steps: int) -> bool:
+    """Whether these are a weight for every network call so far in each step, or none."""
+    if rows is None:
+        return True
+    sound = isinstance(rows, list) and len(rows) == steps and all(isinstance(row, list) for row in rows)
+    return sound and all(
+        len(row) == step + 1 and all(_number(weight) and abs(weight) < 1e6 for weight in row)
+        for step, row in enumerate(rows)
+    )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _level(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e100
+    return _number(value) and 0 < value < 1e100

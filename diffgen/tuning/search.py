@@ -3,7 +3,8 @@
 First as GITS does it (Chen et al. 2024, "On the trajectory regularity of ODE-based diffusion sampling"): the paths of a
 fine solver are the teacher, an edge from one of its nodes to a later one costs what Euler's step over it misses, and
 the cheapest way with so many edges is found by dynamic programming. Then downhill by what counts: nodes are moved
-while the samples of the sampler itself come nearer to the teacher's.
+while the samples of the sampler itself come nearer to the teacher's. A sampler that takes weights (ipndm) has them
+fitted on each grid, by least squares: those that lead each step nearest to where the teacher's paths are.
 """
 
 import math
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from diffgen.core.registry import bind
 from diffgen.diffusion.samplers import SAMPLERS
-from diffgen.diffusion.samplers.steps import Level, euler_step, level
+from diffgen.diffusion.samplers.adams import weighted
+from diffgen.diffusion.samplers.steps import Denoise, Level, Noise, euler_step, level
+from diffgen.diffusion.schedules import Schedule
 from diffgen.sampling.drawing import Sampling
 from diffgen.sampling.walk import make_sampler
 
@@ -38,6 +41,9 @@ BEGINS, ENDS = (60.0, 25.0, 14.0, 8.0, 5.0, 3.0), (0.14, 0.1, 0.07)
 
 PURE = 1e9
 """The level of pure noise in a list of levels."""
+
+RIDGE = 1e-6
+"""Of the least squares, relative to the mean square of what is weighed: z_hat of neighbours are much alike."""
 
 TEACHER = {"name": "heun", "s_churn": 0.0, "s_min": 0.0, "s_max": None, "s_noise": 1.0}
 
@@ -100,25 +106,39 @@ class Search:
         """The sampler's config with the best grid there is: downhill from the best few of many to begin with."""
         starts = sorted(self._starts(), key=self._mean_error)
         best = min((self._downhill(start) for start in starts[:FROM]), key=self._mean_error)
-        return self.config(best)
+        fitted = self._fitting(best)
+        if fitted:
+            self.error(self._config(best), fitted)
+        return {**self._config(best), **({"weights": fitted.weights(len(best.nodes))} if fitted else {})}
 
-    def config(self, grid: Grid) -> dict[str, Any]:
+    def error(self, config: Mapping[str, Any], instead: "Fitting | None" = None) -> Tensor:
+        """Root mean square over the values of each image, [n], of its distance to the teacher's.
+
+        Args:
+            config: Of the sampler.
+            instead: What walks on its grid in its place.
+        """
+        walk = make_sampler(config, self.sampling.denoiser.schedule, self.sampling.trained.objective)
+        walk = walk._replace(sampler=instead) if instead else walk
+        drawn = replace(self.sampling, walk=walk).draw(self.indices, self.labels)
+        return (drawn - self.paths.x0).square().flatten(1).mean(1).sqrt()
+
+    def _config(self, grid: Grid) -> dict[str, Any]:
         """The sampler's config with a grid."""
         sigmas = [min(self.paths.levels[node].nsr, PURE) for node in grid.nodes]
-        first = "analytic" if grid.analytic else "network"
         return {
             **self.sampler,
             "sigmas": sigmas,
             "skip_to": sigmas[0] if grid.skips else None,
-            "first_step": first,
+            "first_step": "analytic" if grid.analytic else "network",
             "steps": len(sigmas),
         }
 
-    def error(self, config: Mapping[str, Any]) -> Tensor:
-        """Root mean square over the values of each image, [n], of its distance to the teacher's."""
-        walk = make_sampler(config, self.sampling.denoiser.schedule, self.sampling.trained.objective)
-        drawn = replace(self.sampling, walk=walk).draw(self.indices, self.labels)
-        return (drawn - self.paths.x0).square().flatten(1).mean(1).sqrt()
+    def _fitting(self, grid: Grid) -> "Fitting | None":
+        """What fits weights on a grid, if the sampler takes any."""
+        if "weights" not in self.sampler:
+            return None
+        return Fitting([*(self.paths.states[node] for node in grid.nodes[1:]), self.paths.x0])
 
     # --- the teacher ----------------------------------------------------------------------------------------------
 
@@ -185,7 +205,7 @@ class Search:
     def _mean_error(self, grid: Grid) -> float:
         """Of the images; looked up where it is known."""
         if grid not in self._known:
-            self._known[grid] = float(self.error(self.config(grid)).mean())
+            self._known[grid] = float(self.error(self._config(grid), self._fitting(grid)).mean())
         return self._known[grid]
 
     def _downhill(self, grid: Grid) -> Grid:
@@ -201,6 +221,30 @@ class Search:
                         if other and self._mean_error(other) < self._mean_error(grid):
                             grid, falls = other, True
         return grid
+
+
+class Fitting:
+    """A sampler that fits its weights on the way: in each step those that lead nearest to the teacher's states.
+
+    Attributes:
+        targets: These states at the end of each step, each [n, *size].
+        rows: The weights, by step.
+    """
+
+    def __init__(self, targets: list[Tensor]) -> None:
+        self.targets, self.rows = targets, dict[int, list[float]]()
+
+    def __call__(self, denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise) -> Tensor:
+        """Walk as `samplers.adams.weighted` does."""
+        return weighted(denoise, schedule, x, ts, self._row)
+
+    def weights(self, count: int) -> list[list[float]]:
+        """The rows of so many steps; one from pure noise, Euler's, has the weight 1."""
+        return [self.rows.get(step, [1.0]) for step in range(count)]
+
+    def _row(self, step: int, kept: Tensor, parts: list[Tensor]) -> list[float]:
+        self.rows[step] = least_squares(parts, self.targets[step] - kept)
+        return self.rows[step]
 
 
 @dataclass(frozen=True)
@@ -258,3 +302,11 @@ def teacher_times(schedule: Any) -> Tensor:
 def size_of(difference: Tensor) -> float:
     """Mean over images of the root mean square of [n, *size]."""
     return float(difference.square().flatten(1).mean(1).sqrt().mean())
+
+
+def least_squares(parts: list[Tensor], wanted: Tensor) -> list[float]:
+    """The weights of parts whose sum is nearest to what is wanted."""
+    columns = torch.stack([part.flatten() for part in parts]).double().cpu()
+    squares = columns @ columns.T
+    squares += RIDGE * squares.diagonal().mean() * torch.eye(len(parts), dtype=torch.float64)
+    return [float(w) for w in torch.linalg.solve(squares, columns @ wanted.flatten().double().cpu())]

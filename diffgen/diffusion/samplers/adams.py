@@ -7,7 +7,7 @@ The step to data is Euler's: it may be many times longer in these variables than
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from diffgen.diffusion.samplers.steps import (
     Denoise,
     Level,
     Noise,
+    combined,
     euler_step,
     phi,
     polynomial_weights,
@@ -26,6 +27,9 @@ from diffgen.diffusion.samplers.steps import (
 from diffgen.diffusion.schedules import Schedule
 
 Weights = Callable[[list[Level], Level], list[float]]
+
+Row = Callable[[int, Tensor, list[Tensor]], Sequence[float]]
+"""(step, the state if no z_hat counted, what each past z_hat adds to it, newest first) -> their weights."""
 
 
 @SAMPLERS.register("lms", order=3)
@@ -40,16 +44,33 @@ def lms(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Nois
 
 
 @SAMPLERS.register("ipndm", order=2)
-def ipndm(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, noise: Noise, *, order: int) -> Tensor:
+def ipndm(
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    ts: Tensor,
+    noise: Noise,
+    *,
+    order: int,
+    weights: tuple[tuple[float, ...], ...] | None,
+) -> Tensor:
     """iPNDM: the weights of Adams and Bashforth for equal steps, on any grid (Liu et al. 2022; Zhang & Chen 2023).
 
-    Formally second order at most where steps are unequal, yet among the best at ten network calls.
+    Formally second order at most where steps are unequal, yet among the best at ten network calls. `weights` stand
+    instead of these: a row for each step, of all z_hat so far, the newest first, fitted to one model on one grid.
     """
+    if weights is not None:
+        rows, count = weights, len(ts) - 1
+        told = f"sampler.weights are for {len(rows)} steps from noise to data, and here are {count}"
+        require(count in (1, len(rows)), told)  # a single step has nothing to remember
+        told = "sampler.weights must be a row for each step: one weight, then two, and so on, of all z_hat so far"
+        require([len(row) for row in rows] == list(range(1, len(rows) + 1)), told)
+        return weighted(denoise, schedule, x, ts, lambda i, *state: rows[i])
 
-    def weights(past: list[Level], then: Level) -> list[float]:
+    def equal(past: list[Level], then: Level) -> list[float]:
         return adams_bashforth([-float(j) for j in range(len(past))])
 
-    return multistep(denoise, schedule, x, ts, order, weights)
+    return multistep(denoise, schedule, x, ts, order, equal)
 
 
 @SAMPLERS.register("deis", order=3)
@@ -83,4 +104,23 @@ def multistep(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, order
         shares = weights([at for at, _ in past], then)
         for share, (_, z_past) in zip(shares[1:], past[1:], strict=True):
             x = x + (then.sigma - then.alpha * now.nsr) * share * (z_past - z)
+    return x
+
+
+def weighted(denoise: Denoise, schedule: Schedule, x: Tensor, ts: Tensor, row: Row) -> Tensor:
+    """Steps y_s = y_t + (n_s - n_t) sum_j w_j z_hat_j with weights of their own, which need not sum to 1.
+
+    They make good what a step misses, that to data, too, as the general multistep methods of bespoke solvers do (Shaul
+    et al. 2024, "Bespoke non-stationary solvers", arXiv 2403.01329). A step from pure noise is Euler's.
+    """
+    past: list[Tensor] = []  # newest first
+    for i, now, then in steps(schedule, ts):
+        x0_hat = denoise(x, now.t)
+        past = [z_hat(x, x0_hat, now), *past]
+        if now.alpha == 0:
+            x = euler_step(x, x0_hat, now, then)
+            continue
+        kept, width = x * (then.alpha / now.alpha), then.sigma - then.alpha * now.nsr
+        parts = [width * z for z in past]
+        x = combined((1.0, kept), *zip(row(i, kept, parts), parts, strict=True))
     return x
