@@ -137,8 +137,8 @@ def test_a_sweep_that_is_stopped_says_how_its_job_goes_on(command: Command, monk
     assert said.code == 143
     (line,) = re.findall("goes on alone: (.*)", said.err)
     assert paste(command, line).code == 0
-    assert [p.name for p in (tmp_path / "a b").iterdir()] == ["0-digits-flow"]
-    assert (tmp_path / "a b" / "0-digits-flow" / "loss.png").is_file()
+    assert [p.name for p in (tmp_path / "a b").iterdir()] == ["0-digits-flow_tiny"]
+    assert (tmp_path / "a b" / "0-digits-flow_tiny" / "loss.png").is_file()
 
 
 @pytest.mark.parametrize(
