@@ -77,7 +77,7 @@ def plugins(work: Work) -> list[str]:
 def judging(work: Work) -> list[str]:
     """How distances are measured, of all commands that do."""
     quick = ["extractor.epochs=1"] if work.tiny else []
-    return ["extractor=classifier", f"cache={work.folder / 'eval'}", *plugins(work), *quick]
+    return ["extractor=classifier", f"cache={work.folder / 'eval'}", *quick]
 
 
 def judged(work: Work, model: Path, *sweeps: list[str]) -> list[Row]:
@@ -92,21 +92,25 @@ def judged(work: Work, model: Path, *sweeps: list[str]) -> list[Row]:
         return []
     out = place(work, f"{model.name}-eval")
     shutil.rmtree(out, ignore_errors=True)
-    by = ["dataset=cifar10", f"dataset.root={work.data}"] if work.data else ["dataset=random_images"]
+    by = [*(["dataset=cifar10"] if work.data else []), *work.dataset()]  # a run of pairs names no other data
     by += [f"n={16 if work.tiny else JUDGED}", "metrics=[fd]", *judging(work)]
-    for sweep in sweeps:
+    for sweep in sweeps[:1] if work.tiny else sweeps:
         commands.run(work, commands.command("eval", "-m", f"ckpt={model}", f"out={out}", *by, *sweep))
     return [
         {key: row[key] for key in ("nfe", "fd")} | {"name": row["sampler"]} for row in read_rows(out / "results.jsonl")
     ]
 
 
-def drawn(work: Work, model: Path, save: str, images: int) -> tuple[Path, Row]:
-    """The folder of what a model makes without guidance, and how long that took."""
+def drawn(work: Work, model: Path, save: str, images: int) -> tuple[Path, list[Row]]:
+    """The folder of what a model makes without guidance, and how long that took; what is there is not drawn again."""
     out, few = place(work, save), ["sampler.steps=2"] if work.tiny else []
-    order = [f"ckpt={model}", f"n={16 if work.tiny else images}", "guidance=1", f"save=[{save}]", f"out={out}", *few]
-    done = commands.run(work, commands.command("sample", *order, "overwrite=true"))
-    return out, {"name": f"to draw {save}", "seconds": done.seconds}
+    if out.exists():
+        return out, []
+    order = [f"ckpt={model}", f"n={16 if work.tiny else images}", "guidance=1", f"save=[{save}]", *few]
+    unfinished = out.with_name(f"{save}-unfinished")
+    done = commands.run(work, commands.command("sample", *order, f"out={unfinished}", "overwrite=true"))
+    unfinished.rename(out)
+    return out, [{"name": f"to draw {save}", "seconds": done.seconds}]
 
 
 # --- the pieces -------------------------------------------------------------------------------------------------------
@@ -128,7 +132,9 @@ def grids(work: Work) -> Row:
     for steps in (2,) if work.tiny else (5, 7):
         sampler = ["sampler=ipndm", f"sampler.steps={steps}"]
         few = ["tune.n=1"] if work.tiny else []
-        search = commands.run(work, commands.command("tune", "task=grid", f"ckpt={model}", *sampler, *few))
+        search = commands.run(
+            work, commands.command("tune", "task=grid", f"ckpt={model}", *sampler, *plugins(work), *few)
+        )
         found = json.loads((model / "grids" / f"ipndm-{steps}.json").read_text())
         distances = [found["errors"]["logsnr"], found["errors"]["found"]]
         told: list[Row] = judged(work, model, [*sampler, "sampler.spacing=logsnr,tuned"]) or [{"nfe": steps}] * 2
@@ -151,11 +157,9 @@ def mean_flow(work: Work) -> Row:
 
 
 def reflow(work: Work) -> Row:
-    """Anew, from pairs that the flow has made; these are not drawn again for a run that goes on."""
-    pairs, rows = place(work, "pairs") / "pairs.safetensors", []
-    if not pairs.exists():
-        rows = [drawn(work, base(work), "pairs", PAIRS)[1]]
-    data = ["dataset=pairs", f"dataset.path={pairs}", "train.horizontal_flip=false"]
+    """Anew, from pairs that the flow has made."""
+    out, rows = drawn(work, base(work), "pairs", PAIRS)
+    data = ["dataset=pairs", f"dataset.path={out / 'pairs.safetensors'}", "train.horizontal_flip=false"]
     row = trained(work, "reflow", "method=reflow", f"train.init={base(work)}", *TUNED, *data)
     return row | {"rows": [*rows, *judged(work, place(work, "reflow"), [FEW], [MANY])]}
 
@@ -174,11 +178,19 @@ def neon(work: Work) -> Row:
     data = ["dataset=arrays", f"dataset.path={own / 'samples.npz'}"]
     row = trained(work, "worse", "method=flow", f"train.init={begun}", *TUNED, *data)
     few = ["tune.n=16", "tune.scales=[1.0]", "sampler.steps=2"] if work.tiny else []
-    order = [f"ckpt={begun}", f"tune.tuned={place(work, 'worse')}", "guidance=1", f"out={out}", *judging(work), *few]
+    order = [
+        f"ckpt={begun}",
+        f"tune.tuned={place(work, 'worse')}",
+        "guidance=1",
+        f"out={out}",
+        *judging(work),
+        *plugins(work),
+        *few,
+    ]
     done = commands.run(work, commands.command("tune", "task=neon", *order))
     rows: list[Row] = [{"name": f"w = {scale}", "fd": float(fd)} for scale, fd in TRIED.findall(done.text)]
     best = judged(work, out, [MANY]) if out.exists() else []
-    return row | {"rows": [drawing, {"name": "to choose w", "seconds": done.seconds}, *rows, *best]}
+    return row | {"rows": [*drawing, {"name": "to choose w", "seconds": done.seconds}, *rows, *best]}
 
 
 PIECES = {
