@@ -1,16 +1,18 @@
 """What a few network calls give: the best plain sampler and grid, beside grids that diffgen-tune finds.
 
     python scripts/few_calls.py CKPT --data digits [--root data] [--calls 5 7] [--samplers ipndm dpmpp_2m]
-        --out FILE.json
+        [--each ipndm dpmpp_2m unipc heun] --out FILE.json
 
 CKPT keeps the moments of its data (train.covariance=true, or diffgen-tune task=covariance). The distance is the root
 mean square over the values of an image, in [-1, 1], to a very fine solution of the same network from the same noise; of
 the median image, of images that no grid was chosen by. The Frechet distance is that of check_samples.py. Without
-guidance.
+guidance. With --each there are rows of these samplers, too, in their best spacing, from noise and from where a closed
+form leads (sampler.skip_to): scripts/few_calls_plot.py draws them. What is best of several is chosen by the distance.
 """
 
 import argparse
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from diffgen.storage import checkpoint
 from diffgen.tuning.search import Search
 
 SPACINGS = ("uniform", "quadratic", "karras", "logsnr")
+SKIPS = (40.0, 20.0, 10.0, 5.0)  # sigma/alpha down to which a closed form may lead
 MANY = 18  # steps of Heun's method: 35 calls
 N = 64  # images that grids are chosen by, and as many others to check by
 SAMPLES = 500
@@ -83,6 +86,18 @@ class Bench:
                 configs += [settings(name, steps=steps, spacing=spacing) for spacing in SPACINGS]
         return self.row(min(configs, key=self.distance), grid="plain")
 
+    def each(self, name: str, calls: int) -> list[dict[str, Any]]:
+        """A sampler from noise and from a closed form; none where its steps do not make so many calls."""
+        two = SAMPLERS.facts[name].calls == 2
+        if two and calls % 2 == 0:
+            return []
+        steps, rows = (calls + 1) // 2 if two else calls, []
+        for grid, levels in (("plain", (None,)), ("skip_to", SKIPS)):
+            ways = product(SPACINGS, levels)
+            configs = [settings(name, steps=steps, spacing=spacing, skip_to=level) for spacing, level in ways]
+            rows.append(self.row(min(configs, key=self.distance), grid=grid))
+        return rows
+
     def tuned(self, name: str, calls: int) -> dict[str, Any]:
         """By a grid that is found."""
         began, config = time.process_time(), settings(name, steps=calls)
@@ -98,6 +113,7 @@ def main() -> None:
     parser.add_argument("--root", default="data")
     parser.add_argument("--calls", type=int, nargs="+", default=[5, 7])
     parser.add_argument("--samplers", nargs="+", default=["ipndm"])
+    parser.add_argument("--each", nargs="+", default=[])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -108,9 +124,11 @@ def main() -> None:
     bench = Bench(args)
     result["many_calls"] = bench.row(settings("heun", steps=MANY), grid="plain")
     for calls in args.calls:
-        result["rows"] += [bench.plain(calls), *(bench.tuned(name, calls) for name in args.samplers)]
+        rows = [bench.plain(calls), *(bench.tuned(name, calls) for name in args.samplers)]
+        rows += [row for name in args.each for row in bench.each(name, calls)]
+        result["rows"] += rows
         write_json(args.out, result)
-        print(*result["rows"][-1 - len(args.samplers) :], sep="\n", flush=True)
+        print(*rows, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "images": ("images", "{:,}".format),
     "parts": ("parts", str),
     "nfe": ("network calls", str),
+    "distance": ("distance to the exact solution", short),
+    "fd": ("Frechet distance", short),
     "images_per_second": ("images/s", short),
     "tflops": ("TFLOP/s", short),
     "mfu": ("MFU", percent),

@@ -456,6 +456,26 @@ def test_what_is_judged(work: Any, tmp_path: Path) -> None:
     assert judge.subject(real)[1] == ["n=10000", f"dataset.root={tmp_path}"]
 
 
+def test_few_steps_begin_from_a_flow_that_is_over(tmp_path: Path) -> None:
+    from programme import few_steps
+    from programme.work import Skipped, Unfinished, Work
+
+    work = Work(tmp_path, tiny=False, data=None, deadline=0)
+    with pytest.raises(Unfinished, match="is not over"):
+        few_steps.ect(work)
+    with pytest.raises(Skipped, match="random data"):
+        few_steps.neon(work)
+    assert few_steps.judged(work, tmp_path) == [], "of random data there is only speed"
+    assert "train.minutes=3.0" in few_steps.settings(work, "ect", "method=ect")
+
+
+def test_what_a_run_says_of_its_memory() -> None:
+    from programme import commands
+
+    assert commands.peak("9%  0.5 GiB  ETA\n100%  img/s  11.2 GiB  ETA 0:00") == {"peak_gb": 11.2}
+    assert commands.peak("memory unknown") == {}
+
+
 # --- what is told -------------------------------------------------------------------------------------------------------
 
 
@@ -497,7 +517,7 @@ def test_tables_show_figures_and_what_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_part_runs(tmp_path: Path) -> None:
-    """Two minutes of two quiet cores."""
+    """Four minutes of two quiet cores."""
     command = [sys.executable, "scripts/gpu_programme.py", "--tiny", f"--out={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

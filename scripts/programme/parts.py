@@ -40,4 +40,5 @@ PARTS = {
     "variants": Part("Variants", "variants"),
     "speed-run": Part("The speed-run", "speed_run"),
     "judge": Part("The speed-run's images", "judge"),
+    "few-steps": Part("Few steps: CIFAR-10", "few_steps"),
 }

@@ -1,13 +1,9 @@
 """`experiment=cifar10_fast` in parts: each stops before the time is over and leaves a checkpoint, the next goes on."""
 
-import json
-import signal
-import statistics
 from pathlib import Path
 
 from benchmark.layouts import compose
 
-from diffgen.storage.checkpoint import find_newest
 from programme import commands, recipes, steps
 from programme.work import Piece, Row, Unfinished, Work
 
@@ -22,18 +18,9 @@ def run(work: Work) -> Row:
         RuntimeError: It failed.
     """
     folder = place(work)
-    reserve = 0.0 if work.tiny else RESERVE
-    done = commands.run_until(
-        work,
-        commands.command("train", *settings(work), f"run_dir={folder}"),
-        lambda: work.left() < reserve,
-        signal.SIGTERM,
-        log(work),
-    )
-    if done.code not in (0, 143):
-        raise RuntimeError(f"the speed-run ended with {done.code}:\n{done.text[-1500:]}")
+    over, _ = commands.train(work, settings(work), folder, 0.0 if work.tiny else RESERVE)
     row = figures(work, folder)
-    if done.code == 143:
+    if not over:
         raise Unfinished(f"{row['minutes']:.1f} of {minutes(work):g} minutes trained", row)
     return row
 
@@ -76,25 +63,12 @@ def settings(work: Work) -> list[str]:
 
 def figures(work: Work, folder: Path) -> Row:
     """What the run's log says so far."""
-    rows = commands.logged(folder)
-    newest = find_newest(folder)
-    seconds = json.loads((newest / "state.json").read_text())["seconds"] if newest else 0.0
-    paces = [row["images_per_second"] for row in rows if row["images_per_second"]]
-    row: Row = {
-        "data": work.pictures,
-        "minutes": seconds / 60,
-        "images": int(newest.name) if newest else 0,
-        **length(work),
-        "parts": starts(log(work)),
-        "first": commands.first_rows(folder),
-        "loss": rows[-1]["loss"] if rows else None,
-        "steps_skipped": rows[-1]["skipped"] if rows else 0,
-    }
-    if row["steps_skipped"]:
-        row["wrong"] = [f"{row['steps_skipped']} steps were skipped, since their gradients were not finite"]
-    if paces:
+    told = commands.progress(folder)
+    row = {"data": work.pictures, **told, **length(work)}
+    row |= {"parts": starts(log(work)), "first": commands.first_rows(folder)}
+    if "images_per_second" in told:
         gflop = recipes.cost([*recipes.RECIPES["cifar10_fast"], *work.network()])["gflop"]
-        row |= steps.pace("float32" if work.tiny else "bfloat16", statistics.median(paces), gflop)
+        row |= steps.pace("float32" if work.tiny else "bfloat16", told["images_per_second"], gflop)
     return row
 
 
