@@ -1,11 +1,12 @@
 """What each setting of the two small recipes is worth, digits and MNIST, at about the same CPU time.
 
-    taskset -c 1 python scripts/recipe_sweep.py digits|mnist [--root data] [--only NAME ...] [--seeds 0 1]
+    python scripts/recipe_sweep.py digits|mnist [--root data] [--only NAME ...] [--seeds 0 1]
+        [--guidance 1 1.5] [--samplers heun dpmpp_2m_sde]
 
-A variant is another one with some settings changed, and its `train.images` spend what the CPU time allows. Each is
-trained on one thread, and 500 samples of it are judged as `check_samples.py` does. A machine that does other work slows
-a run down and changes no figure: CPU seconds, user and system, are those of the whole command. What is in
-benchmarks/results/recipes-digits.json or recipes-mnist.json is not run again.
+A variant is another one with some settings changed, and its `train.images` spend what the CPU time allows. Each but the
+recipes themselves is trained on one thread, and 500 samples of it are judged as `check_samples.py` does. A machine that
+does other work slows a run down and changes no figure: CPU seconds, user and system, are those of the whole command.
+What is in benchmarks/results/recipes-digits.json or recipes-mnist.json is not run again.
 """
 
 import argparse
@@ -44,19 +45,21 @@ def train(data: str, name: str, seed: int, root: str, run: Path) -> dict[str, fl
     return timed(lambda: subprocess.run(call, check=True, env=environment(), capture_output=True))
 
 
-def row(data: str, name: str, seed: int, args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
+def row(data: str, variant: str, seed: int, args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
     """Train a variant, and judge it."""
-    run = args.runs / f"{data}-{name}-{seed}"
-    took = train(data, name, seed, args.root, run)
+    run = args.runs / f"{data}-{variant}-{seed}"
+    took = train(data, variant, seed, args.root, run)
     saved = checkpoint.load(run)
     return {
-        "variant": name,
-        "of": VARIANTS[data][name][0],
-        "changes": VARIANTS[data][name][1],
+        "variant": variant,
+        "of": VARIANTS[data][variant][0],
+        "changes": VARIANTS[data][variant][1],
         "seed": seed,
         "images": saved.images,
         **took,
-        "samples": [judge.of(run, N, guidance, SEED) for guidance in args.guidance],
+        "samples": [
+            judge.of(run, N, guidance, SEED, sampler=name) for guidance in args.guidance for name in args.samplers
+        ],
         "machine": machine(),
         "commit": commit(),
         "date": f"{date.today()}",
@@ -72,7 +75,7 @@ def sweep(args: argparse.Namespace, names: Sequence[str]) -> None:
     if not wanted:
         return
     judge = Judge(args.data, args.root)
-    facts = {"n": N, "seed": SEED, "real": judge.real(), "versions": versions("torch", "scikit-learn")}
+    facts = {"n": N, "seed": SEED, "real": judge.real(N), "versions": versions("torch", "scikit-learn")}
     for name, seed in wanted:
         known.append(row(args.data, name, seed, args, judge))
         write_json(path, {**facts, "runs": known})
@@ -87,6 +90,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("outputs/recipe-sweep"))
     parser.add_argument("--only", nargs="+", help="names of variants; all, unless given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--samplers", nargs="+", default=[None], help="instead of the variant's own")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0])
     args = parser.parse_args()
     sweep(args, args.only or list(VARIANTS[args.data]))

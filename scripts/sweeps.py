@@ -37,9 +37,20 @@ DIGITS: Variants = {
     "dit-noisier": ("dit", {"time.mean": 0.5}),
     "dit-batch-128": ("dit", {"train.batch_size": 128, "train.images": 115_200}),
     "dit-label-dropout": ("dit", {"train.label_dropout": 0.05}),
-    "recipe": ("", {}),
+    "dit-previews": ("dit", {}),  # with the previews and checkpoints of a run, on a quiet machine
     "dit-width-128": ("dit", {"model.width": 128, "train.images": 51_200}),
     "dit-patch-2": ("dit", {"model.patch": 2, "model.width": 64, "train.images": 51_200}),
+    "dit-128-images": ("dit", {"train.batch_size": 128, "train.images": 96_000}),
+    "dit-augmented": ("dit-128-images", {"train.augment": 0.15}),
+    "dit-dropout": ("dit-128-images", {"model.dropout": 0.1}),
+    "muon-128-images": ("muon", {"train.batch_size": 128, "train.images": 76_800}),
+    "cosine": ("muon-128-images", {"lr_schedule.decay": "cosine"}),
+    "uniform-times": ("muon-128-images", {"time": "uniform"}),
+    "faster": ("muon-128-images", {"optimizer.lr": 2e-2}),
+    "longer-average": ("muon-128-images", {"ema.halflife": 6_000}),
+    "cleaner": ("muon-128-images", {"time": "logit_normal_cleaner"}),
+    "min-snr": ("muon-128-images", {"weighting": "min_snr"}),
+    "recipe": ("", {}),
 }
 
 MNIST: Variants = {
@@ -61,8 +72,10 @@ MNIST: Variants = {
     "patch-4": ("muon", {"model": "unet_latent", "model.patch": 4, "train.images": 51_200}),
     "patch-4-noisier": ("patch-4", {"time.mean": 1.0}),
     "full": ("patch-4", {"time.mean": 0.7, "train.label_dropout": 0.05, "train.images": 128_000}),
-    "recipe-70k": ("full", {"train.images": 69_952}),
-    "recipe-5-minutes": ("", {"train.minutes": 5}),
+    "full-70k": ("full", {"train.images": 69_952}),
+    "full-5-minutes": ("full", {"train.minutes": 5}),
+    "recipe-one-thread": ("", {**QUIET, "train.images": 176_000}),
+    "recipe": ("", {"train.minutes": 5}),
     "dit": ("muon", {"model": "dit_tiny", "model.patch": 7, "time.mean": 1.0, "train.images": 51_200}),
 }
 

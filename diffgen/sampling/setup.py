@@ -151,13 +151,14 @@ def make_plan(settings: SampleSettings, task: Config, sampling: Sampling) -> Pla
 
 
 def _check_start(name: str, plan: Plan, sampling: Sampling) -> None:
-    """Require new examples from noise where the first part of their way is known of all examples together.
+    """Require new examples from noise where the first part of their way, or how to walk, is known of these alone.
 
     Raises:
         UsageError: They begin with something of the user's, or between others.
     """
     walk = sampling.walk
     asked = ["sampler.skip_to"] * walk.skips + ["sampler.first_step=analytic"] * (walk.first_step == "analytic")
+    asked += ["sampler.weights"] * walk.weighted
     told = f"{' and '.join(asked)} are for new examples from noise, and task={name} begins with others: leave them out"
     require((plan.new and plan.then is None) or not asked, told)  # later windows begin with known frames
 

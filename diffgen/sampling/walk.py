@@ -33,6 +33,7 @@ class Walk(NamedTuple):
         clip: Whether x0_hat is clipped to [-1, 1]; `auto` leaves that to the denoiser.
         skips: Whether the path down to ts[0] is that of Gaussian data.
         first_step: Who answers its first call.
+        weighted: Whether its steps have weights that were fitted to the whole path.
     """
 
     sampler: Callable[..., Tensor]
@@ -40,6 +41,7 @@ class Walk(NamedTuple):
     clip: Clip = False
     skips: bool = False
     first_step: FirstStep = "network"
+    weighted: bool = False
 
 
 def make_sampler(config: Config, schedule: Schedule, objective: Objective) -> Walk:
@@ -63,7 +65,8 @@ def make_sampler(config: Config, schedule: Schedule, objective: Objective) -> Wa
     else:
         own, grid, rest = sampler_settings(config)
         ts = time_grid(schedule, **grid)
-        walk = Walk(bind(objective.samplers, own), ts, skips=grid["skip_to"] is not None, **rest)
+        skips, weighted = grid["skip_to"] is not None, own.get("weights") is not None
+        walk = Walk(bind(objective.samplers, own), ts, skips=skips, weighted=weighted, **rest)
     trial = objective.trial((8,))
     walk.sampler(trial.denoise, schedule, trial.x, walk.ts[[0, -1]], trial.noise)
     return walk

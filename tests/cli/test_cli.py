@@ -464,7 +464,7 @@ def test_a_sweep_gives_each_job_its_own_run_directory(command: Command, tmp_path
     sweeps = list((tmp_path / "outputs" / "sweeps").iterdir())
     assert len(sweeps) == 1
     jobs = sorted(p.name for p in sweeps[0].iterdir() if p.is_dir())
-    assert jobs == ["0-digits-flow_tiny", "1-digits-flow_tiny", "2-digits-edm", "3-digits-edm"]
+    assert jobs == ["0-digits-flow", "1-digits-flow", "2-digits-edm", "3-digits-edm"]
     losses = [json.loads((sweeps[0] / job / "metrics.jsonl").read_text())["loss"] for job in jobs]
     assert len(set(losses)) == 4
     alone = command("train", "method=edm", "train.seed=1", *QUICK, "train.images=16", "run_dir=alone")

@@ -119,8 +119,8 @@ def test_a_tilde_is_a_home_for_each_command(command: Command, monkeypatch: Any, 
     judged = command("eval", 'ckpt="~/run"', "metrics=denoising", "n=8", 'out="~/e"', 'cache="~/c"')
     assert judged.code == 0, judged.err
     assert not (tmp_path / "~").exists()
-    resumed = command("train", *QUICK, 'train.resume="~/run"', "run_dir=again", "train.images=128")
-    assert "resumed at 64 images" in resumed.out
+    resumed = command("train", *QUICK, 'train.resume="~/run"', "run_dir=again", "train.images=256")
+    assert "resumed at 128 images" in resumed.out
     assert "~nobody-here/x" in command("sample", 'ckpt="~nobody-here/x"').err
 
 
