@@ -69,7 +69,9 @@ class Bench:
         pixels = torch.cat(list(sampling.examples(list(range(SAMPLES)), self.labels(SAMPLES), 100)))
         samples = self.judge.features(to_float(pixels).flatten(1).double().numpy())
         distance = frechet(samples, self.judge.features(self.judge.test))
-        grid = {key: config[key] for key in ("spacing", "sigmas", "skip_to", "first_step", "weights") if key in config}
+        grid: dict[str, Any] = {
+            key: config[key] for key in ("spacing", "sigmas", "skip_to", "first_step", "weights") if key in config
+        }
         found = {"sampler": config["name"], "calls": sampling.nfe, "distance": self.distance(config)}
         return {**found, "frechet": round(distance, 4), **grid, **more}
 

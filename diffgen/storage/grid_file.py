@@ -111,18 +111,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _weights(rows: object, steps: int) -> bool:
     """Whether these are a weight for every network call so far in each step, or none."""
-    if rows is None:
-        return True
-    sound = isinstance(rows, list) and len(rows) == steps and all(isinstance(row, list) for row in rows)
-    return sound and all(
-        len(row) == step + 1 and all(_number(weight) and abs(weight) < 1e6 for weight in row)
-        for step, row in enumerate(rows)
-    )
+    if not isinstance(rows, list):
+        return rows is None
+    sound = len(rows) == steps and all(isinstance(row, list) for row in rows)
+    return sound and all(len(row) == at and all(map(_weight, row)) for at, row in enumerate(rows, 1))
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e6 < value < 1e6
 
 
 def _level(value: object) -> bool:
-    return _number(value) and 0 < value < 1e100
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e100
