@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(READY)  ## train on the embedded digits (about a minute) and show a grid of samples
+demo: $(READY)  ## train on the embedded digits (under a minute) and show a grid of samples
 	$(BIN)/diffgen-train experiment=quickstart run_dir=$(DEMO)
 	$(BIN)/diffgen-sample ckpt=$(DEMO) n=50 out=$(DEMO) overwrite=true
 	@$(BIN)/python scripts/show.py $(DEMO)/grid.png

@@ -39,12 +39,9 @@ ENOUGH, NEAR = 0.96, 1.5
 RUNS: dict[str, list[str]] = {
     "autoencoder": ["method=vae", "train.minutes=2"],
     "latents": ["latent={autoencoder}", "train.minutes=4", "train.keep_every=12_800"],
-    "pixels": [
-        *("model=unet_small", "method=flow", "optimizer=adamw", "optimizer.lr=2e-3", "train.images=600_000"),
-        *("train.minutes=8", "train.keep_every=12_800"),
-    ],
+    "pixels": ["train.minutes=8", "train.keep_every=12_800"],
 }
-"""Settings beside the data set's, by run; pixels by the recipe of the time when this was measured."""
+"""Settings beside the data set's, by run."""
 
 
 def trained(folder: Path, name: str, root: str) -> dict[str, Any]:

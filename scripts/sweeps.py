@@ -50,7 +50,7 @@ DIGITS: Variants = {
     "longer-average": ("muon-128-images", {"ema.halflife": 6_000}),
     "cleaner": ("muon-128-images", {"time": "logit_normal_cleaner"}),
     "min-snr": ("muon-128-images", {"weighting": "min_snr"}),
-    "recipe": ("", {}),
+    "minute": ("", {"experiment": "digits_minute"}),
 }
 
 MNIST: Variants = {
@@ -74,8 +74,11 @@ MNIST: Variants = {
     "full": ("patch-4", {"time.mean": 0.7, "train.label_dropout": 0.05, "train.images": 128_000}),
     "full-70k": ("full", {"train.images": 69_952}),
     "full-5-minutes": ("full", {"train.minutes": 5}),
-    "recipe-one-thread": ("", {**QUIET, "train.images": 176_000}),
-    "recipe": ("", {"train.minutes": 5}),
+    "minutes-one-thread": (
+        "",
+        {"experiment": "mnist_minutes", **QUIET, "train.minutes": "null", "train.images": 176_000},
+    ),
+    "minutes": ("", {"experiment": "mnist_minutes"}),
     "dit": ("muon", {"model": "dit_tiny", "model.patch": 7, "time.mean": 1.0, "train.images": 51_200}),
 }
 

@@ -30,9 +30,6 @@ ROOT = Path(__file__).parents[1]
 
 TINY = [
     "dataset=digits",
-    "method=flow",
-    "optimizer=adamw",
-    "optimizer.lr=4.0e-3",
     "model.channels=8",
     "model.channel_mult=[1]",
     "model.attention_resolutions=[]",

@@ -277,7 +277,7 @@ def test_from_a_thread_and_to_its_default_place(
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(diffgen.train, tiny).result()
-    assert run.dir and run.dir.parent == tmp_path / "outputs" / "digits-flow_tiny"
+    assert run.dir and run.dir.parent == tmp_path / "outputs" / "digits-flow"
     assert run.images == 128
 
 

@@ -17,8 +17,8 @@ METHODS: Mapping[str, Mapping[str, str]] = {
 }
 """What a method brings."""
 
-LATENT: Mapping[str, str] = {"denoiser.sigma_data": "1.0", "method": "flow"}
-"""What `latent=PATH` brings: the deviation of latents, which are scaled to it, and no method that suits pixels."""
+LATENT: Mapping[str, str] = {"denoiser.sigma_data": "1.0"}
+"""What `latent=PATH` brings: the deviation of latents, which are scaled to it."""
 
 LEARNER: Mapping[str, str] = {"model": "unet_latent", "optimizer": "muon_small", "optimizer.lr": "2.0e-3"}
 """And a network for few sites with what it learns by."""
@@ -42,14 +42,13 @@ def with_brought(overrides: list[str]) -> list[str]:
     overrides = [f"latent.path={o.partition('=')[2]}" if o.startswith("latent=") else o for o in overrides]
     given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     pinned = next((at for at, key in enumerate(CHAIN) if "experiment" in given or key in given), len(CHAIN))
-    kept = {*given, *CHAIN[pinned:], *({"method"} if "experiment" in given else ())}
     wanted: dict[str, str] = {}
     for key, bring in (("method", _by_method), ("latent.path", _by_path)):
         jobs = [bring(value.strip()) for value in given.get(key, "").split(",")]
         free = [
             name
             for name in dict.fromkeys(name for job in jobs for name in job)
-            if name not in kept and not (name.startswith("sampler.") and "sampler" in given)
+            if name not in (*given, *CHAIN[pinned:]) and not (name.startswith("sampler.") and "sampler" in given)
         ]
         differ = [name for name in free if len({job.get(name) for job in jobs}) > 1]
         told = f"{key}={given.get(key)} brings {', '.join(differ)} to some jobs of a sweep, or differs in them"

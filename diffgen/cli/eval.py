@@ -109,7 +109,7 @@ usage: diffgen-eval ckpt=PATH [metrics=NAME,...] [KEY=VALUE ...]
        diffgen-eval images=FOLDER|FILE.npz dataset=NAME [KEY=VALUE ...]
 
 examples:
-  diffgen-eval ckpt=outputs/digits-flow_tiny/...                      its table, each figure beside its floors
+  diffgen-eval ckpt=outputs/digits-flow/...                      its table, each figure beside its floors
   diffgen-eval ckpt=... dataset.root=data n=5000                 where the data is now, and fewer images
   diffgen-eval ckpt=... extractor=inception n=50000              FID-50k, with the published network
   diffgen-eval ckpt=... metrics=bits n=256                       bits/dim of held-out images

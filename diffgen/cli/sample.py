@@ -40,7 +40,7 @@ def help_text() -> str:
 usage: diffgen-sample ckpt=PATH [sampler=CHOICE] [KEY=VALUE ...]
 
 examples:
-  diffgen-sample ckpt=outputs/digits-flow_tiny/...                  its newest checkpoint, 64 images, a grid
+  diffgen-sample ckpt=outputs/digits-flow/...                  its newest checkpoint, 64 images, a grid
   diffgen-sample ckpt=model.safetensors n=100 label=3 guidance=2
   diffgen-sample ckpt=RUN sampler=dpmpp_2m sampler.steps=10
   diffgen-sample ckpt=RUN n=50000 'save=[npz]' out=samples     for an evaluator: arr_0 images, arr_1 labels

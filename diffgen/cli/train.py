@@ -55,11 +55,11 @@ usage: diffgen-train [GROUP=CHOICE ...] [KEY=VALUE ...] [-m] [--cfg job]
 examples:
   diffgen-train                                        the embedded digits, under a minute anywhere
   diffgen-train dataset=cifar10                        the recipe that suits CIFAR-10
-  diffgen-train dataset=mnist train.minutes=5
+  diffgen-train dataset=mnist train.minutes=8
   diffgen-train dataset=cifar10 method=ddpm model=unet_large train.batch_size=256
   diffgen-train dataset=image_folder dataset.root=my/pictures dataset.size=64
   diffgen-train 'logger=[jsonl,tensorboard]'           event files for TensorBoard, too
-  diffgen-train run_dir=outputs/digits-flow_tiny/...        go on with an interrupted run
+  diffgen-train run_dir=outputs/digits-flow/...        go on with an interrupted run
   diffgen-train -m dataset=mnist method=edm,flow train.seed=1,2
   torchrun --nproc_per_node 8 --no-python diffgen-train dataset=cifar10
 

@@ -119,8 +119,8 @@ def test_a_tilde_is_a_home_for_each_command(command: Command, monkeypatch: Any, 
     judged = command("eval", 'ckpt="~/run"', "metrics=denoising", "n=8", 'out="~/e"', 'cache="~/c"')
     assert judged.code == 0, judged.err
     assert not (tmp_path / "~").exists()
-    resumed = command("train", *QUICK, 'train.resume="~/run"', "run_dir=again", "train.images=256")
-    assert "resumed at 128 images" in resumed.out
+    resumed = command("train", *QUICK, 'train.resume="~/run"', "run_dir=again", "train.images=128")
+    assert "resumed at 64 images" in resumed.out
     assert "~nobody-here/x" in command("sample", 'ckpt="~nobody-here/x"').err
 
 
@@ -137,8 +137,8 @@ def test_a_sweep_that_is_stopped_says_how_its_job_goes_on(command: Command, monk
     assert said.code == 143
     (line,) = re.findall("goes on alone: (.*)", said.err)
     assert paste(command, line).code == 0
-    assert [p.name for p in (tmp_path / "a b").iterdir()] == ["0-digits-flow_tiny"]
-    assert (tmp_path / "a b" / "0-digits-flow_tiny" / "loss.png").is_file()
+    assert [p.name for p in (tmp_path / "a b").iterdir()] == ["0-digits-flow"]
+    assert (tmp_path / "a b" / "0-digits-flow" / "loss.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, fit: Callable[..., Path], tin
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     (root / "said").write_text(done.stdout)
-    made = list((root / "outputs" / "digits-flow_tiny").iterdir())
+    made = list((root / "outputs" / "digits-flow").iterdir())
     assert len(made) == 1, "one run directory, whatever the number of processes"
     return {"one": root / "one", "two": made[0], "said": root / "said"}
 

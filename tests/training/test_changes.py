@@ -72,11 +72,11 @@ def test_a_refusal_names_first_what_was_typed(compose: Callable[..., dict[str, A
     here = {**compose("train", "dataset=mnist", "method=ddpm", "model=mlp"), "data": {**data, "size": [1, 28, 28]}}
     with pytest.raises(CheckpointError) as caught:
         changes.compare(here, there, Path("run/checkpoints/00000064"))
-    first = "another dataset.name (digits there, mnist here), method (flow_tiny there, ddpm here), "
+    first = "another dataset.name (digits there, mnist here), method (flow there, ddpm here), "
     assert first in str(caught.value)
     assert "train.init=run/checkpoints/00000064 begins a new run from its weights" in str(caught.value)
     keys = changes.differences(here, there, ["model", "schedule"])
-    assert keys.startswith("method (flow_tiny there, ddpm here), model.name (unet there, mlp here), schedule.name (")
+    assert keys.startswith("method (flow there, ddpm here), model.name (unet there, mlp here), schedule.name (")
 
 
 def test_what_has_not_changed_in_meaning_is_not_refused(config: Callable[..., dict[str, Any]]) -> None:
