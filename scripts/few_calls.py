@@ -46,6 +46,11 @@ def settings(name: str, **changes: Any) -> dict[str, Any]:
     return {**own, **({"eta": 0.0} if "eta" in own else {}), "clip": False, **changes}
 
 
+def steps_of(name: str, calls: int) -> int:
+    """How many steps of a sampler fit in so many network calls."""
+    return (calls + 1) // 2 if SAMPLERS.facts[name].calls == 2 else calls
+
+
 class Bench:
     """A checkpoint, and what is measured of it."""
 
@@ -84,16 +89,15 @@ class Bench:
         configs = []
         for name, facts in SAMPLERS.facts.items():
             if facts.order and name not in SAME:
-                steps = (calls + 1) // 2 if facts.calls == 2 else calls
+                steps = steps_of(name, calls)
                 configs += [settings(name, steps=steps, spacing=spacing) for spacing in SPACINGS]
         return self.row(min(configs, key=self.distance), grid="plain")
 
     def each(self, name: str, calls: int) -> list[dict[str, Any]]:
         """A sampler from noise and from a closed form; none where its steps do not make so many calls."""
-        two = SAMPLERS.facts[name].calls == 2
-        if two and calls % 2 == 0:
+        if SAMPLERS.facts[name].calls == 2 and calls % 2 == 0:
             return []
-        steps, rows = (calls + 1) // 2 if two else calls, []
+        steps, rows = steps_of(name, calls), []
         for grid, levels in (("plain", (None,)), ("skip_to", SKIPS)):
             ways = product(SPACINGS, levels)
             configs = [settings(name, steps=steps, spacing=spacing, skip_to=level) for spacing, level in ways]

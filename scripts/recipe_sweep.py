@@ -4,7 +4,7 @@
         [--guidance 1 1.5] [--samplers heun dpmpp_2m_sde]
 
 A variant is another one with some settings changed, and its `train.images` spend what the CPU time allows. Each but the
-recipes themselves is trained on one thread, and 500 samples of it are judged as `check_samples.py` does. A machine that
+experiments is trained on one thread, and 500 samples of it are judged as `check_samples.py` does. A machine that
 does other work slows a run down and changes no figure: CPU seconds, user and system, are those of the whole command.
 What is in benchmarks/results/recipes-digits.json or recipes-mnist.json is not run again.
 """

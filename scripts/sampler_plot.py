@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import torch
 from benchmark.facts import machine
+from few_calls import steps_of
 from torch import Tensor
 
 from diffgen import __version__
@@ -71,7 +72,7 @@ class Bench:
 
     def budget(self, n: int, name: str, nfe: int, **changes: Any) -> tuple[Tensor, int]:
         """The same with as many steps as fit in `nfe` calls."""
-        return self.draw(n, name, steps=(nfe + 1) // 2 if SAMPLERS.facts[name].calls == 2 else nfe, **changes)
+        return self.draw(n, name, steps=steps_of(name, nfe), **changes)
 
 
 def ode_errors(bench: Bench) -> list[dict[str, Any]]:

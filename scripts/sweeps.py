@@ -37,7 +37,10 @@ DIGITS: Variants = {
     "dit-noisier": ("dit", {"time.mean": 0.5}),
     "dit-batch-128": ("dit", {"train.batch_size": 128, "train.images": 115_200}),
     "dit-label-dropout": ("dit", {"train.label_dropout": 0.05}),
-    "dit-previews": ("dit", {}),  # with the previews and checkpoints of a run, on a quiet machine
+    "dit-previews": (
+        "dit",
+        {"train.preview_every": 12_800, "train.checkpoint_every": 25_600, "preview.n": 50},
+    ),
     "dit-width-128": ("dit", {"model.width": 128, "train.images": 51_200}),
     "dit-patch-2": ("dit", {"model.patch": 2, "model.width": 64, "train.images": 51_200}),
     "dit-128-images": ("dit", {"train.batch_size": 128, "train.images": 96_000}),
@@ -73,7 +76,7 @@ MNIST: Variants = {
     "patch-4-noisier": ("patch-4", {"time.mean": 1.0}),
     "full": ("patch-4", {"time.mean": 0.7, "train.label_dropout": 0.05, "train.images": 128_000}),
     "full-70k": ("full", {"train.images": 69_952}),
-    "full-5-minutes": ("full", {"train.minutes": 5}),
+    "full-5-minutes": ("full", {"train.minutes": 5, "train.threads": "null"}),
     "minutes-one-thread": (
         "",
         {"experiment": "mnist_minutes", **QUIET, "train.minutes": "null", "train.images": 176_000},

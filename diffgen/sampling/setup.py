@@ -26,7 +26,7 @@ from diffgen.sampling.walk import check_sampler
 from diffgen.storage import checkpoint
 from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
-from diffgen.storage.grid_file import NO_GRID, names_file, with_grid
+from diffgen.storage.grid_file import names_file, with_grid, without_grid
 
 WORTH_COMPILING = 2000  # images, below which the compiler takes longer than it saves
 
@@ -79,7 +79,7 @@ def resolve_sampler(config: Config, saved: Checkpoint, kind: Kind) -> dict[str, 
     given = {key: value for key, value in config.items() if value is not None and key != "name"}
     own = saved.config["sampler"]
     if names_file(given.get("spacing")):  # which is a whole grid
-        own = {key: NO_GRID.get(key, value) for key, value in own.items()}
+        own = without_grid(own)
     chosen = {**own, **given} if config["name"] == "auto" else dict(config)
     chosen = with_grid(chosen, saved.path, saved.config["schedule"])
     return {**chosen, "clip": False} if "clip" in chosen and not kind.bounded else chosen

@@ -30,6 +30,16 @@ def names_file(spacing: object) -> bool:
     return isinstance(spacing, str) and (spacing == KEPT or spacing.endswith(".json"))
 
 
+def without_grid(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's config with its keys of `NO_GRID` as they are without a file."""
+    return {key: NO_GRID.get(key, value) for key, value in sampler.items()}
+
+
+def laid_out(sampler: Mapping[str, Any]) -> list[str]:
+    """Settings of a config that lay out its steps, and so have no place beside a whole grid."""
+    return [f"sampler.{key}" for key in NO_GRID if key != "first_step" and sampler.get(key) is not None]
+
+
 def save(path: Path, schedule: Mapping[str, Any], grid: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write a grid.
 
@@ -62,9 +72,8 @@ def with_grid(sampler: Mapping[str, Any], ckpt: Path, schedule: Mapping[str, Any
     path = place(ckpt, name, steps) if spacing == KEPT else Path(str(spacing))
     told = f"sampler.spacing={spacing}: {path} is not there; diffgen-tune ckpt=RUN sampler={name} sampler.steps={steps}"
     require(path.is_file(), f"{told} makes it")
-    given = [key for key in ("sigmas", "skip_to", "weights") if sampler.get(key) is not None]
-    told = f"sampler.spacing={spacing} is a whole grid: leave out {', '.join('sampler.' + key for key in given)}"
-    require(not given, told)
+    given = laid_out(sampler)
+    require(not given, f"sampler.spacing={spacing} is a whole grid: leave out {', '.join(given)}")
     found = _read(path)
     told = (
         f"sampler.spacing={spacing}: {path} was found for another schedule, {_shown(found['schedule'])}, and ckpt has "

@@ -72,10 +72,9 @@ def _sampler(job: Job) -> dict[str, Any]:
     told = f"task=grid follows the ODE of E[x0 | x_t], and this model {job.trained.objective.makes}"
     require(job.trained.objective.estimates, told)
     sampler = resolve_sampler(job.sampler, job.saved, job.trained.kind)
-    given = [key for key in ("sigmas", "skip_to", "weights") if job.sampler.get(key) is not None]
-    told = f"{' and '.join(f'sampler.{key}' for key in given)} are what task=grid finds: leave them out"
-    require(not given, told)
-    sampler |= {key: value for key, value in grid_file.NO_GRID.items() if key in sampler}
+    given = grid_file.laid_out(job.sampler)
+    require(not given, f"{' and '.join(given)} are what task=grid finds: leave them out")
+    sampler = grid_file.without_grid(sampler)
     name, steps = sampler.get("name"), sampler.get("steps")
     require(name in SAMPLERS, unknown(f"sampler.name={name!r}", SAMPLERS))
     still = sorted(row for row, facts in SAMPLERS.facts.items() if facts.order and not facts.noise)
