@@ -1,13 +1,14 @@
 """Judge samples of digits or MNIST by a classifier that never saw the model, and write the figures to a result file.
 
     python scripts/check_samples.py CKPT --data digits [--root data] [--n 500] [--guidance 1 1.5] [--steps 1 2]
-        [--samplers heun euler] [--out FILE.json]
+        [--samplers heun euler] [--seeds 0 1 2] [--out FILE.json]
 
 Accuracy is the share of samples whose label a support vector machine, trained on the real training images, agrees with.
 The Frechet distance is between Gaussians fitted to raw pixels in [-1, 1] (64 of them; for MNIST to 64 principal
 components), against held-out real images; its floors are all real training images against these, and as many of them as
-there are samples, in the mean of 20 draws: few images of any kind are further away. The nearest-neighbour ratio is the
-median distance of a sample to the training set over that of a held-out image: far below 1 would mean copying.
+there are samples, in the mean of 20 draws: few images of any kind are further away. How far these draws are apart is how far
+samples of several seeds may be. The nearest-neighbour ratio is the median distance of a sample to the training set over that
+of a held-out image: far below 1 would mean copying.
 """
 
 import argparse
@@ -98,6 +99,7 @@ class Judge:
             "accuracy": float(self.classifier.score(test, self.test_labels)),
             "frechet_train_test": frechet(train, test),
             "frechet_as_many_as_samples": float(np.mean(draws)),
+            "deviation_of_these": float(np.std(draws, ddof=1)),
         }
 
     def of(
@@ -106,6 +108,7 @@ class Judge:
         """Figures of n samples."""
         samples, labels, nfe = sample(ckpt, n, guidance, seed, steps, sampler)
         return {
+            "seed": seed,
             "guidance": guidance,
             **({} if sampler is None else {"sampler": sampler}),
             **({} if steps is None else {"steps": steps}),
@@ -119,15 +122,14 @@ class Judge:
 def judge(args: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     by, saved = Judge(args.data, args.root), checkpoint.load(args.ckpt)
-    wanted = itertools.product(args.guidance, args.steps, args.samplers)
+    wanted = itertools.product(args.seeds, args.guidance, args.steps, args.samplers)
     return {
         "data": args.data,
         "images_seen": saved.images,
         "sampler": saved.config["sampler"],
         "n": args.n,
-        "seed": args.seed,
         "real": by.real(args.n),
-        "samples": [by.of(args.ckpt, args.n, guidance, args.seed, steps, name) for guidance, steps, name in wanted],
+        "samples": [by.of(args.ckpt, args.n, guidance, seed, steps, name) for seed, guidance, steps, name in wanted],
         "machine": machine(),
         "versions": {"diffgen": __version__, "torch": torch.__version__},
     }
@@ -140,7 +142,7 @@ def main() -> None:
     parser.add_argument("--data", choices=["digits", "mnist"], required=True)
     parser.add_argument("--root", default="data")
     parser.add_argument("--n", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the samples")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5])
     parser.add_argument("--steps", type=int, nargs="+", default=[None], help="instead of the checkpoint's own")
     parser.add_argument("--samplers", nargs="+", default=[None], help="instead of the checkpoint's own")
