@@ -5,10 +5,10 @@
 
 Accuracy is the share of samples whose label a support vector machine, trained on the real training images, agrees with.
 The Frechet distance is between Gaussians fitted to raw pixels in [-1, 1] (64 of them; for MNIST to 64 principal
-components), against held-out real images; its floors are all real training images against these, and as many of them as
-there are samples, in the mean of 20 draws: few images of any kind are further away. How far these draws are apart is how far
-samples of several seeds may be. The nearest-neighbour ratio is the median distance of a sample to the training set over that
-of a held-out image: far below 1 would mean copying.
+components), against held-out real images; its floors are all real training images against these, and as many of them
+as there are samples, in the mean of 20 draws: few images of any kind are further away. How far these draws are apart
+is how far samples of several seeds may be. The nearest-neighbour ratio is the median distance of a sample to the
+training set over that of a held-out image: far below 1 would mean copying.
 """
 
 import argparse

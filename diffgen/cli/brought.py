@@ -4,8 +4,11 @@ What is given beside them wins, and an experiment pins what it needs itself.
 """
 
 from collections.abc import Mapping
+from itertools import product
+from typing import Any
 
-from diffgen.cli.checkpoint_settings import settings_of
+from diffgen.cli.checkpoint_settings import settings_of, spelled
+from diffgen.cli.configs import as_it_stands
 from diffgen.core.errors import require
 
 AUTOENCODER = {"model": "vae_tiny", "optimizer": "adamw", "optimizer.lr": "2.0e-3"}
@@ -54,7 +57,7 @@ def with_brought(overrides: list[str]) -> list[str]:
         told = f"{key}={given.get(key)} brings {', '.join(differ)} to some jobs of a sweep, or differs in them"
         require(not differ, f"{told}: give what all are to have, or sweep each by itself")
         wanted |= {name: jobs[0][name] for name in free}
-    wanted |= _tuning(given)
+    wanted |= _tuning(given) | _undone(given)
     return [*(f"{key}={value}" for key, value in wanted.items()), *overrides]  # flags may end them
 
 
@@ -67,6 +70,32 @@ def _tuning(given: Mapping[str, str]) -> dict[str, str]:
     require(method in TUNING, f"{told}: sweep each by itself")
     brought = {**TUNING[method], **settings_of(given, method)}
     return {key: value for key, value in brought.items() if not {key, key.partition(".")[0]} & given.keys()}
+
+
+def _undone(given: Mapping[str, str]) -> dict[str, str]:
+    """Presets set steps and more for the sampler that they name: where another one is asked for, it has its file's."""
+    named = [given.get(key, "").split(",") for key in ("experiment", "method", "sampler")]
+    jobs = [_own_settings(*(name.strip() for name in job)) for job in product(*named)]
+    told = f"sampler={given.get('sampler')} undoes settings of a preset in some jobs of a sweep, or differs in them"
+    require(all(job == jobs[0] for job in jobs), f"{told}: sweep each by itself")
+    return {key: value for key, value in jobs[0].items() if key.lstrip("~") not in given}
+
+
+def _own_settings(experiment: str, method: str, sampler: str) -> dict[str, str]:
+    """What one job's sampler has instead of settings for another one; nothing of a plugin's, whose file is not here."""
+    preset = as_it_stands("experiment", experiment)
+    presets = [as_it_stands("method", method or _groups(preset).get("method", "")), preset]
+    others = [file for file in presets if _groups(file).get("sampler", sampler) != sampler]
+    theirs = {key: value for file in others for key, value in file.get("sampler", {}).items()}
+    own = as_it_stands("sampler", sampler)
+    kept = {f"sampler.{key}": spelled(own[key]) for key in theirs if key in own}
+    return kept | {f"~sampler.{key}": spelled(value) for key, value in theirs.items() if own and key not in own}
+
+
+def _groups(file: Mapping[str, Any]) -> dict[str, str]:
+    """The groups that a preset overrides."""
+    entries = [entry for entry in file.get("defaults", []) if isinstance(entry, dict)]
+    return {key.removeprefix("override /"): value for entry in entries for key, value in entry.items()}
 
 
 def _by_method(name: str) -> Mapping[str, str]:

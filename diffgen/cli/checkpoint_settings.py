@@ -54,10 +54,10 @@ def of_checkpoint(path: Path, key: str, method: str) -> dict[str, str]:
     objective: Any = OBJECTIVES.get(_named(config.get("objective")))  # of a plugin there is none yet
     told = f"{key}={str(path)!r} holds a model that {getattr(objective, 'makes', '')}"
     require(objective is None or objective.path, f"{told}, and method={method} tunes one that removes Gaussian noise")
-    brought = {f"denoiser.{name}": _spelled(value) for name, value in _items(config.get("denoiser"))}
+    brought = {f"denoiser.{name}": spelled(value) for name, value in _items(config.get("denoiser"))}
     for group in GROUPS:
         row = _named(config.get(group))
-        settings = {f"{group}.{name}": _spelled(value) for name, value in _items(config.get(group)) if name != "name"}
+        settings = {f"{group}.{name}": spelled(value) for name, value in _items(config.get(group)) if name != "name"}
         brought |= {group: choice_of(group, row), **settings}
     return brought
 
@@ -85,8 +85,8 @@ def _named(part: object) -> str:
     return str(part.get("name")) if isinstance(part, dict) else ""
 
 
-def _spelled(value: Any) -> str:
+def spelled(value: Any) -> str:
     """A value of plain data as an override has it."""
     if isinstance(value, list):
-        return f"[{','.join(map(_spelled, value))}]"
+        return f"[{','.join(map(spelled, value))}]"
     return quoted(value) if isinstance(value, str) else typed(value)

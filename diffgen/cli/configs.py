@@ -45,6 +45,13 @@ def compose_group(group: str, choice: str) -> dict[str, Any]:
     return defaults("train", [f"{group}={choice}"])[group]
 
 
+def as_it_stands(group: str, choice: str) -> dict[str, Any]:
+    """What one YAML file says itself; nothing if there is none, as of a plugin's row or an unknown one."""
+    path = config_dir() / group / f"{choice}.yaml"
+    told: Any = OmegaConf.to_container(OmegaConf.create(path.read_text() if path.is_file() else ""))
+    return dict(told)
+
+
 def choice_of(group: str, row: str) -> str:
     """A choice of a group whose YAML names this row; the row's own name, by which a plugin adds it, where none does."""
     shipped = sorted((config_dir() / group).glob("*.yaml"))
