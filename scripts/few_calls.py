@@ -37,6 +37,7 @@ SKIPS = (40.0, 20.0, 10.0, 5.0)  # sigma/alpha down to which a closed form may l
 MANY = 18  # steps of Heun's method: 35 calls
 N = 64  # images that grids are chosen by, and as many others to check by
 SAMPLES = 500
+DRAWN, CHECKED, SEARCHED = 0, 1, 2  # seeds: of these samples, of the images of the distance, and of those of a search
 SAME = ("ddim", "euler")  # first order: never the best
 
 
@@ -57,7 +58,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.trained = restore(checkpoint.load(args.ckpt))
         self.judge = Judge(args.data, args.root)
-        self.check = Search(self.sampling(settings("heun")), settings("heun"), self.labels(N), 1)
+        self.check = Search(self.sampling(settings("heun")), settings("heun"), self.labels(N), CHECKED)
 
     def labels(self, n: int) -> list[int]:
         """Every class in turn."""
@@ -66,7 +67,7 @@ class Bench:
     def sampling(self, config: dict[str, Any]) -> Sampling:
         """How to draw."""
         cpu = torch.device("cpu")
-        return Sampling.from_config(self.trained, config, guidance=Guidance(scale=1.0), seed=0, device=cpu)
+        return Sampling.from_config(self.trained, config, guidance=Guidance(scale=1.0), seed=DRAWN, device=cpu)
 
     def row(self, config: dict[str, Any], **more: Any) -> dict[str, Any]:
         """Distance and Frechet distance of a sampler's config."""
@@ -106,8 +107,8 @@ class Bench:
 
     def tuned(self, name: str, calls: int) -> dict[str, Any]:
         """By a grid that is found."""
-        began, config = time.process_time(), settings(name, steps=calls)
-        found = Search(self.sampling(config), config, self.labels(N), 0).found()
+        began, config = time.process_time(), settings(name, steps=steps_of(name, calls))
+        found = Search(self.sampling(config), config, self.labels(N), SEARCHED).found()
         return self.row(found, grid="found", search_cpu_seconds=round(time.process_time() - began, 1))
 
 
