@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-from diffgen.cli.checkpoint_settings import settings_of, spelled
+from diffgen.cli.checkpoint_settings import settings_of, spelled, values_of
 from diffgen.cli.configs import as_it_stands
 from diffgen.core.errors import require
 
@@ -45,7 +45,7 @@ def with_brought(overrides: list[str]) -> list[str]:
     overrides = [f"latent.path={o.partition('=')[2]}" if o.startswith("latent=") else o for o in overrides]
     given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     pinned = next((at for at, key in enumerate(CHAIN) if "experiment" in given or key in given), len(CHAIN))
-    wanted: dict[str, str] = {}
+    wanted = _undone(given)
     for key, bring in (("method", _by_method), ("latent.path", _by_path)):
         jobs = [bring(value.strip()) for value in given.get(key, "").split(",")]
         free = [
@@ -57,7 +57,7 @@ def with_brought(overrides: list[str]) -> list[str]:
         told = f"{key}={given.get(key)} brings {', '.join(differ)} to some jobs of a sweep, or differs in them"
         require(not differ, f"{told}: give what all are to have, or sweep each by itself")
         wanted |= {name: jobs[0][name] for name in free}
-    wanted |= _tuning(given) | _undone(given)
+    wanted |= _tuning(given)
     return [*(f"{key}={value}" for key, value in wanted.items()), *overrides]  # flags may end them
 
 
@@ -73,9 +73,10 @@ def _tuning(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _undone(given: Mapping[str, str]) -> dict[str, str]:
-    """Presets set steps and more for the sampler that they name: where another one is asked for, it has its file's."""
-    named = [given.get(key, "").split(",") for key in ("experiment", "method", "sampler")]
-    jobs = [_own_settings(*(name.strip() for name in job)) for job in product(*named)]
+    """Presets set steps and more for the sampler that they name: where another one is drawn by, it has its file's."""
+    groups = ("experiment", "method", "sampler")
+    named = [values_of(group, given[group]) if given.get(group) else [""] for group in groups]
+    jobs = [_own_settings(*job) for job in product(*named)]
     told = f"sampler={given.get('sampler')} undoes settings of a preset in some jobs of a sweep, or differs in them"
     require(all(job == jobs[0] for job in jobs), f"{told}: sweep each by itself")
     return {key: value for key, value in jobs[0].items() if key.lstrip("~") not in given}
@@ -83,11 +84,15 @@ def _undone(given: Mapping[str, str]) -> dict[str, str]:
 
 def _own_settings(experiment: str, method: str, sampler: str) -> dict[str, str]:
     """What one job's sampler has instead of settings for another one; nothing of a plugin's, whose file is not here."""
-    preset = as_it_stands("experiment", experiment)
-    presets = [as_it_stands("method", method or _groups(preset).get("method", "")), preset]
-    others = [file for file in presets if _groups(file).get("sampler", sampler) != sampler]
+    pinned = as_it_stands("experiment", experiment)
+    meant = as_it_stands("method", _groups(pinned).get("method", ""))  # by the experiment
+    preset = as_it_stands("method", method) if method else meant
+    of_pinned = _groups(pinned).get("sampler", _groups(meant).get("sampler", ""))
+    of_preset = _groups(preset).get("sampler", "")
+    drawn_by = sampler or _groups(pinned).get("sampler", of_preset)
+    others = [file for file, of in ((preset, of_preset), (pinned, of_pinned)) if of != drawn_by]
     theirs = {key: value for file in others for key, value in file.get("sampler", {}).items()}
-    own = as_it_stands("sampler", sampler)
+    own = as_it_stands("sampler", drawn_by)
     kept = {f"sampler.{key}": spelled(own[key]) for key in theirs if key in own}
     return kept | {f"~sampler.{key}": spelled(value) for key, value in theirs.items() if own and key not in own}
 

@@ -28,7 +28,7 @@ def settings_of(given: Mapping[str, str], method: str) -> dict[str, str]:
         UsageError: None is named, or the jobs of a sweep name some that differ in these settings.
         CheckpointError: It cannot be read, or its model does not remove Gaussian noise.
     """
-    texts = {key: _texts(key, given[key]) for key in ("train.init", "train.resume", "run_dir") if key in given}
+    texts = {key: values_of(key, given[key]) for key in ("train.init", "train.resume", "run_dir") if key in given}
     resumed = [text for text in texts.get("train.resume", []) if text not in ("auto", "none")]
     key, paths = ("train.resume", resumed) if resumed else ("train.init", texts.get("train.init", []))
     own = _newest(texts.get("run_dir", []))
@@ -70,7 +70,7 @@ def _newest(run_dirs: list[str]) -> Path | None:
     return checkpoint.find_newest(Path(at_home("run_dir", places[0]))) if len(places) == 1 else None
 
 
-def _texts(key: str, value: str) -> list[str]:
+def values_of(key: str, value: str) -> list[str]:
     """What an override's value says, several of a sweep; nothing for null."""
     parsed = OverridesParser.create().parse_override(f"{key}={value}")
     values = [*parsed.sweep_iterator()] if parsed.is_sweep_override() else [parsed.value()]

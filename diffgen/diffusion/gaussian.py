@@ -74,7 +74,7 @@ class Spread:
     """A covariance [D, D], or one variance [] of values that are independent; decomposed once, when it is needed."""
 
     def __init__(self, covariance: Tensor) -> None:
-        self.covariance = covariance.double().cpu()
+        self.covariance = covariance.cpu().double()
 
     @cached_property
     def axes(self) -> tuple[Tensor, Tensor | None]:

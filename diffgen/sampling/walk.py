@@ -47,8 +47,8 @@ class Walk(NamedTuple):
 def make_sampler(config: Config, schedule: Schedule, objective: Objective) -> Walk:
     """What a sampler's config says.
 
-    Samplers check their options when they run, so this takes one step without a network: nobody should learn of a bad
-    option from the first preview of a long run.
+    Samplers check their options when they run, so this takes one step without a network, or all that have weights:
+    nobody should learn of a bad option from the first preview of a long run.
 
     Args:
         config: Of the sampler.
@@ -68,7 +68,8 @@ def make_sampler(config: Config, schedule: Schedule, objective: Objective) -> Wa
         skips, weighted = grid["skip_to"] is not None, own.get("weights") is not None
         walk = Walk(bind(objective.samplers, own), ts, skips=skips, weighted=weighted, **rest)
     trial = objective.trial((8,))
-    walk.sampler(trial.denoise, schedule, trial.x, walk.ts[[0, -1]], trial.noise)
+    ts = walk.ts if walk.weighted else walk.ts[[0, -1]]
+    walk.sampler(trial.denoise, schedule, trial.x, ts, trial.noise)
     return walk
 
 

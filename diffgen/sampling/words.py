@@ -11,8 +11,15 @@ from diffgen.storage.checkpoint import Checkpoint
 
 def shown(config: Mapping[str, Any]) -> str:
     """A part's name and settings in one line."""
-    settings = [f"{key} {value}" for key, value in config.items() if key != "name" and value is not None]
+    settings = [f"{key} {_brief(value)}" for key, value in config.items() if key != "name" and value is not None]
     return ", ".join([str(config["name"]), *settings])
+
+
+def _brief(value: object) -> object:
+    """Rows of numbers, as fitted weights are, by their count: all of them would fill the screen."""
+    if isinstance(value, list | tuple) and value and all(isinstance(row, list | tuple) for row in value):
+        return f"in {len(value)} rows"
+    return value
 
 
 def shown_task(config: Mapping[str, Any]) -> str:

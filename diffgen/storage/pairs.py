@@ -130,7 +130,7 @@ def _checked(tensors: Mapping[str, Tensor], said: Mapping[str, Any], what: str) 
     numbers = x0.dtype == z.dtype == torch.float32 and labels.dtype == torch.int64
     if not (numbers and len(x0) and x0.shape == z.shape and labels.shape == x0.shape[:1]):
         raise DataError(f"{what} must hold x0 and z, float32 [n, ...] alike, and labels, int64 [n]")
-    if not -1 <= int(labels.min()) <= int(labels.max()) < max(len(classes), 1):
+    if not -1 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise DataError(f"{what} holds labels of other classes than it names")
     try:
         kind: Kind = build(KINDS, said.get("kind"))

@@ -306,7 +306,7 @@ def size_of(difference: Tensor) -> float:
 
 def least_squares(parts: list[Tensor], wanted: Tensor) -> list[float]:
     """The weights of parts whose sum is nearest to what is wanted."""
-    columns = torch.stack([part.flatten() for part in parts]).double().cpu()
+    columns = torch.stack([part.flatten() for part in parts]).cpu().double()
     squares = columns @ columns.T
     squares += RIDGE * squares.diagonal().mean() * torch.eye(len(parts), dtype=torch.float64)
-    return [float(w) for w in torch.linalg.solve(squares, columns @ wanted.flatten().double().cpu())]
+    return [float(w) for w in torch.linalg.solve(squares, columns @ wanted.flatten().cpu().double())]

@@ -207,6 +207,9 @@ def test_files_of_others_are_refused(file: Path, tiny_model: Path, tmp_path: Pat
     ):
         with pytest.raises(DataError, match=said):
             source(changed(**tensors))
+    said = json.loads(metadata["pairs"])
+    with pytest.raises(DataError, match="holds labels of other classes than it names"):
+        source(changed({**metadata, "pairs": json.dumps({**said, "classes": []})}, labels=0 * held["labels"]))
     with pytest.raises(DataError, match="kind.name='nonsense' is unknown"):
         source(
             changed({**metadata, "pairs": json.dumps({"kind": {"name": "nonsense"}, "classes": list("0123456789")})})

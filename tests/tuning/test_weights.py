@@ -9,11 +9,15 @@ import pytest
 import torch
 from cases import SCHEDULE_NAMES, grid, sampler, schedule
 from gmm import noises
+from pretend import Pretended
 from test_grids import SOUND
 
+from diffgen.cli.configs import compose_group
 from diffgen.core.errors import UsageError
 from diffgen.diffusion.gaussian import Gaussian
 from diffgen.diffusion.samplers.steps import Level, level, steps
+from diffgen.objectives.denoise import Denoise
+from diffgen.sampling.walk import make_sampler
 from diffgen.storage import checkpoint
 from diffgen.storage.formats import in_todays_words
 from diffgen.tuning.search import Fitting, least_squares
@@ -64,6 +68,25 @@ def test_they_are_those_of_a_library() -> None:
     columns = torch.stack([part.flatten() for part in parts], 1)
     theirs = torch.linalg.lstsq(columns, wanted.reshape(-1, 1)).solution.flatten()
     torch.testing.assert_close(torch.tensor(least_squares(parts, wanted)).double(), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_device_without_float64_has_them_too() -> None:
+    """Where MPS is pretended, float64 there is an error."""
+    parts = [torch.randn(6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    with Pretended(torch.device("mps")):
+        theirs = least_squares([part.to("mps") for part in parts], (parts[0] - parts[1]).to("mps"))
+    assert theirs == least_squares(parts, parts[0] - parts[1])
+
+
+def test_wrong_rows_are_told_before_a_run_begins() -> None:
+    """And not by its first preview."""
+    s, config = schedule("ve"), compose_group("sampler", "ipndm")
+    make_sampler({**config, "steps": 2, "weights": [[1.0], [1.5, -0.5]]}, s, Denoise())
+    for count in (1, 6):
+        with pytest.raises(
+            UsageError, match=f"sampler.weights are for 2 steps from noise to data, and here are {count}"
+        ):
+            make_sampler({**config, "steps": count, "weights": [[1.0], [1.5, -0.5]]}, s, Denoise())
 
 
 def test_wrong_rows_are_refused() -> None:

@@ -57,12 +57,13 @@ def ipndm(
     """iPNDM: the weights of Adams and Bashforth for equal steps, on any grid (Liu et al. 2022; Zhang & Chen 2023).
 
     Formally second order at most where steps are unequal, yet among the best at ten network calls. `weights` stand
-    instead of these: a row for each step, of all z_hat so far, the newest first, fitted to one model on one grid.
+    instead of these, whatever the order: a row for each step, of all z_hat so far, the newest first, fitted to one
+    model on one grid.
     """
     if weights is not None:
         rows, count = weights, len(ts) - 1
         told = f"sampler.weights are for {len(rows)} steps from noise to data, and here are {count}"
-        require(count in (1, len(rows)), told)  # a single step has nothing to remember
+        require(count == len(rows), told)
         told = "sampler.weights must be a row for each step: one weight, then two, and so on, of all z_hat so far"
         require([len(row) for row in rows] == list(range(1, len(rows) + 1)), told)
         return weighted(denoise, schedule, x, ts, lambda i, *state: rows[i])
