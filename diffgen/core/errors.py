@@ -10,6 +10,7 @@ EXIT_CODES = {
     2: "usage: an unknown key or choice, a wrong type, a value out of range",
     3: "data: missing, damaged or unreadable",
     4: "checkpoint or weights: missing, damaged, foreign or refused",
+    5: "not finite: the loss of a training that diverged, or samples",
     75: "the machine: disk, directory in use, memory, a process lost, no C compiler; mend it and type it again",
     130: "stopped by Ctrl-C",
     141: "whoever read the output went away",
@@ -17,7 +18,6 @@ EXIT_CODES = {
 """What every command may end with."""
 
 TRAINING_CODES = {
-    5: "training diverged: the loss is not finite",
     129: "stopped by SIGHUP, a lost terminal",
     138: "stopped by SIGUSR1, or the signal that train.preemption_signal names (SIGUSR2: 140)",
     143: "stopped by SIGTERM",

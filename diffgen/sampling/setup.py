@@ -1,5 +1,6 @@
 """From a checkpoint and settings to what draws: its network on the device, a sampler, guidance, and a task's plan."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from diffgen.sampling.walk import check_sampler
 from diffgen.storage import checkpoint
 from diffgen.storage.autoencoder_file import supplied
 from diffgen.storage.checkpoint import Checkpoint
-from diffgen.storage.grid_file import names_file, with_grid, without_grid
+from diffgen.storage.grid_file import caution, names_file, with_grid, without_grid
 
 WORTH_COMPILING = 2000  # images, below which the compiler takes longer than it saves
 
@@ -61,6 +62,8 @@ def make_sampling(
         required = settings.compile is True
         denoiser.model = Compiled(denoiser.model, key="compile", required=required)
     guidance = make_guidance(settings, saved, trained, device)
+    if found_for_others := caution(sampler, guidance.scale, saved.images):
+        warnings.warn(found_for_others, stacklevel=2)
     try:
         return Sampling.from_config(trained, sampler, guidance=guidance, seed=settings.seed, device=device)
     except UsageError:
@@ -159,7 +162,8 @@ def _check_start(name: str, plan: Plan, sampling: Sampling) -> None:
     walk = sampling.walk
     asked = ["sampler.skip_to"] * walk.skips + ["sampler.first_step=analytic"] * (walk.first_step == "analytic")
     asked += ["sampler.weights"] * walk.weighted
-    told = f"{' and '.join(asked)} are for new examples from noise, and task={name} begins with others: leave them out"
+    told = f"task={name} begins with others than noise, and {' and '.join(asked)} would begin from noise: leave out"
+    told += " what says so, or sampler.spacing of a found grid, which does"
     require((plan.new and plan.then is None) or not asked, told)  # later windows begin with known frames
 
 

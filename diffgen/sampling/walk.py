@@ -68,6 +68,8 @@ def make_sampler(config: Config, schedule: Schedule, objective: Objective) -> Wa
         skips, weighted = grid["skip_to"] is not None, own.get("weights") is not None
         walk = Walk(bind(objective.samplers, own), ts, skips=skips, weighted=weighted, **rest)
     trial = objective.trial((8,))
+    told = "sampler.first_step=analytic leaves no network call in one step: sampler.steps must be 2 or more"
+    require(walk.first_step == "network" or len(walk.ts) > 2, told)
     ts = walk.ts if walk.weighted else walk.ts[[0, -1]]
     walk.sampler(trial.denoise, schedule, trial.x, ts, trial.noise)
     return walk

@@ -16,10 +16,12 @@ def shown(config: Mapping[str, Any]) -> str:
 
 
 def _brief(value: object) -> object:
-    """Rows of numbers, as fitted weights are, by their count: all of them would fill the screen."""
-    if isinstance(value, list | tuple) and value and all(isinstance(row, list | tuple) for row in value):
+    """Numbers by four digits, and rows of them, as fitted weights are, by their count: all would fill the screen."""
+    if not isinstance(value, list | tuple) or not value:
+        return value
+    if all(isinstance(row, list | tuple) for row in value):
         return f"in {len(value)} rows"
-    return value
+    return f"[{', '.join(f'{each:.4g}' if isinstance(each, float) else str(each) for each in value)}]"
 
 
 def shown_task(config: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffgen.core.errors import UsageError, require
 from diffgen.core.files import write_json
+from diffgen.core.paths import setting
 from diffgen.storage.run_directory import run_of
 from diffgen.storage.tensor_file import size_of, unique_keys
 
@@ -70,8 +71,9 @@ def with_grid(sampler: Mapping[str, Any], ckpt: Path, schedule: Mapping[str, Any
     if not isinstance(steps, int):
         raise UsageError(f"sampler.steps={steps} must be a whole number")
     path = place(ckpt, name, steps) if spacing == KEPT else Path(str(spacing))
-    told = f"sampler.spacing={spacing}: {path} is not there; diffgen-tune ckpt=RUN sampler={name} sampler.steps={steps}"
-    require(path.is_file(), f"{told} makes it")
+    run = setting("ckpt", str(run_of(ckpt) or ckpt))
+    makes = f"diffgen-tune {run} sampler={name} sampler.steps={steps} makes {'it' if spacing == KEPT else 'one'}"
+    require(path.is_file(), f"sampler.spacing={spacing}: there is no file {path}; {makes}")
     given = laid_out(sampler)
     require(not given, f"sampler.spacing={spacing} is a whole grid: leave out {', '.join(given)}")
     found = _read(path)
@@ -84,7 +86,27 @@ def with_grid(sampler: Mapping[str, Any], ckpt: Path, schedule: Mapping[str, Any
     whose = found.get("sampler")
     told = f"sampler.spacing={spacing}: {path} holds weights of sampler={whose}, and this is {name}"
     require(found["weights"] is None or whose == name, told)
-    return {**sampler, **{key: found[key] for key in NO_GRID if key in sampler}, "steps": len(found["sigmas"])}
+    grid = {key: found[key] for key in NO_GRID if key in sampler}
+    return {**sampler, **grid, "steps": len(found["sigmas"]), "spacing": str(path)}
+
+
+def caution(sampler: Mapping[str, Any], guidance: float, images_seen: int) -> str:
+    """What a grid was found for, where it is drawn by otherwise: it may be worth less; nothing without a grid file.
+
+    Args:
+        sampler: As `with_grid` gives it.
+        guidance: The scale.
+        images_seen: By the weights.
+    """
+    if not names_file(sampler.get("spacing")):
+        return ""
+    found = _read(Path(sampler["spacing"]))
+    facts = {"sampler": sampler["name"], "guidance": guidance, "images_seen": images_seen}
+    differ = [key for key in facts if found.get(key, facts[key]) != facts[key]]
+    if not differ:
+        return ""
+    then, now = (", ".join(f"{key}={each[key]!s:.40}" for key in differ) for each in (found, facts))
+    return f"sampler.spacing={sampler['spacing']} was found for {then}, and this is {now}: it may be worth less here"
 
 
 def _shown(schedule: object) -> str:
@@ -109,7 +131,7 @@ def _read(path: Path) -> dict[str, Any]:
     sound = sound and isinstance(found.get("schedule"), dict) if levels else False
     sound = sound and _weights(found.get("weights"), len(levels))
     if not (sound and found.get("first_step") in ("network", "analytic")):
-        raise UsageError(f"{path} is no grid that diffgen-tune wrote")
+        raise UsageError(f"sampler.spacing: {path} is no grid that diffgen-tune wrote")
     return {
         **found,
         "weights": found.get("weights"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffgen.core.console import unit_of
-from diffgen.core.errors import require, unknown
+from diffgen.core.errors import require
 from diffgen.core.paths import setting
 from diffgen.core.randomness import mix
 from diffgen.diffusion.samplers import SAMPLERS
@@ -17,7 +17,7 @@ from diffgen.sampling.setup import check_guidance, make_sampling, resolve_sample
 from diffgen.sampling.words import shown_guidance
 from diffgen.storage import grid_file
 from diffgen.tuning.job import TUNES, Job
-from diffgen.tuning.search import Search
+from diffgen.tuning.search import FROM, PURE, Search
 
 MAX_SEEN = 2**20
 """Values of all images whose paths are kept, of each some kilobytes."""
@@ -38,7 +38,7 @@ def grid(job: Job, *, n: int) -> None:
         n: Images to look at.
     """
     most = max(MAX_SEEN // math.prod(job.trained.shape.size), 1)
-    require(1 <= n <= most, f"tune.n={n} must be in [1, {most}]: the paths of all images are kept")
+    require(1 <= n <= most, f"task.n={n} must be in [1, {most}]: the paths of all images are kept")
     sampler = _sampler(job)
     name, steps = str(sampler["name"]), int(sampler["steps"])
     kept = grid_file.place(job.saved.path, name, steps)
@@ -50,7 +50,9 @@ def grid(job: Job, *, n: int) -> None:
     _header(job, sampling, name, n)
     started = time.monotonic()
     with job.accelerator.autocast():
-        found = Search(sampling, sampler, labels, job.settings.seed).found()
+        search = Search(sampling, sampler, labels, job.settings.seed)
+        with job.reporter.progress(FROM, 0) as line:
+            found = search.found(lambda done: line.update(done, f"{done} of {FROM} grids"))
         check = Search(sampling, sampler, labels, mix(job.settings.seed, "grid", 1))
         table = _errors(check, sampler, found)
     about = {"sampler": name, "steps": len(found["sigmas"]), "n": n, "seed": job.settings.seed, "errors": table}
@@ -59,7 +61,7 @@ def grid(job: Job, *, n: int) -> None:
     job.reporter.say("\n".join(_told(table, found, job.trained.kind.unit)))
     job.reporter.say(f"grid: {out} ({time.monotonic() - started:.0f} s)")
     where = grid_file.KEPT if out == kept else str(out)
-    asked = f"sampler={name} sampler.steps={steps} {setting('sampler.spacing', where)}"
+    asked = f"sampler={name} sampler.steps={steps} {setting('sampler.spacing', where)}{job.guided()}"
     job.reporter.say(f"next: diffgen-sample {setting('ckpt', str(job.settings.ckpt))} {asked}")
 
 
@@ -73,10 +75,9 @@ def _sampler(job: Job) -> dict[str, Any]:
     require(job.trained.objective.estimates, told)
     sampler = resolve_sampler(job.sampler, job.saved, job.trained.kind)
     given = grid_file.laid_out(job.sampler)
-    require(not given, f"{' and '.join(given)} are what task=grid finds: leave them out")
+    require(not given, f"task=grid finds {' and '.join(given)}: leave out what is to be found")
     sampler = grid_file.without_grid(sampler)
     name, steps = sampler.get("name"), sampler.get("steps")
-    require(name in SAMPLERS, unknown(f"sampler.name={name!r}", SAMPLERS))
     still = sorted(row for row, facts in SAMPLERS.facts.items() if facts.order and not facts.noise)
     told = f"sampler={name} does not follow the path of the ODE in steps of a grid: choose one of [{', '.join(still)}]"
     require(name in still and not sampler.get("eta") and not sampler.get("s_churn"), told)
@@ -110,9 +111,12 @@ def _told(table: Mapping[str, float], found: Mapping[str, Any], unit: str) -> li
     """The errors, and what was found."""
     first = "noise" if found["skip_to"] is None else f"a start in closed form, down to {found['skip_to']:.3g}"
     analytic = ", the first call in closed form" if found["first_step"] == "analytic" else ""
-    levels = ", ".join(f"{level:.3g}" for level in found["sigmas"])
+    levels = ", ".join("pure noise" if level >= PURE else f"{level:.3g}" for level in found["sigmas"])
+    plain = min(PLAIN, key=lambda spacing: table[spacing])
+    no_better = f"this is no better than sampler.spacing={plain}: look at more {unit}, task.n"
     return [
         f"distance to the exact solution (RMS of a value, median of {unit} not looked at before):",
         *(f"{spacing:>10}  {error:.4f}" for spacing, error in table.items()),
         f"from {first}{analytic}: sigma/alpha {levels}",
+        *([no_better] if table["found"] >= table[plain] else []),
     ]

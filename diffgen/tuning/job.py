@@ -91,6 +91,11 @@ class Job:
         splits, _ = told_by_classes(self.trained, splits, name)
         return splits
 
+    def guided(self) -> str:
+        """The guidance that was asked for, as a command that is to draw alike has it."""
+        scale = self.settings.guidance
+        return "" if scale == "auto" else f" guidance={scale:g}"
+
     def place(self, name: str) -> Path:
         """Where a model goes that is made of this one: `out`, or a folder of the run.
 

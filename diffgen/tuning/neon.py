@@ -11,6 +11,7 @@ from torch import Tensor
 from diffgen.build import MODEL_SIDE
 from diffgen.core.errors import require
 from diffgen.core.files import cache_folder
+from diffgen.core.paths import setting
 from diffgen.core.randomness import mix
 from diffgen.core.settings import FEWEST
 from diffgen.data.latents import Latents
@@ -42,8 +43,9 @@ def neon(job: Job, *, tuned: str | None, scales: tuple[float, ...], n: int) -> N
         scales: To try; 0, the checkpoint itself, is always tried.
         n: Samples for each.
     """
-    require(n >= FEWEST, f"tune.n={n} is too few: metrics of images need at least {FEWEST}")
-    require(bool(scales) and all(0 < scale <= 10 for scale in scales), f"tune.scales={list(scales)} must be in (0, 10]")
+    require(n >= FEWEST, f"task.n={n} is too few: metrics of images need at least {FEWEST}")
+    told = f"task.scales={list(scales)} must be numbers in (0, 10], one or more"
+    require(bool(scales) and all(0 < scale <= 10 for scale in scales), told)
     told = "task=neon compares pictures, and this model makes"
     require(job.trained.kind.judged and not isinstance(job.trained.kind, Latents), f"{told} {job.trained.kind.unit}")
     worse, out = _tuned(job, tuned), job.place("neon")
@@ -66,7 +68,7 @@ def neon(job: Job, *, tuned: str | None, scales: tuple[float, ...], n: int) -> N
     inherit(config, [*lineage(job.saved.config), *lineage(worse.config)])
     parts = (job.saved.autoencoder, job.saved.moments)
     checkpoint.save_model(out, config, job.saved.images, checkpoint.whole(weights, *parts))
-    job.reporter.say(f"weights: {out}\nnext:    diffgen-sample ckpt={out}")
+    job.reporter.say(f"weights: {out}\nnext:    diffgen-sample {setting('ckpt', str(out))}{job.guided()}")
 
 
 def extrapolated(weights: Tensors, worse: Tensors, scale: float) -> Tensors:
@@ -88,14 +90,16 @@ def _tuned(job: Job, tuned: str | None) -> Checkpoint:
         CheckpointError: It cannot be read.
     """
     how = "diffgen-sample 'save=[npz]', then diffgen-train dataset=arrays train.init=RUN"
-    require(tuned is not None, f"tune.tuned is missing: a run that was trained on samples of ckpt ({how})")
-    worse = checkpoint.load(Path(str(tuned)), "tune.tuned")
+    require(tuned is not None, f"task.tuned is missing: a run that was trained on samples of ckpt ({how})")
+    worse = checkpoint.load(Path(str(tuned)), "task.tuned")
     ours, theirs = map(_meaning, (job.saved.config, worse.config))
     differ = [part for part in ours if ours[part] != theirs[part]]
-    told = f"tune.tuned={tuned!r} is not a tuned ckpt: it has another {', '.join(differ)}"
+    told = f"task.tuned={tuned!r} is not a tuned ckpt: it has another {', '.join(differ)}"
     require(not differ, told)
     shapes = [{name: weight.shape for name, weight in saved.weights.items()} for saved in (job.saved, worse)]
-    require(shapes[0] == shapes[1], f"tune.tuned={tuned!r} is not a tuned ckpt: its weights have other shapes")
+    require(shapes[0] == shapes[1], f"task.tuned={tuned!r} is not a tuned ckpt: its weights have other shapes")
+    same = all(torch.equal(weight, worse.weights[name]) for name, weight in job.saved.weights.items())
+    require(not same, f"task.tuned={tuned!r} is not a tuned ckpt: its weights are the same")
     return worse
 
 
@@ -138,7 +142,9 @@ class Judge:
         sampling = replace(self.sampling, seed=seed)
         batch = batch_of(self.job.settings, sampling)
         with self.job.reporter.progress(len(self.labels), 0) as line:
-            drawn = draw_share(
-                sampling, self.labels, self.network, self.job.accelerator, batch, lambda done: line.update(done, "img")
-            )
+
+            def tell(done: int) -> None:
+                line.update(done, f"{done:,} img")
+
+            drawn = draw_share(sampling, self.labels, self.network, self.job.accelerator, batch, tell)
         return frechet_distance(self.real, Moments.of(drawn.features.to(torch.float64)).gaussian())

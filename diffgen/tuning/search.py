@@ -8,7 +8,7 @@ fitted on each grid, by least squares: those that lead each step nearest to wher
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -102,10 +102,17 @@ class Search:
         self.paths = self._paths()
         self._known: dict[Grid, float] = {}
 
-    def found(self) -> dict[str, Any]:
-        """The sampler's config with the best grid there is: downhill from the best few of many to begin with."""
-        starts = sorted(self._starts(), key=self._mean_error)
-        best = min((self._downhill(start) for start in starts[:FROM]), key=self._mean_error)
+    def found(self, tell: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+        """The sampler's config with the best grid there is: downhill from the best `FROM` of many to begin with.
+
+        Args:
+            tell: Is told from how many it has gone down.
+        """
+        starts, ends = sorted(self._starts(), key=self._mean_error)[:FROM], list[Grid]()
+        for start in starts:
+            ends.append(self._downhill(start))
+            tell(len(ends) if len(ends) < len(starts) else FROM)
+        best = min(ends, key=self._mean_error)
         fitted = self._fitting(best)
         if fitted:
             self.error(self._config(best), fitted)

@@ -16,7 +16,7 @@ from diffgen.tuning.search import LATE, Grid, cheapest, spread_between
 
 Command = Callable[..., Any]
 
-FEW = ("tune.n=4", "guidance=1")
+FEW = ("task.n=4", "guidance=1")
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,14 @@ def test_a_grid_is_found_kept_and_used(command: Command, with_moments: Path) -> 
     errors = grid["errors"]
     assert set(errors) == {"uniform", "karras", "logsnr", "found"}
     assert errors["found"] < min(errors["uniform"], errors["karras"], errors["logsnr"])
-    assert "sampler.spacing=tuned" in found.out
+    assert "sampler.spacing=tuned guidance=1\n" in found.out
+    assert "8 of 8 grids" in found.out
     calls = len(grid["sigmas"]) - (grid["first_step"] == "analytic")
     assert calls == 3
     drawn = command("sample", *asked, "sampler.spacing=tuned", "n=4", "guidance=1", "out=a")
     assert drawn.code == 0, drawn.err
     assert "NFE 3" in drawn.out
+    assert not drawn.err
     again = command("sample", *asked, f"sampler.spacing={path}", "n=4", "guidance=1", "out=b")
     assert again.code == 0, again.err
     shown = [Image.open(f"{folder}/grid.png").tobytes() for folder in "ab"]  # beside them stands what was asked
@@ -89,6 +91,22 @@ def test_a_grid_is_found_without_moments(command: Command, tiny_run: Path) -> No
     grid = json.loads(Path("g/deis-2.json").read_text())
     assert grid["skip_to"] is None
     assert not (tiny_run / "grids").exists()
+
+
+def test_what_a_grid_was_found_for_is_told_where_it_is_not(command: Command, with_moments: Path) -> None:
+    """It is drawn by all the same: it may still be the best there is."""
+    asked = (f"ckpt={with_moments}", "sampler.steps=2", "n=2")
+    assert command("tune", f"ckpt={with_moments}", "sampler=deis", "sampler.steps=2", "out=g", *FEW).code == 0
+    here = ("sampler.spacing=g/deis-2.json", "overwrite=true", "out=o")
+    drawn = command("sample", *asked, "sampler=lms", "guidance=2", *here)
+    assert drawn.code == 0
+    assert "was found for sampler=deis, guidance=1.0, and this is sampler=lms, guidance=2.0" in drawn.err
+    path = Path("g/deis-2.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "images_seen": 64}))
+    drawn = command("sample", *asked, "sampler=deis", "guidance=1", *here)
+    assert "was found for images_seen=64, and this is images_seen=128: it may be worth less here" in drawn.err
+    path.write_text(json.dumps({**json.loads(path.read_text()), "images_seen": 128}))
+    assert not command("sample", *asked, "sampler=deis", "guidance=1", *here).err
 
 
 def test_nothing_is_overwritten(command: Command, tiny_run: Path) -> None:
@@ -104,10 +122,11 @@ WRONG = {
     "sampler=ancestral": "choose one of [ddim, deis, dpm2,",
     "sampler=ddim sampler.eta=1": "does not follow the path of the ODE",
     "sampler=heun sampler.s_churn=10": "does not follow the path of the ODE",
+    "sampler=mean_flow sampler.steps=2": "sampler=mean_flow does not follow the path of the ODE",
     "sampler=ipndm sampler.steps=50": "sampler.steps=50 must be in [2, 32]",
     "sampler=ipndm sampler.steps=1": "sampler.steps=1 must be in [2, 32]",
-    "sampler=ipndm sampler.steps=3 sampler.skip_to=5": "sampler.skip_to are what task=grid finds",
-    "sampler=ipndm sampler.steps=3 tune.n=0": "tune.n=0 must be in [1, 16384]",
+    "sampler=ipndm sampler.steps=3 sampler.skip_to=5": "task=grid finds sampler.skip_to: leave out what is to be found",
+    "sampler=ipndm sampler.steps=3 tune.n=0": "task.n=0 must be in [1, 16384]",
     "task=gird": "choose one of [covariance, grid, neon]",
 }
 
@@ -162,7 +181,7 @@ def test_a_grid_of_another_schedule_is_refused(command: Command, tiny_run: Path)
 def test_a_grid_that_was_not_found_yet_is_told_how(command: Command, tiny_run: Path) -> None:
     refused = command("sample", f"ckpt={tiny_run}", "sampler=ipndm", "sampler.steps=9", "sampler.spacing=tuned", "n=1")
     assert refused.code == 2
-    assert "diffgen-tune ckpt=RUN sampler=ipndm sampler.steps=9 makes it" in refused.err
+    assert f"diffgen-tune ckpt={tiny_run} sampler=ipndm sampler.steps=9 makes it" in refused.err
 
 
 def test_a_grid_beside_settings_that_it_replaces_is_refused(command: Command, tiny_run: Path) -> None:

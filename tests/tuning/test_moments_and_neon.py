@@ -72,11 +72,19 @@ def test_a_start_in_closed_form_saves_calls_and_a_first_step_one(command: Comman
     assert "NFE 3" in command(*asked, "sampler.first_step=analytic", "sampler.skip_to=5", "out=c").out
 
 
+def test_one_step_in_closed_form_would_ask_no_network(command: Command, kept: Path) -> None:
+    refused = command(
+        "sample", f"ckpt={kept}", "sampler=euler", "sampler.steps=1", "sampler.first_step=analytic", "n=2"
+    )
+    assert refused.code == 2
+    assert "sampler.first_step=analytic leaves no network call in one step: sampler.steps must be 2" in refused.err
+
+
 @pytest.mark.parametrize("setting", ["sampler.skip_to=5", "sampler.first_step=analytic"])
 def test_tasks_that_begin_with_something_else_refuse_it(command: Command, kept: Path, setting: str) -> None:
     refused = command("sample", f"ckpt={kept}", "task=interpolate", "task.seeds=[1,2]", "sampler=heun", setting, "n=2")
     assert refused.code == 2
-    assert "are for new examples from noise" in refused.err
+    assert "task=interpolate begins with others than noise" in refused.err
 
 
 @pytest.mark.parametrize("name", ["covariance", "means", "counts"])
@@ -141,10 +149,11 @@ def test_a_folder_that_holds_more_than_a_model_is_never_replaced(command: Comman
 
 
 WRONG = {
-    "": "tune.tuned is missing",
-    "task.tuned={run} task.scales=[0]": "tune.scales=[0.0] must be in (0, 10]",
-    "task.tuned={run} task.n=3": "tune.n=3 is too few",
+    "": "task.tuned is missing",
+    "task.tuned={run} task.scales=[0]": "task.scales=[0.0] must be numbers in (0, 10]",
+    "task.tuned={run} task.n=3": "task.n=3 is too few",
     "task.tuned=nowhere": "nowhere",
+    "task.tuned={run}": "its weights are the same",
 }
 
 

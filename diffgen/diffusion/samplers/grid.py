@@ -48,7 +48,8 @@ def time_grid(
     spacing = schedule.spacing if spacing == "auto" else spacing
     require(1 <= steps <= 100_000, f"sampler.steps={steps} must be in [1, 100000]")
     require(rho > 0, f"sampler.rho={rho} must be positive")
-    require(spacing in kinds, f"sampler.spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]")
+    told = f"sampler.spacing={spacing!r} is unknown; choose one of [auto, {', '.join(kinds)}]"
+    require(spacing in kinds, f"{told}, or a grid that diffgen-tune found: tuned, or PATH.json")
     if spacing in ("uniform", "quadratic"):
         ts = _clock_nodes(schedule, start, steps, power=2 if spacing == "quadratic" else 1)
     else:
