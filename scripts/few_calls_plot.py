@@ -53,7 +53,8 @@ def plot(result: Row, path: Path) -> None:
         axes.axhline(result["many_calls"][key], color="grey", label=f"heun, {result['many_calls']['calls']} calls")
         axes.set(xlabel="network calls (NFE)", ylabel=label)
         axes.grid(True, which="both", alpha=0.2)
-    panels[0].legend(fontsize=7, handlelength=3)
+    panels[1].legend(fontsize=8, handlelength=3)  # where distances lie low, and room is left
+    panels[1].set_yscale("linear")
     figure.tight_layout()
     figure.savefig(path)
 
