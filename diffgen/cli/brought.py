@@ -74,8 +74,7 @@ def _tuning(given: Mapping[str, str]) -> dict[str, str]:
 
 def _undone(given: Mapping[str, str]) -> dict[str, str]:
     """Presets set steps and more for the sampler that they name: where another one is drawn by, it has its file's."""
-    groups = ("experiment", "method", "sampler")
-    named = [values_of(group, given[group]) if given.get(group) else [""] for group in groups]
+    named = [values_of(group, given.get(group, "null")) or [""] for group in ("experiment", "method", "sampler")]
     jobs = [_own_settings(*job) for job in product(*named)]
     told = f"sampler={given.get('sampler')} undoes settings of a preset in some jobs of a sweep, or differs in them"
     require(all(job == jobs[0] for job in jobs), f"{told}: sweep each by itself")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
+from hydra.core.override_parser.types import Glob, QuotedString
 
-from diffgen.cli.configs import choice_of
+from diffgen.cli.configs import choice_of, groups
 from diffgen.core.errors import require, typed
 from diffgen.core.paths import at_home, quoted
 
@@ -73,7 +73,10 @@ def _newest(run_dirs: list[str]) -> Path | None:
 def values_of(key: str, value: str) -> list[str]:
     """What an override's value says, several of a sweep; nothing for null."""
     parsed = OverridesParser.create().parse_override(f"{key}={value}")
-    values = [*parsed.sweep_iterator()] if parsed.is_sweep_override() else [parsed.value()]
+    swept = parsed.value()
+    if isinstance(swept, Glob):
+        return swept.filter(groups().get(key, []))
+    values = [*parsed.sweep_iterator()] if parsed.is_sweep_override() else [swept]
     return [item.text if isinstance(item, QuotedString) else str(item) for item in values if item is not None]
 
 

@@ -50,8 +50,16 @@ def test_jobs_of_a_sweep_that_would_differ() -> None:
         ["method=flow_tiny,flow", "sampler=heun"],
         ["method=flow_tiny", "sampler=heun,euler"],
         ["method=flow_tiny", "sampler=choice(heun,euler)"],
+        ["method=flow_tiny", "sampler=glob(dpm*)"],
     ):
         with pytest.raises(UsageError, match="undoes settings of a preset in some jobs of a sweep, or differs in them"):
             with_brought(sweep)
     assert with_brought(["method=flow,edm", "sampler=heun,euler"]) == ["method=flow,edm", "sampler=heun,euler"]
+    for nothing in (
+        ["sampler=null"],
+        ["sampler="],
+        ["method=glob(ddpm*)", "sampler=heun"],
+        ["experiment=glob(cifar10_d*)"],
+    ):
+        assert with_brought(nothing) == nothing
     assert with_brought(["method=flow_tiny", "sampler=mine"]) == ["method=flow_tiny", "sampler=mine"]  # of a plugin
