@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffgen.core.console import ProgressLine, Reporter, clock, count
-from diffgen.core.eval_settings import EvalSettings
 from diffgen.core.processes import share_of
 from diffgen.core.settings import DrawSettings
 from diffgen.sampling.drawing import Sampling, batch_size
@@ -21,7 +20,7 @@ SOON, LONG = 10.0, 600.0
 
 
 def draw(
-    settings: EvalSettings,
+    settings: DrawSettings,
     sampling: Sampling,
     share: Callable[[int, Callable[[int], None]], T],
     accelerator: Accelerator,

@@ -145,12 +145,15 @@ def _weights(rows: object, steps: int) -> bool:
     if not isinstance(rows, list):
         return rows is None
     sound = len(rows) == steps and all(isinstance(row, list) for row in rows)
-    return sound and all(len(row) == at and all(map(_weight, row)) for at, row in enumerate(rows, 1))
-
-
-def _weight(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e6 < value < 1e6
+    return sound and all(
+        len(row) == at and all(_between(-1e6, weight, 1e6) for weight in row) for at, row in enumerate(rows, 1)
+    )
 
 
 def _level(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e100
+    return _between(0, value, 1e100)
+
+
+def _between(low: float, value: object, high: float) -> bool:
+    """Whether this is a number inside."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < high

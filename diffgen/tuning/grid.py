@@ -17,7 +17,7 @@ from diffgen.sampling.setup import check_guidance, make_sampling, resolve_sample
 from diffgen.sampling.words import shown_guidance
 from diffgen.storage import grid_file
 from diffgen.tuning.job import TUNES, Job
-from diffgen.tuning.search import FROM, PURE, Search
+from diffgen.tuning.search import PURE, Search
 
 MAX_SEEN = 2**20
 """Values of all images whose paths are kept, of each some kilobytes."""
@@ -51,8 +51,8 @@ def grid(job: Job, *, n: int) -> None:
     started = time.monotonic()
     with job.accelerator.autocast():
         search = Search(sampling, sampler, labels, job.settings.seed)
-        with job.reporter.progress(FROM, 0) as line:
-            found = search.found(lambda done: line.update(done, f"{done} of {FROM} grids"))
+        with job.reporter.progress(1, 0) as line:
+            found = search.found(lambda done, of: line.update(done / of, f"{done} of {of} grids"))
         check = Search(sampling, sampler, labels, mix(job.settings.seed, "grid", 1))
         table = _errors(check, sampler, found)
     about = {"sampler": name, "steps": len(found["sigmas"]), "n": n, "seed": job.settings.seed, "errors": table}

@@ -1,6 +1,6 @@
 """Neon: a model is led away from what training on its own samples would make of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from diffgen.core.paths import setting
 from diffgen.core.randomness import mix
 from diffgen.core.settings import FEWEST
 from diffgen.data.latents import Latents
-from diffgen.evaluation.drawing import batch_of
+from diffgen.evaluation.drawing import draw
 from diffgen.evaluation.extractors import shared_extractor
 from diffgen.evaluation.held_out import inherit, lineage
 from diffgen.evaluation.reference import Reference
-from diffgen.evaluation.samples import draw_share
+from diffgen.evaluation.samples import Drawn, draw_share
 from diffgen.evaluation.statistics import Moments, frechet_distance
 from diffgen.sampling.drawing import Sampling
 from diffgen.sampling.labels import cycle_labels
@@ -140,11 +140,10 @@ class Judge:
         network = self.sampling.denoiser.model
         network.load_state_dict({name: weight.to(self.sampling.device) for name, weight in weights.items()})
         sampling = replace(self.sampling, seed=seed)
-        batch = batch_of(self.job.settings, sampling)
-        with self.job.reporter.progress(len(self.labels), 0) as line:
+        job = self.job
 
-            def tell(done: int) -> None:
-                line.update(done, f"{done:,} img")
+        def share(batch: int, progress: Callable[[int], None]) -> Drawn:
+            return draw_share(sampling, self.labels, self.network, job.accelerator, batch, progress)
 
-            drawn = draw_share(sampling, self.labels, self.network, self.job.accelerator, batch, tell)
+        drawn = draw(job.settings, sampling, share, job.accelerator, job.reporter, len(self.labels))
         return frechet_distance(self.real, Moments.of(drawn.features.to(torch.float64)).gaussian())

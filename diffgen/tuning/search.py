@@ -102,16 +102,16 @@ class Search:
         self.paths = self._paths()
         self._known: dict[Grid, float] = {}
 
-    def found(self, tell: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+    def found(self, tell: Callable[[int, int], None] = lambda done, of: None) -> dict[str, Any]:
         """The sampler's config with the best grid there is: downhill from the best `FROM` of many to begin with.
 
         Args:
-            tell: Is told from how many it has gone down.
+            tell: Is told from how many it has gone down, and of how many.
         """
         starts, ends = sorted(self._starts(), key=self._mean_error)[:FROM], list[Grid]()
         for start in starts:
             ends.append(self._downhill(start))
-            tell(len(ends) if len(ends) < len(starts) else FROM)
+            tell(len(ends), len(starts))
         best = min(ends, key=self._mean_error)
         fitted = self._fitting(best)
         if fitted:
